@@ -1,0 +1,31 @@
+//! The HTTP contract between the master and its workers.
+//!
+//! This crate knows neither Burn nor an async runtime: a client of any kind can use it.
+//!
+//! - [`types`]: the JSON bodies of every endpoint,
+//! - [`error`]: the closed set of error codes and the body that carries them,
+//! - [`layout`]: names, shapes and flat order of a model's tensors,
+//! - [`update`]: the update container that a worker posts,
+//! - [`limits`]: the bounds that hold for everything that comes from outside.
+
+pub mod error;
+pub mod layout;
+pub mod limits;
+pub mod types;
+pub mod update;
+pub mod worker_id;
+
+pub use error::{ErrorBody, ErrorCode};
+pub use layout::{ModelLayout, TensorLayout};
+pub use types::{
+    GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,
+    UpdateJson, WorkerStatus,
+};
+pub use update::{Update, UpdateError, UpdateMeta};
+pub use worker_id::WorkerId;
+
+/// Headers that the API adds to HTTP's own.
+pub mod headers {
+    /// The round of the model in the body of `GET /global`.
+    pub const FL_ROUND: &str = "fl-round";
+}

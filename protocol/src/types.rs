@@ -1,0 +1,199 @@
+//! The JSON bodies of the API. Every field says its unit.
+
+use crate::worker_id::WorkerId;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How raw features become network inputs: `(raw - mean) / std`, elementwise.
+///
+/// `mean` and `std` hold one value for all features, one per channel (the input's first dimension),
+/// or one per feature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Normalization {
+    /// Subtracted from the raw value.
+    pub mean: Vec<f32>,
+    /// Divides the difference; never zero.
+    pub std: Vec<f32>,
+}
+
+/// `GET /global` with `Accept: application/json`: the predecessor's format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GlobalJson {
+    /// Round of the model.
+    pub round: u64,
+    /// All parameters in canonical order.
+    pub weights: Vec<f32>,
+}
+
+/// `POST /update` as `application/json`: the predecessor's format.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct UpdateJson {
+    /// Name of the worker.
+    pub worker_id: WorkerId,
+    /// Round of the model that was trained from.
+    pub round: u64,
+    /// Samples that the worker trains on: its weight in the average.
+    pub num_samples: u64,
+    /// Mean training loss, if known.
+    #[serde(default)]
+    pub loss: Option<f64>,
+    /// `w_local - w_global`, all parameters in canonical order.
+    pub delta: Vec<f32>,
+    /// Seconds that the local training took, or another measure of speed; shown, not used.
+    #[serde(default)]
+    pub compute_factor: Option<f64>,
+}
+
+/// The answer to an accepted `POST /update`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateAck {
+    /// Always `"ok"`.
+    pub status: String,
+    /// True if this update closed its round.
+    pub aggregated: bool,
+    /// The master's round after this update.
+    pub global_round: u64,
+    /// True if the same `(worker_id, round)` had been accepted before; it counts once.
+    pub duplicate: bool,
+}
+
+/// What a worker is to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskAction {
+    /// Train from the global model of `round`.
+    Train,
+    /// Nothing to do now: ask again.
+    Wait,
+    /// The training is over: exit with success.
+    Stop,
+}
+
+/// The answer of `GET /task`. A worker's own explicit setting wins over the task's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskBody {
+    /// What to do.
+    pub action: TaskAction,
+    /// Round to train for.
+    pub round: u64,
+    /// `ETag` of that round's model.
+    pub etag: String,
+    /// SGD steps of one round, unless `local_epochs` is set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_steps: Option<u32>,
+    /// Passes over the local data in one round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_epochs: Option<u32>,
+    /// Samples per step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<u32>,
+    /// Learning rate of this round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f32>,
+    /// Weight of FedProx's proximal term.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mu: Option<f32>,
+    /// Name of the quantizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantizer: Option<String>,
+    /// Bits per code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bits: Option<u8>,
+    /// Seconds left until the round closes without this worker, if it has a deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_s: Option<f64>,
+}
+
+/// What the master knows of one worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerStatus {
+    /// Address of the last update's sender.
+    pub ip: String,
+    /// Round of the last update.
+    pub round: u64,
+    /// Its samples.
+    pub num_samples: u64,
+    /// Its mean training loss.
+    pub loss: Option<f64>,
+    /// Its `compute_factor`.
+    pub compute_factor: Option<f64>,
+    /// When it came, in seconds since 1970.
+    pub last_update_ts: f64,
+    /// Its size on the wire, in bytes.
+    pub bytes: u64,
+}
+
+/// The last evaluation of the global model on the test set.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LastEvaluation {
+    /// Round of the evaluated model.
+    pub round: u64,
+    /// Share of samples that are classified right, 0 to 1.
+    pub accuracy: f64,
+    /// Mean cross-entropy, in nats.
+    pub loss: f64,
+    /// Samples of the test set.
+    pub samples: u64,
+}
+
+/// The answer of `GET /status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusBody {
+    /// The current round: finished aggregations so far.
+    pub global_round: u64,
+    /// Rounds with updates that are not aggregated yet: 0 or 1 in synchronous operation.
+    pub num_pending_rounds: u64,
+    /// Updates accepted for the open round.
+    pub pending_updates: u64,
+    /// Updates that close the open round.
+    pub min_clients: u64,
+    /// Last update of every worker, by id.
+    pub workers: BTreeMap<String, WorkerStatus>,
+    /// Name of the model preset, or of its file.
+    pub model: String,
+    /// Number of parameters.
+    pub num_parameters: u64,
+    /// Name of the data set that shapes and evaluates the model.
+    pub dataset: String,
+    /// Name of the server's strategy.
+    pub strategy: String,
+    /// Last evaluation, if there was one.
+    pub last_evaluation: Option<LastEvaluation>,
+    /// Updates refused since the start, by error code.
+    pub rejected_updates: BTreeMap<String, u64>,
+    /// Seconds since the start of the process.
+    pub uptime_s: f64,
+    /// True once the last round is done.
+    pub finished: bool,
+    /// Version of the master.
+    pub version: String,
+}
+
+/// A finished round: one element of `GET /history`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HistoryRecord {
+    /// Number of the model that this round made: the first round makes 1.
+    pub round: u64,
+    /// When it opened, in seconds since 1970.
+    pub started_ts: f64,
+    /// When it closed, in seconds since 1970.
+    pub finished_ts: f64,
+    /// From open to close, in seconds.
+    pub duration_s: f64,
+    /// Workers whose updates are in it.
+    pub participants: u64,
+    /// Sum of their samples.
+    pub num_samples: u64,
+    /// Mean training loss, weighted by samples; of those that reported one.
+    pub train_loss: Option<f64>,
+    /// Accuracy on the test set, 0 to 1, once evaluated.
+    pub test_accuracy: Option<f64>,
+    /// Mean cross-entropy on the test set, once evaluated.
+    pub test_loss: Option<f64>,
+    /// Bytes of the accepted update bodies.
+    pub bytes_up: u64,
+    /// Bytes of the model bodies sent while the round was open.
+    pub bytes_down: u64,
+    /// `8 * bytes_up / (participants * parameters)`.
+    pub bits_per_param: f64,
+}
