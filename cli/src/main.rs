@@ -1,2 +1,64 @@
-//! Placeholder.
-fn main() {}
+//! `fl`: a whole federation on this machine, and the tools around it.
+
+mod bench;
+mod codec;
+mod eval;
+mod exit;
+mod output;
+mod report;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Federated learning on one machine: run a federation, evaluate a model, measure the codec.
+///
+/// `fl run` starts a real master and real workers on loopback, trains on the bundled digits and
+/// writes the model, the history and a report. No download, no service.
+#[derive(Debug, Parser)]
+#[command(name = "fl", version, propagate_version = true)]
+struct Cli {
+    /// Print one JSON object per line on stdout; everything for people goes to stderr.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// What to log on stderr: error, warn, info, debug, or a tracing filter such as `fl_master=debug`.
+    #[arg(long, global = true, env = "FL_LOG", default_value = "warn", value_name = "FILTER")]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a federation: one master and N workers over real HTTP on this machine.
+    Run(run::RunArgs),
+    /// Evaluate a global model file on a data set's test part.
+    Eval(eval::EvalArgs),
+    /// Measure quantizers on real deltas: bytes, error and speed.
+    Codec(codec::CodecArgs),
+    /// Measure the parts: training, serving, aggregation.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::usage(&error),
+    };
+    if let Err(error) = output::init_logging(&cli.log) {
+        return exit::report(&error);
+    }
+    let result = match cli.command {
+        Command::Run(args) => run::run(args, cli.json),
+        Command::Eval(args) => eval::run(&args, cli.json),
+        Command::Codec(args) => codec::run(args, cli.json),
+        Command::Bench(command) => bench::run(command, cli.json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => exit::report(&error),
+    }
+}

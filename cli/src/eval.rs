@@ -1,0 +1,84 @@
+//! `fl eval`: how good is a model file?
+
+use crate::{exit::BadInput, output};
+use anyhow::Context;
+use clap::Args;
+use fl_datasets::{DatasetSpec, Part};
+use fl_model::{Backend, GlobalModel, Trainer};
+use serde::Serialize;
+use std::{fs, path::PathBuf};
+
+/// Samples per forward pass.
+const BATCH: usize = 256;
+
+/// Arguments of `fl eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Model file, as `GET /global` and `fl run` give it.
+    file: PathBuf,
+
+    /// Data set whose test part is used: digits, fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE,
+    /// safetensors:FILE.
+    #[arg(long, default_value = "digits")]
+    dataset: DatasetSpec,
+
+    /// Folder with the data set's files, if they are not where the system's package puts them.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Threads of the forward pass.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Evaluated<'a> {
+    file: String,
+    dataset: String,
+    model: &'a str,
+    round: u64,
+    params: usize,
+    samples: u64,
+    accuracy: f64,
+    loss: f64,
+}
+
+/// Runs `fl eval`.
+pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
+    let path = args.file.display();
+    let bytes = fs::read(&args.file)
+        .map_err(|error| BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors")))?;
+    let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
+    let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
+    if data.input_shape != global.spec.input_shape || data.num_classes != global.spec.num_classes {
+        return Err(BadInput(format!(
+            "{path} takes inputs of shape {:?} and knows {} classes, but {} has {:?} and {}: give the data set that it was trained on with --dataset",
+            global.spec.input_shape, global.spec.num_classes, data.name, data.input_shape, data.num_classes
+        ))
+        .into());
+    }
+    let mut trainer = Trainer::new(&global.spec, Backend::Flex, args.threads)?;
+    trainer.set_parameters(&global.parameters)?;
+    // The file's normalisation, not the loaded set's: it is what the model was trained with.
+    let evaluation = fl_model::evaluate(&mut trainer, data.test.len(), BATCH, |indices, x, y| {
+        data.test.gather(indices, &global.normalization, x, y);
+    })?;
+    let result = Evaluated {
+        file: path.to_string(),
+        dataset: data.name.clone(),
+        model: &global.spec.name,
+        round: global.round,
+        params: global.parameters.len(),
+        samples: evaluation.samples,
+        accuracy: evaluation.accuracy,
+        loss: evaluation.loss,
+    };
+    if json {
+        return output::json_line(&result);
+    }
+    println!(
+        "{}: {} of round {}, {} parameters\naccuracy {:.4}   loss {:.4}   on {} test samples of {}",
+        result.file, result.model, result.round, result.params, result.accuracy, result.loss, result.samples, result.dataset
+    );
+    Ok(())
+}

@@ -1,0 +1,34 @@
+//! Where output goes: results on stdout, everything else on stderr.
+
+use crate::exit::BadSetting;
+use serde::Serialize;
+use std::io::{self, Write};
+use tracing_subscriber::EnvFilter;
+
+/// Sends logs to stderr, filtered by `filter`.
+pub fn init_logging(filter: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|error| BadSetting::new("--log", format!("`{filter}` is not a log filter: {error}")))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    Ok(())
+}
+
+/// Prints one JSON object as one line on stdout and flushes it, so that a reader at the other end
+/// of a pipe sees it at once.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    out.write_all(b"\n")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// A number of bytes for people.
+pub fn human_bytes(bytes: f64) -> String {
+    match bytes {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.2} MB", b / 1e6),
+        b if b >= 1e3 => format!("{:.1} kB", b / 1e3),
+        b => format!("{b:.0} B"),
+    }
+}

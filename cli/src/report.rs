@@ -1,0 +1,275 @@
+//! History files and the self-contained HTML report, for one run or several side by side.
+
+use crate::output::human_bytes;
+use anyhow::Context;
+use fl_protocol::HistoryRecord;
+use serde::{Deserialize, Serialize};
+use std::{fmt::Write as _, fs, path::Path};
+
+const TEMPLATE: &str = include_str!("../assets/report.html");
+const SCRIPT: &str = include_str!("../assets/report.js");
+
+/// What a finished run comes to: the last JSON line of `fl run`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Summary {
+    /// Accuracy of the last model on the test set, 0 to 1.
+    pub accuracy: f64,
+    /// Its mean cross-entropy on the test set, in nats.
+    pub loss: f64,
+    /// Rounds done.
+    pub rounds: u64,
+    /// Seconds from the start of the master to the last evaluation.
+    pub wall_s: f64,
+    /// Median duration of a round, in milliseconds.
+    pub round_ms_median: f64,
+    /// Mean size of one update body, in bytes.
+    pub bytes_up_per_update: f64,
+    /// Mean bits per parameter of one update body.
+    pub bits_per_param: f64,
+    /// Parameters of the model.
+    pub params: u64,
+    /// Path of the model file.
+    pub global: String,
+}
+
+impl Summary {
+    /// Summarises `history`, whose last record has been evaluated.
+    pub fn new(history: &[HistoryRecord], params: u64, wall_s: f64, global: String) -> Self {
+        let last = history.last();
+        let updates: u64 = history.iter().map(|r| r.participants).sum();
+        let bytes: u64 = history.iter().map(|r| r.bytes_up).sum();
+        let per_update = bytes as f64 / updates.max(1) as f64;
+        Self {
+            accuracy: last.and_then(|r| r.test_accuracy).unwrap_or(0.0),
+            loss: last.and_then(|r| r.test_loss).unwrap_or(f64::NAN),
+            rounds: last.map_or(0, |r| r.round),
+            wall_s,
+            round_ms_median: 1e3 * median(history.iter().map(|r| r.duration_s).collect()),
+            bytes_up_per_update: per_update,
+            bits_per_param: 8.0 * per_update / params.max(1) as f64,
+            params,
+            global,
+        }
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+/// One run of a report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Run {
+    /// Name in the legend.
+    pub name: String,
+    /// Its result.
+    pub summary: Summary,
+    /// Its settings, as shown at the end of the report.
+    pub settings: serde_json::Value,
+    /// Its rounds.
+    pub history: Vec<HistoryRecord>,
+}
+
+/// Writes `history.csv`, `history.json` and `report.html` into `out`.
+pub fn write_all(out: &Path, run: &Run) -> anyhow::Result<()> {
+    write(&out.join("history.csv"), &history_csv(&run.history))?;
+    write(&out.join("history.json"), &serde_json::to_string_pretty(&run.history)?)?;
+    write(&out.join("report.html"), &html(&format!("Federated run: {}", run.name), std::slice::from_ref(run))?)
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+const COLUMNS: [&str; 12] = [
+    "round",
+    "started_ts",
+    "finished_ts",
+    "duration_s",
+    "participants",
+    "num_samples",
+    "train_loss",
+    "test_accuracy",
+    "test_loss",
+    "bytes_up",
+    "bytes_down",
+    "bits_per_param",
+];
+
+fn history_csv(history: &[HistoryRecord]) -> String {
+    let mut csv = COLUMNS.join(",") + "\n";
+    for record in history {
+        csv += &cells(record).join(",");
+        csv.push('\n');
+    }
+    csv
+}
+
+/// The cells of a record in the order of [`COLUMNS`]; an unknown value is empty.
+fn cells(r: &HistoryRecord) -> [String; 12] {
+    let optional = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
+    [
+        r.round.to_string(),
+        r.started_ts.to_string(),
+        r.finished_ts.to_string(),
+        r.duration_s.to_string(),
+        r.participants.to_string(),
+        r.num_samples.to_string(),
+        optional(r.train_loss),
+        optional(r.test_accuracy),
+        optional(r.test_loss),
+        r.bytes_up.to_string(),
+        r.bytes_down.to_string(),
+        r.bits_per_param.to_string(),
+    ]
+}
+
+/// The report as one HTML file that needs nothing else, readable without JavaScript.
+pub fn html(title: &str, runs: &[Run]) -> anyhow::Result<String> {
+    #[derive(Serialize)]
+    struct Data<'a> {
+        runs: Vec<Series<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Series<'a> {
+        name: &'a str,
+        history: &'a [HistoryRecord],
+    }
+    let drawn = runs.iter().filter(|run| !run.history.is_empty());
+    let data = Data { runs: drawn.map(|run| Series { name: &run.name, history: &run.history }).collect() };
+    let settings: Vec<_> = runs.iter().map(|run| (&run.name, &run.settings)).collect();
+    // `</script>` inside the data would end the element: escape the only character that can start it.
+    let data = serde_json::to_string(&data)?.replace('<', "\\u003c");
+    let subtitle = format!(
+        "{} run{}, written by fl {}",
+        runs.len(),
+        if runs.len() == 1 { "" } else { "s" },
+        env!("CARGO_PKG_VERSION")
+    );
+    Ok(fill(&[
+        ("title", &escape(title)),
+        ("subtitle", &escape(&subtitle)),
+        ("summary_table", &summary_table(runs)),
+        ("history_table", &history_table(runs)),
+        ("settings", &escape(&serde_json::to_string_pretty(&settings)?)),
+        ("uplot_css", fl_master::assets::UPLOT_CSS),
+        ("uplot_js", fl_master::assets::UPLOT_JS),
+        ("data", &data),
+        ("script", SCRIPT),
+    ]))
+}
+
+/// Replaces each `{{name}}` of the template once; what is put in is not looked at again.
+fn fill(values: &[(&str, &str)]) -> String {
+    let mut page = String::with_capacity(TEMPLATE.len() + values.iter().map(|(_, v)| v.len()).sum::<usize>());
+    let mut rest = TEMPLATE;
+    while let Some((before, after)) = rest.split_once("{{") {
+        page += before;
+        let Some((name, tail)) = after.split_once("}}") else { break };
+        page += values.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value);
+        rest = tail;
+    }
+    page + rest
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn summary_table(runs: &[Run]) -> String {
+    let mut html = String::from(
+        "<table><thead><tr><th>run</th><th>accuracy</th><th>loss</th><th>rounds</th><th>wall time</th>\
+         <th>median round</th><th>bytes per update</th><th>bits per parameter</th><th>parameters</th></tr></thead><tbody>",
+    );
+    for run in runs {
+        let s = &run.summary;
+        let _ = write!(
+            html,
+            "<tr><td>{}</td><td>{:.2} %</td><td>{:.4}</td><td>{}</td><td>{:.1} s</td><td>{:.1} ms</td><td>{}</td><td>{:.2}</td><td>{}</td></tr>",
+            escape(&run.name),
+            100.0 * s.accuracy,
+            s.loss,
+            s.rounds,
+            s.wall_s,
+            s.round_ms_median,
+            human_bytes(s.bytes_up_per_update),
+            s.bits_per_param,
+            s.params
+        );
+    }
+    html + "</tbody></table>"
+}
+
+fn history_table(runs: &[Run]) -> String {
+    let mut html = String::new();
+    for run in runs {
+        let _ = write!(html, "<h2>{}</h2><table><thead><tr>", escape(&run.name));
+        for column in COLUMNS {
+            let _ = write!(html, "<th>{column}</th>");
+        }
+        html += "</tr></thead><tbody>";
+        for record in &run.history {
+            html += "<tr>";
+            for cell in cells(record) {
+                let _ = write!(html, "<td>{cell}</td>");
+            }
+            html += "</tr>";
+        }
+        html += "</tbody></table>";
+    }
+    html
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str) -> Run {
+        let record = |round| HistoryRecord {
+            round,
+            started_ts: 0.0,
+            finished_ts: 1.0,
+            duration_s: round as f64,
+            participants: 2,
+            num_samples: 10,
+            train_loss: Some(1.5),
+            test_accuracy: Some(0.5),
+            test_loss: None,
+            bytes_up: 100,
+            bytes_down: 0,
+            bits_per_param: 4.0,
+        };
+        let history = vec![record(1), record(2), record(3)];
+        let summary = Summary::new(&history, 100, 3.0, "global.safetensors".into());
+        Run { name: name.into(), summary, settings: serde_json::json!({"bits": 4}), history }
+    }
+
+    #[test]
+    fn the_summary_counts_bytes_per_update_and_takes_the_median_round() {
+        let summary = run("a").summary;
+        assert_eq!(summary.bytes_up_per_update, 50.0);
+        assert_eq!(summary.bits_per_param, 4.0);
+        assert_eq!(summary.round_ms_median, 2000.0);
+    }
+
+    #[test]
+    fn a_hostile_name_stays_text() {
+        let page = html("t", &[run("</script><b>")]).unwrap();
+        assert!(!page.contains("</script><b>"));
+        assert!(!page.contains("{{"), "every place of the template is filled");
+    }
+
+    #[test]
+    fn the_csv_has_a_row_per_round_and_empty_cells_for_the_unknown() {
+        let csv = history_csv(&run("a").history);
+        let lines: Vec<_> = csv.lines().collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines[1].split(',').count(), COLUMNS.len());
+        assert!(lines[1].contains(",0.5,,100,"));
+    }
+}

@@ -1,0 +1,36 @@
+# The steps of CI, one recipe each: `just test`, `just ci`. They call the same script that CI calls.
+
+default:
+    @just --list
+
+# Everything, as CI does it.
+ci:
+    .ci/run
+
+fmt:
+    cargo fmt --all
+
+clippy:
+    .ci/run clippy
+
+doc:
+    .ci/run doc
+
+test:
+    .ci/run test
+
+# A federation on the bundled digits.
+run *ARGS:
+    cargo run --release -- run {{ARGS}}
+
+independence:
+    .ci/run independence
+
+manifests:
+    .ci/run setup manifests
+
+images:
+    .ci/run images
+
+dashboard:
+    .ci/run dashboard
