@@ -46,8 +46,9 @@ struct Evaluated<'a> {
 /// Runs `fl eval`.
 pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     let path = args.file.display();
-    let bytes = fs::read(&args.file)
-        .map_err(|error| BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors")))?;
+    let bytes = fs::read(&args.file).map_err(|error| {
+        BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors"))
+    })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
     let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
     if data.input_shape != global.spec.input_shape || data.num_classes != global.spec.num_classes {
@@ -78,7 +79,14 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     }
     println!(
         "{}: {} of round {}, {} parameters\naccuracy {:.4}   loss {:.4}   on {} test samples of {}",
-        result.file, result.model, result.round, result.params, result.accuracy, result.loss, result.samples, result.dataset
+        result.file,
+        result.model,
+        result.round,
+        result.params,
+        result.accuracy,
+        result.loss,
+        result.samples,
+        result.dataset
     );
     Ok(())
 }

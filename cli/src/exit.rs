@@ -59,7 +59,10 @@ fn code(error: &anyhow::Error) -> u8 {
     error
         .chain()
         .find_map(|cause| {
-            if cause.is::<BadSetting>() || cause.is::<fl_master::SettingError>() || cause.is::<fl_worker::SettingError>() {
+            if cause.is::<BadSetting>()
+                || cause.is::<fl_master::SettingError>()
+                || cause.is::<fl_worker::SettingError>()
+            {
                 Some(USAGE)
             } else if cause.is::<BadInput>() || cause.is::<DatasetError>() || cause.is::<ModelError>() {
                 Some(NO_INPUT)

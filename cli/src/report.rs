@@ -79,7 +79,10 @@ pub struct Run {
 pub fn write_all(out: &Path, run: &Run) -> anyhow::Result<()> {
     write(&out.join("history.csv"), &history_csv(&run.history))?;
     write(&out.join("history.json"), &serde_json::to_string_pretty(&run.history)?)?;
-    write(&out.join("report.html"), &html(&format!("Federated run: {}", run.name), std::slice::from_ref(run))?)
+    write(
+        &out.join("report.html"),
+        &html(&format!("Federated run: {}", run.name), std::slice::from_ref(run))?,
+    )
 }
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
