@@ -1,0 +1,100 @@
+//! Why a data set could not be loaded.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+use thiserror::Error;
+
+/// A data set that could not be loaded. Every message is one sentence that says what to do.
+#[derive(Debug, Error)]
+pub enum DatasetError {
+    /// A file that is not there.
+    #[error("the data set {dataset} was not found ({looked_in}): {hint}")]
+    Missing {
+        /// Name of the data set.
+        dataset: String,
+        /// Where it was looked for.
+        looked_in: String,
+        /// How to get it.
+        hint: String,
+    },
+    /// A file whose content contradicts its format.
+    #[error("{} is damaged: {what}; replace the file", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A well-formed file that cannot be trained on.
+    #[error("{} cannot be used: {what}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and how to fix it.
+        what: String,
+    },
+    /// A file beyond the limits.
+    #[error("{} is too large: {what}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Which limit, and by how much.
+        what: String,
+    },
+    /// The system failed to read a file.
+    #[error("cannot read {}: {source}; check the path and its permissions", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A normalisation that does not fit the samples.
+    #[error(
+        "the normalisation has {mean} means and {std} deviations, which does not fit samples of {features} values"
+    )]
+    Normalization {
+        /// Number of means.
+        mean: usize,
+        /// Number of standard deviations.
+        std: usize,
+        /// Values of a sample.
+        features: usize,
+    },
+}
+
+impl DatasetError {
+    /// The exit code of a program that fails with it: 66 (no input) for anything about the data, 74
+    /// for a fault of the system.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Io { source, .. } if source.kind() != io::ErrorKind::NotFound => 74,
+            _ => 66,
+        }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn unusable(path: &Path, what: impl Into<String>) -> Self {
+        Self::Unusable { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn too_large(path: &Path, what: impl Into<String>) -> Self {
+        Self::TooLarge { path: path.to_owned(), what: what.into() }
+    }
+
+    /// Errors of reading: what the content is to blame for is damage, the rest is the system's.
+    pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => Self::damaged(path, "it ends too early"),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+                Self::damaged(path, format!("its compressed content is corrupt ({source})"))
+            }
+            _ => Self::Io { path: path.to_owned(), source },
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Bounds on the content of data files. They hold before anything is allocated.
+
+/// Most bytes that the features of one split may take in memory.
+pub const MAX_FEATURE_BYTES: usize = 2 << 30;
+
+/// Most samples of one split: indices are 32 bits wide.
+pub const MAX_SAMPLES: usize = 1 << 28;
+
+/// Most values of one sample.
+pub const MAX_SAMPLE_FEATURES: usize = 1 << 24;
+
+/// Most classes: a label is the index of an output of the network.
+pub const MAX_CLASSES: usize = 1 << 16;
+
+/// Deflate cannot expand a byte of input to more than this many bytes: a compressed file that
+/// declares more is lying.
+pub const MAX_DEFLATE_RATIO: u64 = 1032;
