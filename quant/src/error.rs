@@ -54,4 +54,10 @@ pub enum EncodeError {
         /// Elements of the input.
         found: usize,
     },
+    /// A tensor of more elements than a stream may hold.
+    #[error("a tensor holds more than {max} elements: split it")]
+    TooLarge {
+        /// Elements that a stream may hold.
+        max: usize,
+    },
 }

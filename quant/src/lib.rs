@@ -1,10 +1,31 @@
 //! Quantizers and the byte format of model updates.
-#![warn(missing_docs)]
+//!
+//! A tensor of f32 becomes one self-describing stream:
+//!
+//! ```text
+//! 0    3       4      5    6      7        8     12   16
+//! "FLQ" version scheme bits coding reserved count crc  side information, codes
+//! ```
+//!
+//! [`encode_update`] writes the streams of a whole update, [`Stream::parse`] checks one from the
+//! network, and [`Stream::for_each_chunk`] decodes it without a further error. [`Feedback`] carries
+//! what quantization lost to the next round. `docs/format.md` describes every byte.
 
+mod bits;
+mod encode;
 mod error;
+mod feedback;
+mod header;
+mod limits;
+mod lloyd;
+mod reader;
+mod scale;
+mod schemes;
 mod spec;
 mod stream;
 
+pub use encode::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
-pub use spec::{Scheme, Spec};
-pub use stream::{Encoder, Stream, encode_update};
+pub use feedback::Feedback;
+pub use spec::{Scheme, Spec, Target, Trellis};
+pub use stream::Stream;

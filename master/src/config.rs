@@ -1,0 +1,413 @@
+//! The checked configuration: what [`crate::Args`] become once every value has been looked at.
+//!
+//! One small struct per concern; each field's doc names its setting, unit and default.
+
+use crate::aggregate::Strategy;
+use fl_datasets::DatasetSpec;
+use fl_model::Backend;
+use fl_protocol::limits::{MAX_PARAMETERS, MAX_WAIT_S};
+use std::{fmt, net::SocketAddr, path::PathBuf};
+use thiserror::Error;
+
+/// A setting whose value is refused. The program ends with code 64 before it binds a port.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("{name}={value}: {reason}")]
+pub struct SettingError {
+    /// Name of the setting, as the environment spells it.
+    pub name: &'static str,
+    /// The value that was given.
+    pub value: String,
+    /// What is allowed.
+    pub reason: String,
+}
+
+impl SettingError {
+    pub(crate) fn new(name: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self { name, value: value.to_string(), reason: reason.into() }
+    }
+}
+
+/// A value that no log line may show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What network is trained and what it is evaluated on.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// `MODEL` (mlp): a preset, or the path of a layer list in JSON.
+    pub model: String,
+    /// `MODEL_DIM` (100000): parameter budget of the `mlp` preset.
+    pub model_dim: usize,
+    /// `DATASET` (digits): gives input shape, classes and the test set.
+    pub dataset: DatasetSpec,
+    /// `DATA_DIR` (none): where data files are looked for.
+    pub data_dir: Option<PathBuf>,
+    /// `BACKEND` (flex): what evaluates the model.
+    pub backend: Backend,
+    /// `EVAL_EVERY` (1): rounds between two evaluations; 0 = never.
+    pub eval_every: u64,
+}
+
+/// When a round is over and who takes part in it.
+#[derive(Debug, Clone)]
+pub struct RoundConfig {
+    /// `AGG_MIN_CLIENTS` (2, or `CLIENTS_PER_ROUND` if that is set): updates that close a round.
+    pub min_clients: usize,
+    /// `ROUNDS` (0): rounds until the training is over; 0 = no end.
+    pub rounds: u64,
+    /// `ROUND_DEADLINE_S` (0 = none): seconds from a round's first sign of life to its early close.
+    pub deadline_s: Option<f64>,
+    /// `ROUND_MIN_AT_DEADLINE` (1): updates that the early close needs.
+    pub min_at_deadline: usize,
+    /// `CLIENTS_PER_ROUND` (0 = everyone who asks): workers that `GET /task` asks to train.
+    pub clients_per_round: Option<usize>,
+    /// `OVERSELECT` (1): that many times more workers are asked, so that a few may vanish.
+    pub overselect: f64,
+    /// `TASK_TIMEOUT_S` (120): seconds after which a silent worker's place goes to another.
+    pub task_timeout_s: f64,
+}
+
+impl RoundConfig {
+    /// Workers that are asked to train in one round, if they are sampled at all.
+    pub fn sample(&self) -> Option<usize> {
+        self.clients_per_round.map(|clients| (clients as f64 * self.overselect).ceil() as usize)
+    }
+}
+
+/// What happens to an update whose norm is above `MAX_UPDATE_NORM`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum NormAction {
+    /// Answer 422.
+    Reject,
+    /// Scale it down to the limit.
+    Clip,
+}
+
+/// How updates become the next model.
+#[derive(Debug, Clone)]
+pub struct AggregationConfig {
+    /// `STRATEGY` (fedavg).
+    pub strategy: Strategy,
+    /// `SERVER_LR` (1): step size of the server.
+    pub server_lr: f64,
+    /// `MAX_UPDATE_NORM` (0 = no limit): largest Euclidean norm of an update.
+    pub max_update_norm: Option<f64>,
+    /// `NORM_ACTION` (reject): what happens beyond it.
+    pub norm_action: NormAction,
+    /// `DECODE_THREADS` (0 = one per core): threads that check, decode and add.
+    pub threads: usize,
+}
+
+/// What `GET /task` proposes to the workers; their own settings win.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskHints {
+    /// `LOCAL_STEPS` (none): SGD steps of a round.
+    pub local_steps: Option<u32>,
+    /// `LOCAL_EPOCHS` (none): passes over the local data in a round.
+    pub local_epochs: Option<u32>,
+    /// `BATCH_SIZE` (none): samples of a step.
+    pub batch_size: Option<u32>,
+    /// `LR` (none): learning rate.
+    pub lr: Option<f32>,
+    /// `MU` (none): weight of FedProx's proximal term.
+    pub mu: Option<f32>,
+    /// `QUANTIZER` (none).
+    pub quantizer: Option<String>,
+    /// `BITS` (none): bits per code.
+    pub bits: Option<u8>,
+}
+
+/// Where the state lives.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// `DURABLE` (true): an update is on disk before it is acknowledged. False keeps everything in
+    /// memory: for benchmarks and throw-away runs.
+    pub durable: bool,
+    /// `STATE_DIR` (./fl-state).
+    pub state_dir: PathBuf,
+    /// `KEEP_ROUNDS` (5): checkpoints that stay on disk; the newest is one of them.
+    pub keep_rounds: usize,
+}
+
+/// Files of the TLS side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// `TLS_CERT`: certificate chain, PEM.
+    pub cert: PathBuf,
+    /// `TLS_KEY`: private key, PEM.
+    pub key: PathBuf,
+    /// `TLS_CLIENT_CA`: authorities whose client certificates are accepted, PEM.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Bounds on what clients may take.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `MAX_CONNECTIONS` (768).
+    pub max_connections: usize,
+    /// `HEADER_TIMEOUT_S` (60): seconds for a request's head, idle time included.
+    pub header_timeout_s: f64,
+    /// `BODY_TIMEOUT_S` (15): seconds that a body may take beyond 16 kB/s.
+    pub body_timeout_s: f64,
+    /// `MAX_INFLIGHT_MB` (16): memory of the bodies that are being received, in MB. One body of the
+    /// largest size always fits.
+    pub max_inflight_mb: usize,
+    /// `MAX_QUEUE` (256): updates that wait for a decoding thread.
+    pub max_queue: usize,
+    /// `REFUSED_PER_S` (20): refused updates per second and worker before 429; 0 = no limit.
+    pub refused_per_s: f64,
+    /// `DRAIN_S` (10): seconds that a shutdown waits for what is in flight.
+    pub drain_s: f64,
+}
+
+/// What `/metrics` shows.
+#[derive(Debug, Clone)]
+pub struct MetricsConfig {
+    /// `METRICS_PER_WORKER` (true): series per worker.
+    pub per_worker: bool,
+    /// `METRICS_MAX_WORKERS` (200): workers that have series of their own.
+    pub max_workers: usize,
+}
+
+/// Everything that a master can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `BIND` (0.0.0.0:5000).
+    pub bind: SocketAddr,
+    /// `SEED` (42): of the initial model and of client sampling.
+    pub seed: u64,
+    /// The network and its test set.
+    pub model: ModelConfig,
+    /// The rounds.
+    pub round: RoundConfig,
+    /// The aggregation.
+    pub aggregation: AggregationConfig,
+    /// Proposals to the workers.
+    pub task: TaskHints,
+    /// The state on disk.
+    pub store: StoreConfig,
+    /// `FL_TOKEN` (none): bearer token that every call but the probes needs.
+    pub token: Option<Secret>,
+    /// TLS, if certificate and key are given.
+    pub tls: Option<TlsConfig>,
+    /// Bounds on clients.
+    pub limits: Limits,
+    /// The metrics page.
+    pub metrics: MetricsConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            bind: SocketAddr::from(([0, 0, 0, 0], 5000)),
+            seed: 42,
+            model: ModelConfig {
+                model: "mlp".to_owned(),
+                model_dim: 100_000,
+                dataset: DatasetSpec::Digits,
+                data_dir: None,
+                backend: Backend::Flex,
+                eval_every: 1,
+            },
+            round: RoundConfig {
+                min_clients: 2,
+                rounds: 0,
+                deadline_s: None,
+                min_at_deadline: 1,
+                clients_per_round: None,
+                overselect: 1.0,
+                task_timeout_s: 120.0,
+            },
+            aggregation: AggregationConfig {
+                strategy: Strategy::FedAvg,
+                server_lr: 1.0,
+                max_update_norm: None,
+                norm_action: NormAction::Reject,
+                threads: 0,
+            },
+            task: TaskHints::default(),
+            store: StoreConfig { durable: true, state_dir: PathBuf::from("fl-state"), keep_rounds: 5 },
+            token: None,
+            tls: None,
+            limits: Limits {
+                max_connections: 768,
+                header_timeout_s: 60.0,
+                body_timeout_s: 15.0,
+                max_inflight_mb: 16,
+                max_queue: 256,
+                refused_per_s: 20.0,
+                drain_s: 10.0,
+            },
+            metrics: MetricsConfig { per_worker: true, max_workers: 200 },
+        }
+    }
+}
+
+impl Config {
+    /// Checks every value's range and what must hold between settings.
+    ///
+    /// # Errors
+    /// The first setting whose value is refused.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        whole("MODEL_DIM", self.model.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        self.validate_round()?;
+        number("SERVER_LR", self.aggregation.server_lr, 1e-6, 1000.0)?;
+        if let Some(norm) = self.aggregation.max_update_norm {
+            number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;
+        }
+        whole("DECODE_THREADS", self.aggregation.threads as u64, 0, 256)?;
+        whole("KEEP_ROUNDS", self.store.keep_rounds as u64, 1, 10_000)?;
+        if self.store.durable && self.store.state_dir.as_os_str().is_empty() {
+            return Err(SettingError::new("STATE_DIR", "", "give a folder, or set DURABLE=false"));
+        }
+        if let Some(token) = &self.token
+            && (token.0.is_empty() || !token.0.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            return Err(SettingError::new("FL_TOKEN", "(secret)", "use printable ASCII without spaces"));
+        }
+        self.validate_limits()?;
+        self.validate_task()
+    }
+
+    fn validate_round(&self) -> Result<(), SettingError> {
+        let round = &self.round;
+        whole("AGG_MIN_CLIENTS", round.min_clients as u64, 1, 1_000_000)?;
+        whole("ROUND_MIN_AT_DEADLINE", round.min_at_deadline as u64, 1, 1_000_000)?;
+        if let Some(deadline) = round.deadline_s {
+            number("ROUND_DEADLINE_S", deadline, 0.01, 1e7)?;
+            if round.min_at_deadline > round.min_clients {
+                return Err(SettingError::new(
+                    "ROUND_MIN_AT_DEADLINE",
+                    round.min_at_deadline,
+                    format!("it cannot be above AGG_MIN_CLIENTS ({})", round.min_clients),
+                ));
+            }
+        }
+        number("OVERSELECT", round.overselect, 1.0, 100.0)?;
+        number("TASK_TIMEOUT_S", round.task_timeout_s, 1.0, 1e7)?;
+        if let Some(clients) = round.clients_per_round {
+            whole("CLIENTS_PER_ROUND", clients as u64, 1, 1_000_000)?;
+        }
+        match round.sample() {
+            Some(sample) if sample < round.min_clients => Err(SettingError::new(
+                "AGG_MIN_CLIENTS",
+                round.min_clients,
+                format!("CLIENTS_PER_ROUND times OVERSELECT asks only {sample} workers: no round could close"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_limits(&self) -> Result<(), SettingError> {
+        let limits = &self.limits;
+        whole("MAX_CONNECTIONS", limits.max_connections as u64, 1, 1_000_000)?;
+        number("HEADER_TIMEOUT_S", limits.header_timeout_s, 0.1, 3600.0)?;
+        number("BODY_TIMEOUT_S", limits.body_timeout_s, 0.1, 3600.0)?;
+        whole("MAX_INFLIGHT_MB", limits.max_inflight_mb as u64, 1, 1 << 20)?;
+        whole("MAX_QUEUE", limits.max_queue as u64, 1, 100_000)?;
+        number("REFUSED_PER_S", limits.refused_per_s, 0.0, 1e6)?;
+        number("DRAIN_S", limits.drain_s, 0.0, 3600.0)?;
+        whole("METRICS_MAX_WORKERS", self.metrics.max_workers as u64, 0, 100_000)
+    }
+
+    fn validate_task(&self) -> Result<(), SettingError> {
+        let task = &self.task;
+        let some = |name, value: Option<u32>, max| value.map_or(Ok(()), |v| whole(name, v.into(), 1, max));
+        some("LOCAL_STEPS", task.local_steps, 1_000_000)?;
+        some("LOCAL_EPOCHS", task.local_epochs, 10_000)?;
+        some("BATCH_SIZE", task.batch_size, 1_000_000)?;
+        some("BITS", task.bits.map(u32::from), 8)?;
+        if let Some(lr) = task.lr {
+            number("LR", lr.into(), 1e-9, 1000.0)?;
+        }
+        if let Some(mu) = task.mu {
+            number("MU", mu.into(), 0.0, 1000.0)?;
+        }
+        if let Some(name) = &task.quantizer {
+            name.parse::<fl_quant::Scheme>().map_err(|reason| SettingError::new("QUANTIZER", name, reason))?;
+        }
+        Ok(())
+    }
+
+    /// Threads that decode and add.
+    pub fn decode_threads(&self) -> usize {
+        match self.aggregation.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            n => n,
+        }
+    }
+}
+
+/// Longest `wait` of a long-poll, in seconds.
+pub const MAX_WAIT: f64 = MAX_WAIT_S as f64;
+
+fn whole(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), SettingError> {
+    match (min..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(SettingError::new(name, value, format!("use a whole number from {min} to {max}"))),
+    }
+}
+
+fn number(name: &'static str, value: f64, min: f64, max: f64) -> Result<(), SettingError> {
+    match value >= min && value <= max {
+        true => Ok(()),
+        false => Err(SettingError::new(name, value, format!("use a number from {min} to {max}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name_of(change: impl FnOnce(&mut Config)) -> &'static str {
+        let mut config = Config::default();
+        change(&mut config);
+        config.validate().map_or_else(|error| error.name, |()| "fine")
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(name_of(|_| ()), "fine");
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_by_name() {
+        assert_eq!(name_of(|c| c.round.min_clients = 0), "AGG_MIN_CLIENTS");
+        assert_eq!(name_of(|c| c.model.model_dim = 0), "MODEL_DIM");
+        assert_eq!(name_of(|c| c.aggregation.server_lr = f64::NAN), "SERVER_LR");
+        assert_eq!(name_of(|c| c.token = Some(Secret("a b".into()))), "FL_TOKEN");
+        assert_eq!(name_of(|c| c.task.bits = Some(9)), "BITS");
+        assert_eq!(name_of(|c| c.task.quantizer = Some("zip".into())), "QUANTIZER");
+        assert_eq!(name_of(|c| c.store.state_dir = PathBuf::new()), "STATE_DIR");
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        let sample = |c: &mut Config| {
+            c.round.clients_per_round = Some(5);
+            c.round.min_clients = 7;
+        };
+        assert_eq!(name_of(sample), "AGG_MIN_CLIENTS");
+        let oversample = |c: &mut Config| {
+            sample(c);
+            c.round.overselect = 1.5;
+        };
+        assert_eq!(name_of(oversample), "fine");
+        let deadline = |c: &mut Config| {
+            c.round.deadline_s = Some(1.0);
+            c.round.min_at_deadline = 3;
+        };
+        assert_eq!(name_of(deadline), "ROUND_MIN_AT_DEADLINE");
+    }
+
+    #[test]
+    fn a_secret_does_not_print() {
+        assert_eq!(format!("{:?}", Secret("hunter2".into())), "(secret)");
+    }
+}

@@ -1,0 +1,117 @@
+//! The global model in memory: the file that `GET /global` sends, and how the next one is made.
+
+use crate::{
+    aggregate::{ExactSum, ServerState},
+    config::{AggregationConfig, ModelConfig},
+};
+use anyhow::Context;
+use bytes::Bytes;
+use fl_datasets::{Dataset, Part};
+use fl_model::{GlobalModel, ModelError, ModelSpec};
+use fl_protocol::ModelLayout;
+use sha2::{Digest, Sha256};
+
+/// A round's model, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Global {
+    /// Its round.
+    pub round: u64,
+    /// The safetensors file.
+    pub bytes: Bytes,
+    /// Names the content: quoted, as HTTP wants it.
+    pub etag: String,
+}
+
+impl Global {
+    /// Names a file.
+    pub fn new(round: u64, bytes: Bytes) -> Self {
+        let digest = crate::store::checkpoint::hex(&Sha256::digest(&bytes)[..16]);
+        Self { round, bytes, etag: format!("\"{digest}\"") }
+    }
+
+    /// All parameters in canonical order.
+    ///
+    /// # Errors
+    /// If the file is no model.
+    pub fn parameters(&self) -> Result<Vec<f32>, ModelError> {
+        GlobalModel::from_safetensors(&self.bytes).map(|model| model.parameters)
+    }
+}
+
+/// What the settings ask for: network, test data, first model.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// The network.
+    pub spec: ModelSpec,
+    /// Its tensors.
+    pub layout: ModelLayout,
+    /// The test set, and the normalisation.
+    pub dataset: Dataset,
+}
+
+impl Blueprint {
+    /// Loads the data set and lays the network out.
+    ///
+    /// # Errors
+    /// If data are missing, or the model does not fit.
+    pub fn new(config: &ModelConfig) -> anyhow::Result<Self> {
+        let dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
+        let spec = ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
+        Ok(Self { layout: spec.layout(), spec, dataset })
+    }
+
+    /// The model of round 0.
+    ///
+    /// # Errors
+    /// If it cannot be serialized.
+    pub fn initial(&self, seed: u64) -> Result<Global, ModelError> {
+        let model = GlobalModel {
+            round: 0,
+            spec: self.spec.clone(),
+            normalization: self.dataset.normalization.clone(),
+            parameters: fl_model::init_parameters(&self.spec, seed),
+        };
+        Ok(Global::new(0, model.to_safetensors()?.into()))
+    }
+
+    /// Checks that a file is a model of this network.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check(&self, round: u64, bytes: Bytes) -> anyhow::Result<Global> {
+        let model = GlobalModel::from_safetensors(&bytes).context("the checkpoint's model cannot be read")?;
+        anyhow::ensure!(
+            model.spec.layers == self.spec.layers && model.spec.input_shape == self.spec.input_shape,
+            ModelError::BadFile(
+                "STATE_DIR holds another network: use another folder, or the MODEL and DATASET it was made with".into()
+            )
+        );
+        Ok(Global::new(round, bytes))
+    }
+}
+
+/// The model after `global`, from the sum of its round's updates. If the result is not finite the
+/// parameters stay as they were: a round must not ruin the model.
+///
+/// # Errors
+/// If `global` is no model.
+pub fn next(
+    global: &Global,
+    config: &AggregationConfig,
+    server: &mut ServerState,
+    sum: &ExactSum,
+    total_weight: f64,
+) -> Result<Global, ModelError> {
+    let mut model = GlobalModel::from_safetensors(&global.bytes)?;
+    let mut next_server = server.clone();
+    let before = model.parameters.clone();
+    config.strategy.apply(&mut next_server, sum, total_weight, config.server_lr, &mut model.parameters);
+    if model.parameters.iter().all(|value| value.is_finite()) {
+        *server = next_server;
+    } else {
+        tracing::error!(round = global.round, "the average is not finite: the model stays as it was");
+        model.parameters = before;
+    }
+    model.round = global.round + 1;
+    Ok(Global::new(model.round, model.to_safetensors()?.into()))
+}

@@ -1,0 +1,193 @@
+//! `GET /global`: the model, as a file or as the predecessor's JSON.
+
+use super::{AppState, problem::Problem, range};
+use crate::{global::Global, state::Shared};
+use axum::{
+    body::Body,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use fl_protocol::{ErrorCode, GlobalJson, headers::FL_ROUND};
+use serde::Deserialize;
+use std::{sync::Arc, time::Duration};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Params {
+    round: Option<u64>,
+    min_round: Option<u64>,
+    wait: Option<f64>,
+}
+
+pub(super) async fn get_global(
+    State(shared): State<AppState>,
+    params: Result<Query<Params>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
+    let wait = wait(&shared, params.wait)?;
+    let wants_json = header_of(&headers, header::ACCEPT).is_some_and(|accept| accept.contains("application/json"));
+    let global = match (params.round, params.min_round) {
+        (Some(round), _) => kept(&shared, round).await?,
+        (None, None) => shared.global(),
+        (None, Some(min)) => match newer(&shared, min, wait).await {
+            Some(global) => global,
+            None => return Ok(not_modified(&shared.global(), wants_json)),
+        },
+    };
+    if header_of(&headers, header::IF_NONE_MATCH).is_some_and(|known| range::names(known, &etag(&global, wants_json))) {
+        return Ok(not_modified(&global, wants_json));
+    }
+    match wants_json {
+        true => json(&shared, global).await,
+        false => file(&shared, &global, &headers),
+    }
+}
+
+/// Checks `wait`.
+pub(super) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
+    match seconds.unwrap_or(0.0) {
+        s if (0.0..=crate::config::MAX_WAIT).contains(&s) => Ok(Duration::from_secs_f64(s)),
+        _ => Err(Problem::new(
+            shared,
+            ErrorCode::Malformed,
+            format!("wait must be 0 to {} seconds", crate::config::MAX_WAIT),
+        )),
+    }
+}
+
+/// The model of an earlier round.
+async fn kept(shared: &Arc<Shared>, round: u64) -> Result<Arc<Global>, Problem> {
+    let global = shared.global();
+    if round == global.round {
+        return Ok(global);
+    }
+    let not_kept = || {
+        let msg = match round > global.round {
+            true => format!("round {round} does not exist yet: the newest is {}", global.round),
+            false => format!("the model of round {round} is no longer kept"),
+        };
+        Problem::new(shared, ErrorCode::RoundNotKept, msg)
+    };
+    if round > global.round {
+        return Err(not_kept());
+    }
+    let job_shared = shared.clone();
+    let job = move || job_shared.durable.as_ref().map_or(Ok(None), |durable| durable.store.model_of(round));
+    match shared.pool.run(job).await {
+        Ok(Ok(Some(bytes))) => Ok(Arc::new(Global::new(round, bytes))),
+        Ok(Ok(None)) => Err(not_kept()),
+        Ok(Err(error)) => {
+            tracing::error!(%error, "an earlier round's model cannot be read");
+            Err(not_kept())
+        }
+        Err(_) => Err(Problem::new(shared, ErrorCode::Overloaded, "too many requests are waiting: try again later")),
+    }
+}
+
+/// The newest model once its round is `min` or later; `None` if it is not in time.
+async fn newer(shared: &Shared, min: u64, wait: Duration) -> Option<Arc<Global>> {
+    let mut published = shared.published.clone();
+    let mut draining = shared.draining.subscribe();
+    let reached = async {
+        let state = published.wait_for(|state| state.global.round >= min || state.finished).await;
+        state.ok().map(|state| state.global.clone())
+    };
+    let global = tokio::select! {
+        biased;
+        global = reached => global,
+        _ = draining.wait_for(|draining| *draining) => None,
+        () = tokio::time::sleep(wait) => None,
+    };
+    global.filter(|global| global.round >= min)
+}
+
+fn header_of(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// The JSON is another representation and so has another tag.
+fn etag(global: &Global, json: bool) -> String {
+    match json {
+        true => format!("{}-json\"", global.etag.trim_end_matches('"')),
+        false => global.etag.clone(),
+    }
+}
+
+fn common(response: &mut Response, global: &Global, json: bool) {
+    let headers = response.headers_mut();
+    if let Ok(etag) = HeaderValue::from_str(&etag(global, json)) {
+        headers.insert(header::ETAG, etag);
+    }
+    headers.insert(FL_ROUND, HeaderValue::from(global.round));
+    headers.insert(header::VARY, HeaderValue::from_static("accept"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+}
+
+fn not_modified(global: &Global, json: bool) -> Response {
+    let mut response = StatusCode::NOT_MODIFIED.into_response();
+    common(&mut response, global, json);
+    response
+}
+
+async fn json(shared: &Arc<Shared>, global: Arc<Global>) -> Result<Response, Problem> {
+    let source = global.clone();
+    let job = move || -> anyhow::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&GlobalJson { round: source.round, weights: source.parameters()? })?)
+    };
+    let body = match shared.pool.run(job).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the model cannot be written as JSON");
+            return Err(Problem::new(shared, ErrorCode::Internal, "an internal fault"));
+        }
+        Err(_) => {
+            let msg = "too many requests are waiting: try again later";
+            return Err(Problem::new(shared, ErrorCode::Overloaded, msg));
+        }
+    };
+    shared.sent_model(body.len());
+    let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
+    common(&mut response, &global, true);
+    Ok(response)
+}
+
+fn file(shared: &Shared, global: &Global, headers: &HeaderMap) -> Result<Response, Problem> {
+    let len = global.bytes.len();
+    // A range of another version of the file is of no use: `If-Range` asks for the whole then.
+    let is_same = header_of(headers, header::IF_RANGE).is_none_or(|tag| tag == global.etag);
+    let asked = match header_of(headers, header::RANGE) {
+        Some(range) if is_same => range::parse(range, len),
+        _ => range::Asked::Whole,
+    };
+    let (status, bytes, content_range) = match asked {
+        range::Asked::Whole => (StatusCode::OK, global.bytes.clone(), None),
+        range::Asked::Part(part) => {
+            let content_range = format!("bytes {}-{}/{len}", part.start, part.end - 1);
+            (StatusCode::PARTIAL_CONTENT, global.bytes.slice(part), Some(content_range))
+        }
+        range::Asked::Unsatisfiable => {
+            let msg = format!("the file has {len} bytes: that range is not in it");
+            let mut response = Problem::new(shared, ErrorCode::RangeNotSatisfiable, msg).into_response();
+            insert(&mut response, header::CONTENT_RANGE, &format!("bytes */{len}"));
+            return Ok(response);
+        }
+    };
+    shared.sent_model(bytes.len());
+    let mut response = (status, Body::from(bytes)).into_response();
+    common(&mut response, global, false);
+    insert(&mut response, header::CONTENT_TYPE, "application/octet-stream");
+    insert(&mut response, header::ACCEPT_RANGES, "bytes");
+    let disposition = format!("attachment; filename=\"global-round-{}.safetensors\"", global.round);
+    insert(&mut response, header::CONTENT_DISPOSITION, &disposition);
+    if let Some(content_range) = content_range {
+        insert(&mut response, header::CONTENT_RANGE, &content_range);
+    }
+    Ok(response)
+}
+
+fn insert(response: &mut Response, name: header::HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}

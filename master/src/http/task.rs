@@ -1,0 +1,79 @@
+//! `GET /task`: a worker asks for work, and waits for it if there is none.
+
+use super::{AppState, global, problem::Problem};
+use crate::{round::Decision, state::Shared};
+use axum::{
+    Json,
+    extract::{Query, State, rejection::QueryRejection},
+};
+use fl_protocol::{ErrorCode, TaskAction, TaskBody, WorkerId};
+use serde::Deserialize;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A place may get free at any time when workers are sampled: ask again that often.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Params {
+    worker_id: String,
+    wait: Option<f64>,
+}
+
+pub(super) async fn get_task(
+    State(shared): State<AppState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Json<TaskBody>, Problem> {
+    let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
+    let worker: WorkerId = params
+        .worker_id
+        .parse()
+        .map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
+    let until = Instant::now() + global::wait(&shared, params.wait)?;
+    let mut published = shared.published.clone();
+    let mut draining = shared.draining.subscribe();
+    loop {
+        if *draining.borrow_and_update() {
+            return Err(Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later"));
+        }
+        published.borrow_and_update();
+        let (_, decision) = shared.actor.ask(worker.clone()).await.map_err(|_| {
+            Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later")
+        })?;
+        if decision != Decision::Wait || Instant::now() >= until {
+            return Ok(Json(body(&shared, decision)));
+        }
+        let again = match shared.config.round.clients_per_round {
+            Some(_) => until.min(Instant::now() + ASK_AGAIN),
+            None => until,
+        };
+        tokio::select! {
+            _ = published.changed() => {}
+            _ = draining.changed() => {}
+            () = tokio::time::sleep_until(again) => {}
+        }
+    }
+}
+
+fn body(shared: &Shared, decision: Decision) -> TaskBody {
+    let hints = shared.config.task.clone();
+    let global = shared.global();
+    let (action, deadline_s) = match decision {
+        Decision::Train { deadline_s } => (TaskAction::Train, deadline_s),
+        Decision::Wait => (TaskAction::Wait, None),
+        Decision::Stop => (TaskAction::Stop, None),
+    };
+    TaskBody {
+        action,
+        round: global.round,
+        etag: global.etag.clone(),
+        local_steps: hints.local_steps,
+        local_epochs: hints.local_epochs,
+        batch_size: hints.batch_size,
+        lr: hints.lr,
+        mu: hints.mu,
+        quantizer: hints.quantizer,
+        bits: hints.bits,
+        deadline_s,
+    }
+}

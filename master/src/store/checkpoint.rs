@@ -1,0 +1,216 @@
+//! One finished round on disk.
+//!
+//! ```text
+//! magic      8   "FLCKPT" 1 10
+//! header_len 4   u32 little-endian
+//! model_len  8   u64 little-endian
+//! header         JSON
+//! model          the safetensors file that GET /global sends
+//! vectors        the strategy's vectors, f32 little-endian, one after the other
+//! digest    32   SHA-256 of everything before it
+//! ```
+
+use super::{StoreError, files};
+use crate::aggregate::ServerState;
+use bytes::Bytes;
+use fl_protocol::WorkerId;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
+
+const MAGIC: &[u8; 8] = b"FLCKPT\x01\n";
+const PREFIX: usize = 8 + 4 + 8;
+const DIGEST: usize = 32;
+
+/// What a checkpoint holds.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Round of the model: finished aggregations so far.
+    pub round: u64,
+    /// Who took part in the round that made this model, sorted.
+    pub participants: Vec<WorkerId>,
+    /// The model as a safetensors file.
+    pub model: Bytes,
+    /// What the strategy carries on.
+    pub server: ServerState,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    round: u64,
+    fingerprint: String,
+    participants: Vec<WorkerId>,
+    /// Lengths of the strategy's vectors.
+    vectors: Vec<usize>,
+    version: String,
+}
+
+impl Checkpoint {
+    /// Writes it to `path`, durably and all at once.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn write(&self, path: &Path, fingerprint: &[u8; 32]) -> Result<(), StoreError> {
+        let header = Header {
+            round: self.round,
+            fingerprint: hex(fingerprint),
+            participants: self.participants.clone(),
+            vectors: self.server.vectors.iter().map(Vec::len).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        files::replace(path, |file| {
+            let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
+            let mut out = Hashing { inner: file, hash: Sha256::new() };
+            out.write_all(MAGIC)?;
+            out.write_all(&(header.len() as u32).to_le_bytes())?;
+            out.write_all(&(self.model.len() as u64).to_le_bytes())?;
+            out.write_all(&header)?;
+            out.write_all(&self.model)?;
+            for vector in &self.server.vectors {
+                for chunk in vector.chunks(4096) {
+                    let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+                    out.write_all(&bytes)?;
+                }
+            }
+            let Hashing { inner, hash } = out;
+            inner.write_all(&hash.finalize())
+        })
+    }
+
+    /// Reads and verifies the checkpoint at `path`. Without `content` only the header is kept.
+    ///
+    /// # Errors
+    /// If it is damaged or belongs to another model.
+    pub fn read(path: &Path, fingerprint: &[u8; 32], content: bool) -> Result<Self, StoreError> {
+        let file = Bytes::from(fs::read(path).map_err(StoreError::io("read", path))?);
+        let damaged = |reason: &str| StoreError::damaged(path, reason);
+        if file.len() < PREFIX + DIGEST || !file.starts_with(MAGIC) {
+            return Err(damaged("it is cut short, or no checkpoint"));
+        }
+        let (hashed, digest) = file.split_at(file.len() - DIGEST);
+        if Sha256::digest(hashed)[..] != *digest {
+            return Err(damaged("its checksum does not fit"));
+        }
+        // Lengths are trusted from here on: the checksum covers them.
+        let header_len = le(&hashed[8..12]) as usize;
+        let model_len = le(&hashed[12..20]) as usize;
+        let lengths_fit = PREFIX.checked_add(header_len).and_then(|n| n.checked_add(model_len));
+        let model_end = lengths_fit.filter(|end| *end <= hashed.len()).ok_or_else(|| damaged("its lengths do not fit"))?;
+        let header: Header = serde_json::from_slice(&hashed[PREFIX..PREFIX + header_len])
+            .map_err(|error| damaged(&format!("its header cannot be read: {error}")))?;
+        if header.fingerprint != hex(fingerprint) {
+            return Err(StoreError::OtherModel(path.to_owned()));
+        }
+        let mut checkpoint = Self {
+            round: header.round,
+            participants: header.participants,
+            model: Bytes::new(),
+            server: ServerState::default(),
+        };
+        if content {
+            checkpoint.model = file.slice(PREFIX + header_len..model_end);
+            checkpoint.server.vectors = read_vectors(&hashed[model_end..], &header.vectors)
+                .ok_or_else(|| damaged("its vectors do not fit"))?;
+        }
+        Ok(checkpoint)
+    }
+}
+
+fn read_vectors(mut bytes: &[u8], lengths: &[usize]) -> Option<Vec<Vec<f32>>> {
+    let mut vectors = Vec::with_capacity(lengths.len());
+    for len in lengths {
+        let (vector, rest) = bytes.split_at_checked(len.checked_mul(4)?)?;
+        let (values, _) = vector.as_chunks::<4>();
+        vectors.push(values.iter().map(|b| f32::from_le_bytes(*b)).collect());
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(vectors)
+}
+
+struct Hashing<W> {
+    inner: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+fn le(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        use std::fmt::Write as _;
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Checkpoint {
+        Checkpoint {
+            round: 12,
+            participants: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+            model: Bytes::from_static(b"a model"),
+            server: ServerState { vectors: vec![vec![1.0, 2.0], vec![], vec![3.0; 5000]] },
+        }
+    }
+
+    #[test]
+    fn reads_back_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.fl");
+        sample().write(&path, &[7; 32]).unwrap();
+        let read = Checkpoint::read(&path, &[7; 32], true).unwrap();
+        assert_eq!((read.round, &read.model[..], &read.server), (12, &b"a model"[..], &sample().server));
+        assert_eq!(read.participants, sample().participants);
+        assert!(Checkpoint::read(&path, &[7; 32], false).unwrap().model.is_empty());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn another_models_checkpoint_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.fl");
+        sample().write(&path, &[7; 32]).unwrap();
+        assert!(matches!(Checkpoint::read(&path, &[8; 32], true), Err(StoreError::OtherModel(_))));
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_truncation_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.fl");
+        let checkpoint = Checkpoint { server: ServerState::default(), ..sample() };
+        checkpoint.write(&path, &[7; 32]).unwrap();
+        let good = fs::read(&path).unwrap();
+        for i in 0..good.len() {
+            let mut bad = good.clone();
+            bad[i] ^= 1 << (i % 8);
+            fs::write(&path, &bad).unwrap();
+            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "flip in byte {i}");
+            fs::write(&path, &good[..i]).unwrap();
+            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "cut at byte {i}");
+        }
+    }
+}

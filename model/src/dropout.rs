@@ -1,0 +1,62 @@
+//! Dropout masks that every path of the crate shares, so that their gradients can be compared.
+
+/// The mask of one dropout layer in one step: `0` (with probability `p`) or `1 / (1 - p)`.
+///
+/// It depends only on the arguments of [`Mask::new`] and on the position in the batch, samples
+/// outermost and channels first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mask {
+    state: u64,
+    threshold: u64,
+    keep: f32,
+}
+
+impl Mask {
+    /// The mask of layer `layer` in the `step`-th step since the parameters were set.
+    pub(crate) fn new(p: f32, seed: u64, step: u64, layer: usize) -> Self {
+        Self {
+            state: seed ^ mix(step.wrapping_mul(0xA24B_AED4_963E_E407) ^ (layer as u64)),
+            threshold: (f64::from(p) * 2f64.powi(32)) as u64,
+            keep: 1.0 / (1.0 - p),
+        }
+    }
+
+    /// The factor of the value at `index`.
+    pub(crate) fn at(&self, index: usize) -> f32 {
+        let draw = mix(self.state.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        if draw >> 32 < self.threshold { 0.0 } else { self.keep }
+    }
+}
+
+/// The output function of SplitMix64 (Steele, Lea and Flood 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_drops_the_asked_share_and_keeps_the_mean() {
+        let mask = Mask::new(0.3, 1, 2, 3);
+        let values: Vec<f32> = (0..100_000).map(|index| mask.at(index)).collect();
+        let dropped = values.iter().filter(|v| **v == 0.0).count() as f64 / 1e5;
+        let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 1e5;
+        assert!((dropped - 0.3).abs() < 0.01, "{dropped}");
+        assert!((mean - 1.0).abs() < 0.02, "{mean}");
+    }
+
+    #[test]
+    fn steps_and_layers_have_masks_of_their_own() {
+        let mask = |step, layer| -> Vec<f32> {
+            let mask = Mask::new(0.5, 9, step, layer);
+            (0..64).map(|index| mask.at(index)).collect()
+        };
+        assert_eq!(mask(1, 1), mask(1, 1));
+        assert_ne!(mask(1, 1), mask(2, 1));
+        assert_ne!(mask(1, 1), mask(1, 2));
+    }
+}

@@ -1,0 +1,191 @@
+//! Convolution of one channels-last image, forward and backward, as matrix products without `im2col`.
+//!
+//! A kernel row over a channels-last image is one contiguous run of `kernel * channels` values, so
+//! the matrix that `im2col` would build is a list of offsets into the zero-padded image.
+
+use super::{
+    gemm::{Columns, Rows, Store, nn, tn},
+    plan::Shape,
+};
+
+/// The fixed geometry of a convolution.
+#[derive(Debug)]
+pub(super) struct Conv {
+    input: Shape,
+    output: Shape,
+    kernel: usize,
+    stride: usize,
+    /// Zeros around the input in the forward pass.
+    padding: usize,
+    /// Start of each output pixel's window in the padded input.
+    starts: Vec<u32>,
+    /// Start of each kernel row within a window of the padded input.
+    segments: Vec<u32>,
+    /// The same for the input's gradient as a convolution of the spread output gradient.
+    back_starts: Vec<u32>,
+    back_segments: Vec<u32>,
+}
+
+/// Weights as the products want them; made once per step.
+#[derive(Debug, Default)]
+pub(super) struct Packed {
+    /// `[kernel row, kernel column, in][out]`
+    forward: Vec<f32>,
+    /// `[kernel row, kernel column, out][in]`, the kernel turned by 180 degrees.
+    backward: Vec<f32>,
+}
+
+/// Zero-padded copies of one image; the borders stay zero.
+#[derive(Debug)]
+pub(super) struct ConvScratch {
+    input: Vec<f32>,
+    output_gradient: Vec<f32>,
+}
+
+fn offsets(height: usize, width: usize, step: usize, row_len: usize) -> Vec<u32> {
+    (0..height * width).map(|p| ((p / width) * step * row_len + (p % width) * step) as u32).collect()
+}
+
+impl Conv {
+    pub(super) fn new(input: Shape, output: Shape, kernel: usize, padding: usize, stride: usize) -> Self {
+        let padded_width = input.width + 2 * padding;
+        let spread_width = input.width + kernel - 1;
+        let scale = |offsets: Vec<u32>, channels: usize| -> Vec<u32> {
+            offsets.into_iter().map(|offset| offset * channels as u32).collect()
+        };
+        Self {
+            starts: scale(offsets(output.height, output.width, stride, padded_width), input.channels),
+            segments: scale(offsets(kernel, 1, 1, padded_width), input.channels),
+            back_starts: scale(offsets(input.height, input.width, 1, spread_width), output.channels),
+            back_segments: scale(offsets(kernel, 1, 1, spread_width), output.channels),
+            input,
+            output,
+            kernel,
+            stride,
+            padding,
+        }
+    }
+
+    pub(super) fn weights(&self) -> usize {
+        self.kernel * self.kernel * self.input.channels * self.output.channels
+    }
+
+    pub(super) fn scratch(&self, with_gradient: bool) -> ConvScratch {
+        let Shape { channels, height, width } = self.input;
+        let padded = (height + 2 * self.padding) * (width + 2 * self.padding) * channels;
+        let spread = (height + self.kernel - 1) * (width + self.kernel - 1) * self.output.channels;
+        ConvScratch {
+            input: vec![0.0; padded],
+            output_gradient: vec![0.0; if with_gradient { spread } else { 0 }],
+        }
+    }
+
+    /// Rearranges PyTorch's `[out, in, row, column]` weights.
+    pub(super) fn pack(&self, weights: &[f32], packed: &mut Packed, with_gradient: bool) {
+        let (k, inputs, outputs) = (self.kernel, self.input.channels, self.output.channels);
+        packed.forward.resize(self.weights(), 0.0);
+        packed.backward.resize(if with_gradient { self.weights() } else { 0 }, 0.0);
+        for (o, of_out) in weights.chunks_exact(inputs * k * k).enumerate() {
+            for (i, of_in) in of_out.chunks_exact(k * k).enumerate() {
+                for (tap, &weight) in of_in.iter().enumerate() {
+                    packed.forward[(tap * inputs + i) * outputs + o] = weight;
+                    if with_gradient {
+                        packed.backward[((k * k - 1 - tap) * outputs + o) * inputs + i] = weight;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls `f(position in PyTorch's layout, value)` for every element of a gradient in packed layout.
+    pub(super) fn for_each_unpacked(&self, gradient: &[f32], mut f: impl FnMut(usize, f32)) {
+        let (taps, inputs, outputs) = (self.kernel * self.kernel, self.input.channels, self.output.channels);
+        for o in 0..outputs {
+            for i in 0..inputs {
+                for tap in 0..taps {
+                    f((o * inputs + i) * taps + tap, gradient[(tap * inputs + i) * outputs + o]);
+                }
+            }
+        }
+    }
+
+    fn pad(&self, x: &[f32], padded: &mut [f32]) {
+        let Shape { channels, width, .. } = self.input;
+        let row = (width + 2 * self.padding) * channels;
+        for (y, line) in x.chunks_exact(width * channels).enumerate() {
+            let at = (y + self.padding) * row + self.padding * channels;
+            padded[at..at + line.len()].copy_from_slice(line);
+        }
+    }
+
+    /// `y = conv(x) + bias`, then ReLU if asked.
+    pub(super) fn forward(
+        &self,
+        x: &[f32],
+        packed: &Packed,
+        bias: &[f32],
+        relu: bool,
+        scratch: &mut ConvScratch,
+        y: &mut [f32],
+    ) {
+        self.pad(x, &mut scratch.input);
+        let outputs = self.output.channels;
+        let rows = Rows {
+            data: &scratch.input,
+            starts: &self.starts,
+            segments: &self.segments,
+            segment_len: self.kernel * self.input.channels,
+        };
+        nn(rows, &packed.forward, outputs, y, outputs, outputs, Store::ColumnBias { bias, relu });
+    }
+
+    /// Adds the gradients of weights (in packed layout) and bias.
+    pub(super) fn backward_weights(
+        &self,
+        x: &[f32],
+        dy: &[f32],
+        scratch: &mut ConvScratch,
+        weights: &mut [f32],
+        bias: &mut [f32],
+    ) {
+        self.pad(x, &mut scratch.input);
+        let outputs = self.output.channels;
+        let width = self.kernel * self.input.channels;
+        for (&segment, gradient) in self.segments.iter().zip(weights.chunks_exact_mut(width * outputs)) {
+            let columns =
+                Columns { data: &scratch.input, starts: &self.starts, offset: segment as usize, width };
+            tn(columns, dy, outputs, gradient, outputs, outputs, Store::Add);
+        }
+        for dy in dy.chunks_exact(outputs) {
+            for (sum, value) in bias.iter_mut().zip(dy) {
+                *sum += value;
+            }
+        }
+    }
+
+    /// The gradient of the input.
+    pub(super) fn backward_input(
+        &self,
+        dy: &[f32],
+        packed: &Packed,
+        scratch: &mut ConvScratch,
+        dx: &mut [f32],
+    ) {
+        let (inputs, outputs) = (self.input.channels, self.output.channels);
+        // The output's gradient, its pixels `stride` apart, inside a border of what the kernel overhangs.
+        let border = self.kernel - 1 - self.padding;
+        let row = self.input.width + self.kernel - 1;
+        for (pixel, dy) in dy.chunks_exact(outputs).enumerate() {
+            let (y, x) = (pixel / self.output.width, pixel % self.output.width);
+            let at = ((y * self.stride + border) * row + x * self.stride + border) * outputs;
+            scratch.output_gradient[at..at + outputs].copy_from_slice(dy);
+        }
+        let rows = Rows {
+            data: &scratch.output_gradient,
+            starts: &self.back_starts,
+            segments: &self.back_segments,
+            segment_len: self.kernel * outputs,
+        };
+        nn(rows, &packed.backward, inputs, dx, inputs, inputs, Store::Set);
+    }
+}

@@ -1,0 +1,202 @@
+//! From a layer list to the stages that the fused step runs.
+//!
+//! A stage is one operation with the ReLU that follows it. A ReLU between an operation and a pooling
+//! moves behind the pooling (the two commute, gradients included), so that the large image before
+//! the pooling need not be kept for the backward pass.
+
+use crate::spec::{Layer, ModelSpec};
+use std::ops::Range;
+
+/// Shape of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) channels: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+}
+
+impl Shape {
+    pub(super) fn pixels(self) -> usize {
+        self.height * self.width
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.channels * self.pixels()
+    }
+}
+
+/// Where a layer's parameters lie in the flat vector.
+#[derive(Debug, Clone)]
+pub(super) struct Params {
+    pub(super) weight: Range<usize>,
+    pub(super) bias: Range<usize>,
+}
+
+/// An operation on images.
+#[derive(Debug, Clone)]
+pub(super) enum ImageOp {
+    Conv { kernel: usize, padding: usize, stride: usize, params: Params },
+    Pool { kernel: usize, stride: usize },
+    Norm { groups: usize, params: Params },
+    Dropout { p: f32, layer: usize },
+    /// Only the stage's ReLU.
+    Pass,
+}
+
+/// One stage on images.
+#[derive(Debug, Clone)]
+pub(super) struct ImageStage {
+    pub(super) op: ImageOp,
+    pub(super) relu: bool,
+    pub(super) input: Shape,
+    pub(super) output: Shape,
+    /// Whether the backward pass needs the output of every image of the batch.
+    pub(super) kept: bool,
+}
+
+/// An operation on vectors.
+#[derive(Debug, Clone)]
+pub(super) enum DenseOp {
+    Linear(Params),
+    Dropout { p: f32, layer: usize },
+    /// Only the stage's ReLU.
+    Pass,
+}
+
+/// One stage on vectors.
+#[derive(Debug, Clone)]
+pub(super) struct DenseStage {
+    pub(super) op: DenseOp,
+    pub(super) relu: bool,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+/// The whole network: stages on images, then stages on vectors.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) image: Vec<ImageStage>,
+    pub(super) dense: Vec<DenseStage>,
+    /// Parameters of the image stages: they come first in the flat vector.
+    pub(super) image_parameters: usize,
+    pub(super) parameters: usize,
+}
+
+impl Plan {
+    /// Plans a checked spec; `None` if the network has something that only Burn computes here.
+    pub(super) fn new(spec: &ModelSpec) -> Option<Self> {
+        let shapes = spec.shapes().ok()?;
+        let mut plan = Self { image: Vec::new(), dense: Vec::new(), image_parameters: 0, parameters: 0 };
+        let mut flat = shapes[0].len() == 1;
+        for (index, layer) in spec.layers.iter().enumerate() {
+            let params = plan.take_parameters(layer);
+            if *layer == Layer::Flatten {
+                flat = true;
+            } else if flat {
+                plan.add_dense(layer, index, params, &shapes[index], &shapes[index + 1])?;
+            } else {
+                plan.add_image(layer, index, params, &shapes[index], &shapes[index + 1])?;
+                plan.image_parameters = plan.parameters;
+            }
+            // Offsets travel as u32.
+            if shapes[index + 1].iter().product::<usize>() > u32::MAX as usize / 1024 {
+                return None;
+            }
+        }
+        plan.move_relus_behind_pools();
+        plan.mark_kept();
+        Some(plan)
+    }
+
+    fn take_parameters(&mut self, layer: &Layer) -> Params {
+        let mut ranges = layer.parameters().into_iter().map(|(_, shape)| {
+            let start = self.parameters;
+            self.parameters += shape.iter().product::<usize>();
+            start..self.parameters
+        });
+        let weight = ranges.next().unwrap_or_default();
+        let bias = ranges.next().unwrap_or_default();
+        Params { weight, bias }
+    }
+
+    fn add_image(
+        &mut self,
+        layer: &Layer,
+        index: usize,
+        params: Params,
+        input: &[usize],
+        output: &[usize],
+    ) -> Option<()> {
+        let op = match *layer {
+            Layer::Relu => {
+                if let Some(last) = self.image.last_mut() {
+                    last.relu = true;
+                    return Some(());
+                }
+                ImageOp::Pass
+            }
+            Layer::Conv2d { kernel, padding, stride, .. } => {
+                ImageOp::Conv { kernel, padding, stride, params }
+            }
+            Layer::MaxPool2d { kernel, stride } => ImageOp::Pool { kernel, stride },
+            Layer::GroupNorm { groups, .. } => ImageOp::Norm { groups, params },
+            Layer::Dropout { p } => ImageOp::Dropout { p, layer: index },
+            Layer::Linear { .. } | Layer::Flatten => return None,
+        };
+        let relu = *layer == Layer::Relu;
+        self.image.push(ImageStage { op, relu, input: shape(input)?, output: shape(output)?, kept: false });
+        Some(())
+    }
+
+    fn add_dense(
+        &mut self,
+        layer: &Layer,
+        index: usize,
+        params: Params,
+        input: &[usize],
+        output: &[usize],
+    ) -> Option<()> {
+        let op = match *layer {
+            Layer::Relu => {
+                if let Some(last) = self.dense.last_mut() {
+                    last.relu = true;
+                    return Some(());
+                }
+                DenseOp::Pass
+            }
+            Layer::Linear { .. } => DenseOp::Linear(params),
+            Layer::Dropout { p } => DenseOp::Dropout { p, layer: index },
+            _ => return None,
+        };
+        let relu = *layer == Layer::Relu;
+        let [inputs, outputs] = [input, output].map(|shape| shape.iter().product());
+        self.dense.push(DenseStage { op, relu, inputs, outputs });
+        Some(())
+    }
+
+    fn move_relus_behind_pools(&mut self) {
+        for index in 1..self.image.len() {
+            if matches!(self.image[index].op, ImageOp::Pool { .. }) && self.image[index - 1].relu {
+                self.image[index - 1].relu = false;
+                self.image[index].relu = true;
+            }
+        }
+    }
+
+    fn mark_kept(&mut self) {
+        for index in 0..self.image.len() {
+            let next_reads_it = self
+                .image
+                .get(index + 1)
+                .is_some_and(|next| matches!(next.op, ImageOp::Conv { .. } | ImageOp::Norm { .. }));
+            self.image[index].kept = self.image[index].relu || next_reads_it;
+        }
+    }
+}
+
+fn shape(dims: &[usize]) -> Option<Shape> {
+    match *dims {
+        [channels, height, width] => Some(Shape { channels, height, width }),
+        _ => None,
+    }
+}

@@ -1,0 +1,173 @@
+//! The global model as a safetensors file in PyTorch's layout.
+
+use crate::{error::ModelError, spec::ModelSpec};
+use fl_protocol::{Normalization, limits::MAX_CONTAINER_HEADER_BYTES};
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+
+/// A model at the end of a round, with all that is needed to use it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GlobalModel {
+    /// Rounds that made it: 0 is the initial model.
+    pub round: u64,
+    /// The network.
+    pub spec: ModelSpec,
+    /// How raw features become its inputs.
+    pub normalization: Normalization,
+    /// All parameters in canonical order.
+    pub parameters: Vec<f32>,
+}
+
+/// `__metadata__` of the file; every value is a string, as the format demands.
+#[derive(Serialize)]
+struct Metadata {
+    format: &'static str,
+    input_shape: String,
+    model: String,
+    normalization: String,
+    num_classes: String,
+    round: String,
+    version: &'static str,
+}
+
+impl GlobalModel {
+    /// Writes the file. The same model gives the same bytes in every process.
+    ///
+    /// # Errors
+    /// Parameters that are not finite or not as many as the network has: such a file must not exist.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
+        let layout = self.spec.layout();
+        if self.parameters.len() != layout.parameters() {
+            return Err(ModelError::BadFile(format!(
+                "{} parameters given, the network has {}",
+                self.parameters.len(),
+                layout.parameters()
+            )));
+        }
+        check_finite(&self.parameters)?;
+        check_normalization(&self.normalization, &self.spec)?;
+        // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
+        // from process to process, and the bytes must not.
+        let metadata = Metadata {
+            format: "pt",
+            input_shape: json!(self.spec.input_shape).to_string(),
+            model: self.spec.to_json(),
+            normalization: serde_json::to_string(&self.normalization).unwrap_or_default(),
+            num_classes: self.spec.num_classes.to_string(),
+            round: self.round.to_string(),
+            version: env!("CARGO_PKG_VERSION"),
+        };
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!(metadata));
+        for tensor in layout.tensors() {
+            let [start, end] = [tensor.offset, tensor.offset + tensor.len].map(|at| at * size_of::<f32>());
+            let entry = json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]});
+            header.insert(tensor.name.clone(), entry);
+        }
+        let mut header = Value::Object(header).to_string();
+        // The data starts at a multiple of 8.
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        let mut file = Vec::with_capacity(8 + header.len() + size_of_val(self.parameters.as_slice()));
+        file.extend_from_slice(&(header.len() as u64).to_le_bytes());
+        file.extend_from_slice(header.as_bytes());
+        for value in &self.parameters {
+            file.extend_from_slice(&value.to_le_bytes());
+        }
+        Ok(file)
+    }
+
+    /// Reads and checks a file from anywhere: names, shapes, types and finite values.
+    ///
+    /// Allocates in proportion to the file's size, not by what it declares.
+    ///
+    /// # Errors
+    /// [`ModelError::BadFile`] or [`ModelError::BadSpec`] with what is wrong.
+    pub fn from_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
+        let bad = |error: String| ModelError::BadFile(error);
+        check_header_size(bytes)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| bad(error.to_string()))?;
+        let metadata = header
+            .metadata()
+            .as_ref()
+            .ok_or_else(|| bad("it has no __metadata__, so the network is unknown".into()))?;
+        let spec = ModelSpec::from_json(required(metadata, "model")?)?;
+        let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
+            .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
+        check_normalization(&normalization, &spec)?;
+        let round = required(metadata, "round")?
+            .parse()
+            .map_err(|_| bad("its round is not a number".into()))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
+        let parameters = read_parameters(&file, &spec)?;
+        Ok(Self { round, spec, normalization, parameters })
+    }
+}
+
+fn check_header_size(bytes: &[u8]) -> Result<(), ModelError> {
+    match bytes.first_chunk::<8>().map(|size| u64::from_le_bytes(*size)) {
+        None => Err(ModelError::BadFile("it is shorter than a header".into())),
+        Some(size) if size > MAX_CONTAINER_HEADER_BYTES as u64 => Err(ModelError::BadFile(format!(
+            "its header declares {size} bytes, at most {MAX_CONTAINER_HEADER_BYTES} are allowed"
+        ))),
+        Some(_) => Ok(()),
+    }
+}
+
+fn required<'a>(metadata: &'a HashMap<String, String>, key: &str) -> Result<&'a str, ModelError> {
+    metadata
+        .get(key)
+        .map(String::as_str)
+        .ok_or_else(|| ModelError::BadFile(format!("its metadata lacks `{key}`")))
+}
+
+fn read_parameters(file: &SafeTensors<'_>, spec: &ModelSpec) -> Result<Vec<f32>, ModelError> {
+    let layout = spec.layout();
+    if file.len() != layout.tensors().len() {
+        return Err(ModelError::BadFile(format!(
+            "it has {} tensors, its network has {}",
+            file.len(),
+            layout.tensors().len()
+        )));
+    }
+    let mut parameters = Vec::new();
+    for tensor in layout.tensors() {
+        let view = file
+            .tensor(&tensor.name)
+            .map_err(|_| ModelError::BadFile(format!("tensor `{}` is missing", tensor.name)))?;
+        if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
+            return Err(ModelError::BadFile(format!(
+                "tensor `{}` is {:?} {:?}, its network needs F32 {:?}",
+                tensor.name,
+                view.dtype(),
+                view.shape(),
+                tensor.shape
+            )));
+        }
+        let (values, _) = view.data().as_chunks::<4>();
+        parameters.extend(values.iter().map(|value| f32::from_le_bytes(*value)));
+    }
+    check_finite(&parameters)?;
+    Ok(parameters)
+}
+
+fn check_finite(parameters: &[f32]) -> Result<(), ModelError> {
+    match parameters.iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(ModelError::BadFile("a parameter is not finite".into())),
+    }
+}
+
+fn check_normalization(normalization: &Normalization, spec: &ModelSpec) -> Result<(), ModelError> {
+    let lengths = [1, spec.input_shape[0], spec.num_features()];
+    let fits = |values: &[f32]| lengths.contains(&values.len()) && values.iter().all(|v| v.is_finite());
+    if !fits(&normalization.mean) || !fits(&normalization.std) || normalization.std.contains(&0.0) {
+        return Err(ModelError::BadFile(
+            "its normalization must have one finite value for all features, for each channel or for each \
+             feature, and no standard deviation of zero"
+                .into(),
+        ));
+    }
+    Ok(())
+}

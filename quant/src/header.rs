@@ -1,0 +1,120 @@
+//! The sixteen bytes that every stream starts with.
+
+use crate::{
+    DecodeError, Scheme,
+    limits::{MAX_BITS, MAX_ELEMENTS},
+};
+
+/// First bytes of every stream; the format's version follows them.
+pub const MAGIC: [u8; 3] = *b"FLQ";
+
+/// The version that this crate writes.
+pub const VERSION: u8 = 1;
+
+/// Bytes of the header.
+pub const HEADER_BYTES: usize = 16;
+
+/// How the codes are laid down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// Fixed width, packed (or plain values, for `none` and `f16`).
+    Packed,
+    /// The same codes as `Packed`, entropy-coded.
+    Entropy,
+    /// Indices on a uniform grid without end, entropy-coded.
+    Grid,
+    /// As `Grid`, with dependent (trellis-coded) quantization.
+    Trellis,
+}
+
+impl Coding {
+    const ALL: [Self; 4] = [Self::Packed, Self::Entropy, Self::Grid, Self::Trellis];
+}
+
+/// What was written, as opposed to what was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// The scheme.
+    pub scheme: Scheme,
+    /// Bits per code.
+    pub bits: u8,
+    /// How the codes are laid down.
+    pub coding: Coding,
+    /// Elements.
+    pub count: usize,
+}
+
+/// The byte that names a scheme on the wire.
+const fn scheme_byte(scheme: Scheme) -> u8 {
+    match scheme {
+        Scheme::None => 0,
+        Scheme::F16 => 1,
+        Scheme::StocQ => 2,
+        Scheme::MsqV2 => 3,
+        Scheme::Sdq => 4,
+        Scheme::BetaQ => 5,
+        Scheme::Bin => 6,
+        Scheme::Laq8 => 7,
+    }
+}
+
+impl Header {
+    /// Starts a stream in an empty buffer. [`seal`] must follow once the content is there.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        debug_assert!(out.is_empty());
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[VERSION, scheme_byte(self.scheme), self.bits, self.coding as u8, 0]);
+        out.extend_from_slice(&(self.count as u32).to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+    }
+
+    /// Reads the header and checks the checksum over the whole stream. Returns the content.
+    pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
+        let Some((header, content)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(DecodeError::Truncated { needed: HEADER_BYTES, found: bytes.len() });
+        };
+        let [m0, m1, m2, version, scheme, bits, coding, reserved, c0, c1, c2, c3, crc @ ..] = *header;
+        if [m0, m1, m2] != MAGIC {
+            return Err(DecodeError::Corrupt("it does not start with FLQ"));
+        }
+        if version != VERSION {
+            return Err(DecodeError::Unsupported("its version is not 1"));
+        }
+        let scheme = Scheme::ALL
+            .into_iter()
+            .find(|known| scheme_byte(*known) == scheme)
+            .ok_or(DecodeError::Unsupported("its scheme is unknown"))?;
+        let coding = Coding::ALL
+            .into_iter()
+            .find(|known| *known as u8 == coding)
+            .ok_or(DecodeError::Unsupported("its coding is unknown"))?;
+        if reserved != 0 {
+            return Err(DecodeError::Unsupported("its reserved byte is not zero"));
+        }
+        if !(1..=MAX_BITS).contains(&bits) {
+            return Err(DecodeError::Corrupt("its width is not 1 to 8 bits"));
+        }
+        let count = u32::from_le_bytes([c0, c1, c2, c3]) as usize;
+        if count > MAX_ELEMENTS {
+            return Err(DecodeError::Corrupt("it declares more elements than any stream may hold"));
+        }
+        if checksum(bytes) != u32::from_le_bytes(crc) {
+            return Err(DecodeError::Corrupt("its checksum does not fit its bytes"));
+        }
+        Ok((Self { scheme, bits, coding, count }, content))
+    }
+}
+
+/// Writes the checksum into a finished stream.
+pub fn seal(stream: &mut [u8]) {
+    let crc = checksum(stream).to_le_bytes();
+    stream[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
+}
+
+/// CRC-32 of the header without the checksum, then the content.
+fn checksum(stream: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&stream[..HEADER_BYTES - 4]);
+    crc.update(&stream[HEADER_BYTES..]);
+    crc.finalize()
+}

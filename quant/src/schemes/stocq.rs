@@ -1,0 +1,82 @@
+//! StocQ: unbiased stochastic rounding (QSGD, Alistarh et al. 2017, section 3) on LAQ's uniform grid.
+//!
+//! The grid spans plus and minus the largest magnitude of each block. From 2 bits on it has an odd
+//! number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
+
+use super::{Levels, Request, Scratch, for_each_scaled_block, grid, inverse, parse_blocks};
+use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
+
+pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
+    let table = scale_table(request.max_abs);
+    side.extend_from_slice(&request.max_abs.to_le_bytes());
+    // Codes run from 0 to `top`; a code of `top / 2` is zero.
+    let top = grid::top_code(request.bits);
+    let random = Random::new(request.seed);
+    let mut index = 0u32;
+    for_each_scaled_block(x, &table, &mut scratch.scales, &mut scratch.codes, |scale, values, codes| {
+        let half = 0.5 * top as f32;
+        let factor = half * inverse(scale);
+        for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
+            let position = v * factor + half + random.unit(index + i);
+            // Rounding may carry the largest value past the last code.
+            let position = if position < top as f32 { position } else { top as f32 };
+            *code = position as i32 as u8;
+        }
+        index += BLOCK as u32;
+    });
+    side.extend_from_slice(&scratch.scales);
+}
+
+pub fn parse<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+    let table = scale_table(reader.f32()?);
+    let scales = parse_blocks(table, count, BLOCK, reader)?;
+    Ok(Levels { levels: grid::levels(bits), scales, centre: 0.0 })
+}
+
+/// Random numbers by index: a hash of the position, so that blocks can be computed in any order and
+/// several at a time.
+#[derive(Clone, Copy)]
+struct Random {
+    first: u32,
+    second: u32,
+}
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        // SplitMix64 (Steele et al. 2014): neighbouring seeds must not give neighbouring streams.
+        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        Self { first: z as u32, second: (z >> 32) as u32 }
+    }
+
+    /// Uniform in [0, 1) with 24 bits.
+    #[inline(always)]
+    fn unit(self, index: u32) -> f32 {
+        let mut h = index ^ self.first;
+        h = (h ^ h >> 16).wrapping_mul(0x7feb_352d);
+        h = (h ^ h >> 15).wrapping_add(self.second).wrapping_mul(0x846c_a68b);
+        h ^= h >> 16;
+        (h >> 8) as i32 as f32 * (1.0 / (1 << 24) as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_numbers_are_uniform_and_differ_by_seed() {
+        for seed in 0..20 {
+            let random = Random::new(seed);
+            let other = Random::new(seed + 1);
+            let n = 20_000;
+            let mean = (0..n).map(|i| f64::from(random.unit(i))).sum::<f64>() / f64::from(n);
+            assert!((mean - 0.5).abs() < 4.0 * (1.0 / 12.0f64 / f64::from(n)).sqrt());
+            let product = |i| f64::from(random.unit(i) - 0.5) * f64::from(other.unit(i) - 0.5);
+            let covariance = (0..n).map(product).sum::<f64>() / f64::from(n);
+            assert!(covariance.abs() < 4.0 / 12.0 / f64::from(n).sqrt());
+        }
+    }
+}
