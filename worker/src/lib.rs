@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The federated-learning worker: pull, train, compress, push.
+//!
+//! - [`Args`] are the raw settings, [`Config`] the checked ones.
+//! - [`LocalClient`] is a worker without a network: global model in, update container out.
+//! - [`run`] is the loop around it over HTTP.
+//!
+//! `fl run` starts several of them in one process over one shared data set.
+
+mod backoff;
+mod ballast;
+mod cli;
+mod client;
+mod config;
+mod local;
+mod metrics;
+mod run;
+
+pub use backoff::Backoff;
+pub use ballast::Ballast;
+pub use cli::{Args, LogFormat};
+pub use client::{CallError, MasterClient};
+pub use config::{Bits, Config, Own, Plan, SettingError, Work};
+pub use local::{LocalClient, LocalUpdate, SetupError};
+pub use metrics::health_check;
+pub use run::{RoundReport, Summary, WorkerError, run};

@@ -1,0 +1,210 @@
+//! The HTTP side: one keep-alive client for the master's API.
+
+use crate::config::{Config, SettingError};
+use bytes::Bytes;
+use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, limits::MAX_PARAMETERS};
+use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
+use serde::de::DeserializeOwned;
+use std::{path::Path, time::Duration};
+use thiserror::Error;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A connection that stays silent for so long is dead. Long-polls ask for less.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a request for work waits at the master, in seconds.
+const WAIT_S: u64 = 25;
+
+/// Largest JSON answer that is read, in bytes.
+const MAX_JSON_BYTES: usize = 1 << 20;
+
+/// Why a call to the master gave no result.
+#[derive(Debug, Error)]
+pub enum CallError {
+    /// No answer: the master is down, or the network is.
+    #[error("the master does not answer: {0}")]
+    Unreachable(String),
+    /// The master refuses.
+    #[error("the master answers {status}: {msg}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The stable code, if the answer has one.
+        code: Option<ErrorCode>,
+        /// What the master says.
+        msg: String,
+        /// When to come back, if it says so.
+        retry_after: Option<Duration>,
+    },
+    /// An answer that is not what the API promises.
+    #[error("the answer cannot be used: {0}")]
+    BadAnswer(String),
+}
+
+impl CallError {
+    /// Whether the same call may succeed later.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::BadAnswer(_) => true,
+            Self::Refused { status, .. } => matches!(status, 408 | 425 | 429 | 500..=599),
+        }
+    }
+
+    /// Whether the update came too late, or too early, for its round.
+    pub fn is_wrong_round(&self) -> bool {
+        matches!(self, Self::Refused { status: 409, .. })
+    }
+
+    /// When the master wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<reqwest::Error> for CallError {
+    fn from(error: reqwest::Error) -> Self {
+        // The outermost message names only the URL; the reason is further in.
+        let mut reason = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(inner) = source {
+            reason = inner.to_string();
+            source = inner.source();
+        }
+        Self::Unreachable(reason)
+    }
+}
+
+/// A client of one master.
+#[derive(Debug, Clone)]
+pub struct MasterClient {
+    http: Client,
+    base: String,
+    token: Option<String>,
+}
+
+impl MasterClient {
+    /// Prepares the client; connects to nothing yet.
+    ///
+    /// # Errors
+    /// Certificates that cannot be read.
+    pub fn new(config: &Config) -> Result<Self, SettingError> {
+        // A second worker of this process finds the provider installed: that is fine.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .tcp_nodelay(true)
+            .pool_max_idle_per_host(2)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("fl-worker/", env!("CARGO_PKG_VERSION")));
+        builder = match &config.ca_cert {
+            Some(path) => builder.tls_certs_only(authorities(path)?),
+            // Without TLS there is no reason to load the system's authorities.
+            None if config.master_addr.starts_with("http://") => builder.tls_certs_only([]),
+            None => builder,
+        };
+        if let Some(path) = &config.client_cert {
+            builder = builder.identity(identity(path)?);
+        }
+        let http = builder.build().map_err(|error| {
+            SettingError::new("MASTER_ADDR", &config.master_addr, format!("no client can be made for it: {error}"))
+        })?;
+        Ok(Self { http, base: config.master_addr.clone(), token: config.token.clone() })
+    }
+
+    /// `GET /task`: what to do next; waits at the master while there is nothing to do.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn task(&self, worker: &WorkerId) -> Result<TaskBody, CallError> {
+        let url = format!("{}/task?worker_id={worker}&wait={WAIT_S}", self.base);
+        json(self.send(self.http.get(url)).await?).await
+    }
+
+    /// `GET /global`: the newest model, as a safetensors file.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn global(&self) -> Result<Bytes, CallError> {
+        let response = self.send(self.http.get(format!("{}/global", self.base))).await?;
+        body(response, MAX_PARAMETERS * 4 + MAX_JSON_BYTES).await
+    }
+
+    /// `POST /update`: hands in an update container.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn update(&self, container: Bytes) -> Result<UpdateAck, CallError> {
+        let request = self
+            .http
+            .post(format!("{}/update", self.base))
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .body(container);
+        json(self.send(request).await?).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let response = request.send().await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(refusal(response).await)
+    }
+}
+
+async fn refusal(response: Response) -> CallError {
+    let status: StatusCode = response.status();
+    let retry_after = response
+        .headers()
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok()?.parse().ok())
+        .map(Duration::from_secs);
+    let problem: Option<ErrorBody> = json(response).await.ok();
+    let msg = problem.as_ref().map_or_else(|| status.to_string(), |problem| problem.msg.clone());
+    CallError::Refused { status: status.as_u16(), code: problem.map(|problem| problem.code), msg, retry_after }
+}
+
+async fn json<T: DeserializeOwned>(response: Response) -> Result<T, CallError> {
+    let bytes = body(response, MAX_JSON_BYTES).await?;
+    serde_json::from_slice(&bytes).map_err(|error| CallError::BadAnswer(error.to_string()))
+}
+
+/// Reads a body of at most `limit` bytes.
+async fn body(mut response: Response, limit: usize) -> Result<Bytes, CallError> {
+    let too_large = || CallError::BadAnswer(format!("it is larger than {limit} bytes"));
+    let declared = response.content_length().unwrap_or(0);
+    if declared > limit as u64 {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::with_capacity(declared as usize);
+    while let Some(chunk) = response.chunk().await? {
+        if bytes.len() + chunk.len() > limit {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes.into())
+}
+
+fn authorities(path: &Path) -> Result<Vec<Certificate>, SettingError> {
+    Certificate::from_pem_bundle(&read("CA_CERT", path)?)
+        .map_err(|error| SettingError::new("CA_CERT", path.display(), format!("not certificates in PEM: {error}")))
+}
+
+fn identity(path: &Path) -> Result<Identity, SettingError> {
+    Identity::from_pem(&read("CLIENT_CERT", path)?).map_err(|error| {
+        SettingError::new("CLIENT_CERT", path.display(), format!("not a certificate and key in PEM: {error}"))
+    })
+}
+
+fn read(name: &'static str, path: &Path) -> Result<Vec<u8>, SettingError> {
+    std::fs::read(path).map_err(|error| SettingError::new(name, path.display(), format!("cannot read it: {error}")))
+}

@@ -1,0 +1,309 @@
+//! The checked configuration, and what a round is to be trained with.
+
+use fl_datasets::{DatasetSpec, Partition};
+use fl_model::{Backend, SgdConfig};
+use fl_protocol::{TaskBody, WorkerId};
+use fl_quant::{Scheme, Spec, Target};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use thiserror::Error;
+
+/// A setting whose value is refused. The program ends with code 64 before it does anything.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("{name}={value}: {reason}")]
+pub struct SettingError {
+    /// Name of the setting, as the environment spells it.
+    pub name: &'static str,
+    /// The value that was given.
+    pub value: String,
+    /// What is allowed.
+    pub reason: String,
+}
+
+impl SettingError {
+    pub(crate) fn new(name: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> Self {
+        Self { name, value: value.to_string(), reason: reason.into() }
+    }
+}
+
+/// How many bits a code takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bits {
+    /// So many, 1 to 8.
+    Width(u8),
+    /// The fewest whose normalised squared error is at most this.
+    Auto(f32),
+}
+
+/// Error that `BITS=auto` aims at: training does not notice it.
+const AUTO_NMSE: f32 = 0.0095;
+
+impl FromStr for Bits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("`{text}` is not 1 to 8, auto, or auto:NMSE with an error above 0 and below 1");
+        if let Some(rest) = text.strip_prefix("auto") {
+            let nmse = match rest.strip_prefix(':') {
+                Some(number) => number.parse().map_err(|_| bad())?,
+                None if rest.is_empty() => AUTO_NMSE,
+                None => return Err(bad()),
+            };
+            return if nmse > 0.0 && nmse < 1.0 { Ok(Self::Auto(nmse)) } else { Err(bad()) };
+        }
+        match text.parse() {
+            Ok(width @ 1..=8) => Ok(Self::Width(width)),
+            _ => Err(bad()),
+        }
+    }
+}
+
+/// What the worker's own settings say about a round; what is none comes from the master's task.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Own {
+    /// `LOCAL_STEPS`.
+    pub local_steps: Option<u32>,
+    /// `LOCAL_EPOCHS`.
+    pub local_epochs: Option<u32>,
+    /// `BATCH_SIZE`.
+    pub batch_size: Option<u32>,
+    /// `LR`.
+    pub lr: Option<f32>,
+    /// `MU`.
+    pub mu: Option<f32>,
+    /// `QUANTIZER`.
+    pub quantizer: Option<Scheme>,
+    /// `BITS`.
+    pub bits: Option<Bits>,
+}
+
+/// Everything that a worker can be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `MASTER_ADDR` (http://master-service:5000), without a slash at the end.
+    pub master_addr: String,
+    /// `WORKER_ID` (the host's name).
+    pub worker_id: WorkerId,
+    /// `SEED` (42).
+    pub seed: u64,
+    /// `DATASET` (digits).
+    pub dataset: DatasetSpec,
+    /// `DATA_DIR` (none).
+    pub data_dir: Option<PathBuf>,
+    /// `DATASET_SIZE` (50000): at most so many local samples.
+    pub dataset_size: usize,
+    /// `PARTITION` (iid).
+    pub partition: Partition,
+    /// `PARTITION_ID` and `NUM_PARTITIONS` (none): an exact, disjoint part.
+    pub part: Option<(usize, usize)>,
+    /// What wins over the master's task.
+    pub own: Own,
+    /// `MOMENTUM` (0).
+    pub momentum: f32,
+    /// `WEIGHT_DECAY` (0).
+    pub weight_decay: f32,
+    /// `CLIP_NORM` (0 = none).
+    pub clip_norm: Option<f32>,
+    /// `MODEL_DIM` (0 = any): largest model that this node takes, in parameters.
+    pub model_dim: Option<usize>,
+    /// `BACKEND` (flex).
+    pub backend: Backend,
+    /// `THREADS` (0 = by the model).
+    pub threads: Option<usize>,
+    /// `MEM_MB` (500): resident ballast.
+    pub mem_mb: usize,
+    /// `TOUCH_STRIDE_BYTES` (4096).
+    pub touch_stride_bytes: usize,
+    /// `FL_TOKEN` (none).
+    pub token: Option<String>,
+    /// `CA_CERT` (the system's).
+    pub ca_cert: Option<PathBuf>,
+    /// `CLIENT_CERT` (none).
+    pub client_cert: Option<PathBuf>,
+    /// `GIVE_UP_S` (0 = never).
+    pub give_up_s: Option<f64>,
+    /// `DRAIN_S` (10).
+    pub drain_s: f64,
+    /// `METRICS_ADDR` (none).
+    pub metrics_addr: Option<SocketAddr>,
+}
+
+/// How much is trained in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// So many SGD steps.
+    Steps(u32),
+    /// So many passes over the local data.
+    Epochs(u32),
+}
+
+/// What one round is trained and encoded with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Plan {
+    /// How much.
+    pub work: Work,
+    /// Samples of a step.
+    pub batch_size: usize,
+    /// How the steps are made.
+    pub sgd: SgdConfig,
+    /// How the update is encoded; its seed is set for each round.
+    pub encoding: Spec,
+}
+
+impl Config {
+    /// The plan of a round: the worker's own settings, then the task's, then the defaults.
+    ///
+    /// # Errors
+    /// A task that names what this worker does not know.
+    pub fn plan(&self, task: &TaskBody) -> Result<Plan, String> {
+        let own = &self.own;
+        let work = match (own.local_epochs, own.local_steps, task.local_epochs, task.local_steps) {
+            (Some(epochs), ..) | (None, None, Some(epochs), _) => Work::Epochs(epochs.max(1)),
+            (None, Some(steps), ..) | (None, None, None, Some(steps)) => Work::Steps(steps.max(1)),
+            (None, None, None, None) => Work::Steps(5),
+        };
+        let sgd = SgdConfig {
+            lr: own.lr.or(task.lr).unwrap_or(0.05),
+            momentum: self.momentum,
+            weight_decay: self.weight_decay,
+            mu: own.mu.or(task.mu).unwrap_or(0.0),
+            clip_norm: self.clip_norm,
+        };
+        sgd.validate().map_err(|error| error.to_string())?;
+        Ok(Plan {
+            work,
+            batch_size: own.batch_size.or(task.batch_size).unwrap_or(64).max(1) as usize,
+            sgd,
+            encoding: self.encoding(task)?,
+        })
+    }
+
+    fn encoding(&self, task: &TaskBody) -> Result<Spec, String> {
+        let scheme = match (self.own.quantizer, &task.quantizer) {
+            (Some(scheme), _) => scheme,
+            (None, Some(name)) => name.parse()?,
+            (None, None) => Scheme::MsqV2,
+        };
+        Ok(match self.own.bits.or(task.bits.map(Bits::Width)).unwrap_or(Bits::Width(4)) {
+            Bits::Width(bits @ 1..=8) => Spec::new(scheme, bits),
+            Bits::Width(bits) => return Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
+            Bits::Auto(nmse) => Spec { target: Target::Nmse(nmse), ..Spec::new(scheme, 4) },
+        })
+    }
+
+    /// Threads for a network: small dense ones lose more to coordination than they win.
+    pub fn training_threads(&self, has_convolutions: bool) -> usize {
+        match self.threads {
+            Some(threads) => threads,
+            None if has_convolutions => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            None => 1,
+        }
+    }
+
+    /// Checks every value's range and what must hold between settings.
+    ///
+    /// # Errors
+    /// The first setting whose value is refused.
+    pub fn validate(&self) -> Result<(), SettingError> {
+        if !["http://", "https://"].iter().any(|scheme| self.master_addr.starts_with(scheme)) {
+            let reason = "give an address that starts with http:// or https://";
+            return Err(SettingError::new("MASTER_ADDR", &self.master_addr, reason));
+        }
+        whole("DATASET_SIZE", self.dataset_size as u64, 1, 1_000_000_000)?;
+        if let Some((id, parts)) = self.part {
+            whole("NUM_PARTITIONS", parts as u64, 1, 100_000)?;
+            whole("PARTITION_ID", id as u64, 0, parts as u64 - 1)?;
+        }
+        let some = |name, value: Option<u32>, max| value.map_or(Ok(()), |v| whole(name, v.into(), 1, max));
+        some("LOCAL_STEPS", self.own.local_steps, 1_000_000)?;
+        some("LOCAL_EPOCHS", self.own.local_epochs, 10_000)?;
+        some("BATCH_SIZE", self.own.batch_size, 1_000_000)?;
+        number("LR", self.own.lr.unwrap_or(1.0), 1e-9, 1000.0)?;
+        number("MU", self.own.mu.unwrap_or(0.0), 0.0, 1000.0)?;
+        number("MOMENTUM", self.momentum, 0.0, 0.999_999)?;
+        number("WEIGHT_DECAY", self.weight_decay, 0.0, 1000.0)?;
+        number("CLIP_NORM", self.clip_norm.unwrap_or(1.0), 1e-9, 1e9)?;
+        whole("THREADS", self.threads.unwrap_or(1) as u64, 1, 256)?;
+        whole("MEM_MB", self.mem_mb as u64, 0, 1 << 24)?;
+        whole("TOUCH_STRIDE_BYTES", self.touch_stride_bytes as u64, 1, 1 << 30)?;
+        number("GIVE_UP_S", self.give_up_s.unwrap_or(1.0) as f32, 0.01, 1e9)?;
+        number("DRAIN_S", self.drain_s as f32, 0.0, 3600.0)?;
+        if self.token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(SettingError::new("FL_TOKEN", "(secret)", "use printable ASCII without spaces"));
+        }
+        self.backend.check().map_err(|error| SettingError::new("BACKEND", self.backend, error.to_string()))
+    }
+}
+
+fn whole(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), SettingError> {
+    match (min..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(SettingError::new(name, value, format!("use a whole number from {min} to {max}"))),
+    }
+}
+
+fn number(name: &'static str, value: f32, min: f32, max: f32) -> Result<(), SettingError> {
+    match value >= min && value <= max {
+        true => Ok(()),
+        false => Err(SettingError::new(name, value, format!("use a number from {min} to {max}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Args;
+    use clap::Parser;
+    use fl_protocol::TaskAction;
+
+    fn task() -> TaskBody {
+        TaskBody {
+            action: TaskAction::Train,
+            round: 3,
+            etag: String::new(),
+            local_steps: Some(7),
+            local_epochs: None,
+            batch_size: Some(32),
+            lr: Some(0.1),
+            mu: None,
+            quantizer: Some("SDQ".into()),
+            bits: Some(8),
+            deadline_s: None,
+        }
+    }
+
+    fn config(args: &[&str]) -> Config {
+        Args::parse_from(["fl-worker", "--worker-id=w"].iter().chain(args)).check().unwrap()
+    }
+
+    #[test]
+    fn the_task_fills_in_what_is_not_set_here() {
+        let plan = config(&[]).plan(&task()).unwrap();
+        assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Steps(7), 32, 0.1));
+        assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::Sdq, 8));
+    }
+
+    #[test]
+    fn own_settings_win() {
+        let own = config(&["--local-epochs=2", "--lr=0.5", "--quantizer=StocQ", "--bits=2"]);
+        let plan = own.plan(&task()).unwrap();
+        assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Epochs(2), 32, 0.5));
+        assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::StocQ, 2));
+    }
+
+    #[test]
+    fn a_task_that_makes_no_sense_is_refused() {
+        assert!(config(&[]).plan(&TaskBody { bits: Some(9), ..task() }).is_err());
+        assert!(config(&[]).plan(&TaskBody { quantizer: Some("zip".into()), ..task() }).is_err());
+        assert!(config(&[]).plan(&TaskBody { lr: Some(f32::NAN), ..task() }).is_err());
+    }
+
+    #[test]
+    fn bits_are_a_width_or_a_target() {
+        assert_eq!("4".parse(), Ok(Bits::Width(4)));
+        assert_eq!("auto".parse(), Ok(Bits::Auto(AUTO_NMSE)));
+        assert_eq!("auto:0.1".parse(), Ok(Bits::Auto(0.1)));
+        for bad in ["0", "9", "autox", "auto:", "auto:0", "auto:nan", "-1"] {
+            assert!(bad.parse::<Bits>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The loop: ask for work, pull the model, train, push the update.
+
+use crate::{
+    backoff::Backoff,
+    ballast::{Ballast, BallastError},
+    client::{CallError, MasterClient},
+    config::{Config, SettingError},
+    local::{LocalClient, LocalUpdate, SetupError},
+    metrics::{self, Metrics},
+};
+use bytes::Bytes;
+use fl_datasets::{Dataset, DatasetError, Part, Purpose, seeded_rng};
+use fl_model::{GlobalModel, ModelError};
+use fl_protocol::{ErrorCode, TaskAction, TaskBody, UpdateAck};
+use std::{
+    future::Future,
+    io,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use thiserror::Error;
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, spawn_blocking},
+    time::{sleep, timeout},
+};
+use tracing::{info, warn};
+
+/// Why a worker ends other than by a shutdown or the end of the training.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// A setting that turned out bad.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// The data are missing or damaged.
+    #[error(transparent)]
+    Dataset(#[from] DatasetError),
+    /// The model does not fit here.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Training failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The system refuses the ballast.
+    #[error(transparent)]
+    Ballast(#[from] BallastError),
+    /// `GIVE_UP_S` is over.
+    #[error("no master at {addr} for {seconds:.0} s ({last}): check MASTER_ADDR and that the master runs")]
+    GaveUp {
+        /// The address.
+        addr: String,
+        /// How long it was tried.
+        seconds: f64,
+        /// The last failure.
+        last: CallError,
+    },
+    /// The master refuses this worker for good.
+    #[error("{0}: {}", advice(.0))]
+    Refused(CallError),
+    /// The port of `METRICS_ADDR` cannot be opened.
+    #[error("METRICS_ADDR={addr}: the port cannot be opened: {error}")]
+    Metrics {
+        /// The address.
+        addr: std::net::SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A fault of this program.
+    #[error("the training thread failed: {0}")]
+    Internal(#[from] JoinError),
+}
+
+fn advice(error: &CallError) -> &'static str {
+    match error {
+        CallError::Refused { code: Some(ErrorCode::Unauthorized), .. } => "set FL_TOKEN to the master's token",
+        CallError::Refused { code: Some(ErrorCode::NormTooLarge), .. } => "lower LR, or raise the master's MAX_UPDATE_NORM",
+        _ => "master and worker are probably of different versions",
+    }
+}
+
+impl WorkerError {
+    /// The exit code of a program that ends with it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Setting(_) => 64,
+            Self::Dataset(error) => error.exit_code(),
+            Self::Setup(_) => 66,
+            Self::GaveUp { .. } | Self::Refused(_) => 69,
+            Self::Model(_) | Self::Internal(_) => 70,
+            Self::Ballast(_) => 71,
+            Self::Metrics { .. } => 74,
+        }
+    }
+}
+
+/// One round as the worker saw it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RoundReport {
+    /// The round.
+    pub round: u64,
+    /// Mean training loss.
+    pub loss: f64,
+    /// Local samples.
+    pub num_samples: u64,
+    /// SGD steps.
+    pub steps: u32,
+    /// Time of the training, in milliseconds.
+    pub train_ms: f64,
+    /// Time of the encoding, in milliseconds.
+    pub encode_ms: f64,
+    /// Time of the upload, until the update was acknowledged, in milliseconds.
+    pub upload_ms: f64,
+    /// Size of the update, in bytes.
+    pub bytes: u64,
+    /// Bits of the update per parameter of the model.
+    pub bits_per_param: f64,
+}
+
+/// What a worker did until it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Updates that were accepted.
+    pub rounds: u64,
+    /// Updates that came for the wrong round.
+    pub refused: u64,
+    /// Bytes of accepted updates.
+    pub bytes_up: u64,
+}
+
+/// Works until the master says that the training is over, or until `shutdown`.
+///
+/// `data` is shared by the workers of one process; without it the worker loads its own. A shutdown
+/// abandons the step that is being trained and lets an upload finish, for at most `DRAIN_S`.
+///
+/// # Errors
+/// See [`WorkerError`].
+pub async fn run(
+    config: Config,
+    data: Option<Arc<Dataset>>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+) -> Result<Summary, WorkerError> {
+    let (stop, stopped) = watch::channel(false);
+    let drain = Duration::from_secs_f64(config.drain_s);
+    let metrics = Arc::new(Metrics::new());
+    if let Some(addr) = config.metrics_addr {
+        metrics::serve(addr, metrics.clone(), stopped.clone())
+            .await
+            .map_err(|error| WorkerError::Metrics { addr, error })?;
+    }
+    let mut session = Session::start(config, data, stopped, metrics, events).await?;
+    let summary = session.summary.clone();
+    let work = session.work();
+    tokio::pin!(work);
+    let ended = tokio::select! {
+        result = &mut work => Some(result),
+        () = shutdown => None,
+    };
+    if let Some(result) = ended {
+        return result.map(|()| *lock(&summary));
+    }
+    let _ = stop.send(true);
+    info!("stopping: an upload in flight may finish");
+    match timeout(drain, work).await {
+        Ok(result) => result?,
+        Err(_) => warn!(drain_s = drain.as_secs_f64(), "the upload did not finish in time and is abandoned"),
+    }
+    Ok(*lock(&summary))
+}
+
+fn lock(summary: &std::sync::Mutex<Summary>) -> std::sync::MutexGuard<'_, Summary> {
+    summary.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+struct Session {
+    config: Config,
+    data: Arc<Dataset>,
+    client: MasterClient,
+    local: Option<LocalClient>,
+    ballast: Option<Ballast>,
+    backoff: Backoff,
+    /// Since when the master has not answered.
+    silent_since: Option<Instant>,
+    stopped: watch::Receiver<bool>,
+    metrics: Arc<Metrics>,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+    summary: Arc<std::sync::Mutex<Summary>>,
+}
+
+/// The worker is to end.
+struct Stopped;
+
+impl Session {
+    async fn start(
+        config: Config,
+        data: Option<Arc<Dataset>>,
+        stopped: watch::Receiver<bool>,
+        metrics: Arc<Metrics>,
+        events: Option<mpsc::UnboundedSender<RoundReport>>,
+    ) -> Result<Self, WorkerError> {
+        let client = MasterClient::new(&config)?;
+        let (mem_mb, stride) = (config.mem_mb, config.touch_stride_bytes);
+        let ballast = spawn_blocking(move || Ballast::new(mem_mb, stride)).await??;
+        let data = match data {
+            Some(data) => data,
+            None => {
+                let (spec, dir) = (config.dataset.clone(), config.data_dir.clone());
+                Arc::new(spawn_blocking(move || fl_datasets::load(&spec, dir.as_deref(), Part::Train)).await??)
+            }
+        };
+        info!(
+            worker = %config.worker_id, master = config.master_addr, dataset = data.name, samples = data.train.len(),
+            ballast_mb = config.mem_mb, "worker started"
+        );
+        let backoff = Backoff::new(seeded_rng(config.seed, config.worker_id.as_str(), 0, Purpose::Jitter));
+        Ok(Self {
+            config,
+            data,
+            client,
+            local: None,
+            ballast: Some(ballast),
+            backoff,
+            silent_since: None,
+            stopped,
+            metrics,
+            events,
+            summary: Arc::default(),
+        })
+    }
+
+    async fn work(&mut self) -> Result<(), WorkerError> {
+        while !*self.stopped.borrow() {
+            let client = self.client.clone();
+            let worker = self.config.worker_id.clone();
+            let Ok(task) = self.retry(|| client.task(&worker)).await? else { return Ok(()) };
+            match task.action {
+                TaskAction::Stop => {
+                    info!(round = task.round, "the training is over");
+                    return Ok(());
+                }
+                TaskAction::Wait => {}
+                TaskAction::Train => {
+                    if self.round(&task).await?.is_err() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn round(&mut self, task: &TaskBody) -> Result<Result<(), Stopped>, WorkerError> {
+        let client = self.client.clone();
+        let Ok(file) = self.retry(|| client.global()).await? else { return Ok(Err(Stopped)) };
+        let Some(update) = self.train(file, task).await? else { return Ok(Err(Stopped)) };
+        let (round, update) = update;
+        let body = Bytes::from(update.body.clone());
+        let started = Instant::now();
+        match self.retry_update(&client, &body).await? {
+            Ok(Some(ack)) => self.accepted(round, &update, started.elapsed(), &ack),
+            Ok(None) => self.metrics.refused.inc(),
+            Err(Stopped) => return Ok(Err(Stopped)),
+        }
+        Ok(Ok(()))
+    }
+
+    /// Trains on a thread of its own. None if the worker is to end.
+    async fn train(&mut self, file: Bytes, task: &TaskBody) -> Result<Option<(u64, LocalUpdate)>, WorkerError> {
+        let plan = self.config.plan(task).map_err(|reason| {
+            WorkerError::Refused(CallError::BadAnswer(format!("the task cannot be done: {reason}")))
+        })?;
+        let (local, ballast) = (self.local.take(), self.ballast.take());
+        let (config, data) = (self.config.clone(), self.data.clone());
+        let stopped = self.stopped.clone();
+        let work = move || -> Result<_, WorkerError> {
+            let global = GlobalModel::from_safetensors(&file)?;
+            drop(file);
+            let mut ballast = ballast.unwrap_or_default();
+            let mut local = match local.filter(|local| local.fits(&global)) {
+                Some(local) => local,
+                None => LocalClient::new(&config, data, &global)?,
+            };
+            let update = local.train(global.round, &global.parameters, &plan, || {
+                ballast.touch();
+                if *stopped.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            Ok((local, ballast, update.map(|update| (global.round, update))))
+        };
+        let (local, ballast, update) = spawn_blocking(work).await??;
+        self.local = Some(local);
+        self.ballast = Some(ballast);
+        Ok(update)
+    }
+
+    /// Hands the update in. `Ok(None)`: it came for the wrong round and is dropped.
+    async fn retry_update(
+        &mut self,
+        client: &MasterClient,
+        body: &Bytes,
+    ) -> Result<Result<Option<UpdateAck>, Stopped>, WorkerError> {
+        // A shutdown lets an upload finish: only a failed one ends here.
+        let wrong_round = AtomicBool::new(false);
+        let call = || async {
+            match client.update(body.clone()).await {
+                Ok(ack) => Ok(Some(ack)),
+                Err(error) if error.is_wrong_round() => {
+                    wrong_round.store(true, Ordering::Relaxed);
+                    info!(%error, "the update is dropped, the next round begins");
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        };
+        let result = self.retry_finishing(call).await?;
+        if wrong_round.into_inner() {
+            lock(&self.summary).refused += 1;
+        }
+        Ok(result)
+    }
+
+    fn accepted(&mut self, round: u64, update: &LocalUpdate, upload: Duration, ack: &UpdateAck) {
+        let Some(local) = &mut self.local else { return };
+        local.settle();
+        let bytes = update.body.len() as u64;
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let report = RoundReport {
+            round,
+            loss: update.loss,
+            num_samples: update.num_samples,
+            steps: update.steps,
+            train_ms: ms(update.train_time),
+            encode_ms: ms(update.encode_time),
+            upload_ms: ms(upload),
+            bytes,
+            bits_per_param: 8.0 * bytes as f64 / local.num_parameters() as f64,
+        };
+        info!(
+            round = report.round, loss = %format_args!("{:.4}", report.loss), samples = report.num_samples,
+            steps = report.steps, train_ms = report.train_ms, encode_ms = report.encode_ms,
+            upload_ms = report.upload_ms, size_bytes = bytes,
+            bits_per_param = %format_args!("{:.3}", report.bits_per_param), duplicate = ack.duplicate,
+            "round done"
+        );
+        self.metrics.record(&report);
+        let mut summary = lock(&self.summary);
+        summary.rounds += 1;
+        summary.bytes_up += bytes;
+        drop(summary);
+        if let Some(events) = &self.events {
+            let _ = events.send(report);
+        }
+    }
+
+    /// Calls until there is a result; a shutdown ends it at any time.
+    async fn retry<T, F: Future<Output = Result<T, CallError>>>(
+        &mut self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<Result<T, Stopped>, WorkerError> {
+        let mut stopped = self.stopped.clone();
+        tokio::select! {
+            result = self.retry_finishing(&mut call) => result,
+            _ = stopped.wait_for(|stopped| *stopped) => Ok(Err(Stopped)),
+        }
+    }
+
+    /// Calls until there is a result; a shutdown lets the call in flight finish and ends the waiting.
+    async fn retry_finishing<T, F: Future<Output = Result<T, CallError>>>(
+        &mut self,
+        mut call: impl FnMut() -> F,
+    ) -> Result<Result<T, Stopped>, WorkerError> {
+        loop {
+            let error = match call().await {
+                Ok(value) => {
+                    self.backoff.reset();
+                    self.silent_since = None;
+                    self.metrics.seen();
+                    return Ok(Ok(value));
+                }
+                Err(error) => error,
+            };
+            if !error.is_transient() {
+                return Err(WorkerError::Refused(error));
+            }
+            let pause = self.failed(error)?;
+            let mut stopped = self.stopped.clone();
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = stopped.wait_for(|stopped| *stopped) => return Ok(Err(Stopped)),
+            }
+        }
+    }
+
+    /// Notes a failure: how long to wait, unless it is time to give up.
+    fn failed(&mut self, error: CallError) -> Result<Duration, WorkerError> {
+        let silent = self.silent_since.get_or_insert_with(Instant::now).elapsed().as_secs_f64();
+        let mut pause = self.backoff.next(error.retry_after());
+        if let Some(limit) = self.config.give_up_s {
+            if silent >= limit {
+                let addr = self.config.master_addr.clone();
+                return Err(WorkerError::GaveUp { addr, seconds: silent, last: error });
+            }
+            pause = pause.min(Duration::from_secs_f64(limit - silent));
+        }
+        self.metrics.retries.inc();
+        warn!(%error, retry_ms = pause.as_millis() as u64, "trying again");
+        Ok(pause)
+    }
+}
