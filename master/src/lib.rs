@@ -1,2 +1,31 @@
-//! Placeholder.
+//! The federated-learning master: rounds, exact aggregation, durable state, HTTP.
+//!
+//! - [`Args`] are the raw settings, [`Config`] the checked ones.
+//! - [`Master::start`] loads the state, opens the port and runs until [`Master::shutdown`].
+//! - [`round`] and [`aggregate`] are the logic without I/O, usable without a server.
+
+mod actor;
+pub mod aggregate;
 pub mod assets;
+mod cli;
+mod clock;
+mod close;
+pub mod config;
+mod evaluate;
+mod events;
+mod global;
+pub mod http;
+mod ingest;
+mod master;
+mod metrics;
+mod pool;
+mod recover;
+pub mod round;
+mod state;
+pub mod store;
+pub mod update;
+
+pub use cli::{Args, LogFormat};
+pub use config::{Config, SettingError};
+pub use events::MasterEvent;
+pub use master::{Master, check};

@@ -222,7 +222,7 @@ impl BurnTrainer {
 }
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().into_vec().unwrap_or_default()
+    tensor.into_data().try_into_vec().unwrap_or_default()
 }
 
 /// Burn keeps the weights of linear layers, the only parameters of rank 2, as `[in, out]`.

@@ -84,6 +84,8 @@ pub struct Update<'a> {
     pub meta: UpdateMeta,
     /// The tensors, in the model's canonical order.
     pub payloads: Vec<Payload<'a>>,
+    /// An upper bound of the magnitude of every decoded value; at most [`MAX_DELTA_ABS`].
+    pub max_abs: f32,
     layout: &'a ModelLayout,
 }
 
@@ -99,14 +101,17 @@ impl<'a> Update<'a> {
             return Err(UpdateError::WrongTensors(format!("the model has no tensor `{}`", shorten(name))));
         }
         let mut payloads = Vec::with_capacity(layout.tensors().len());
+        let mut max_abs = 0.0f32;
         for tensor in layout.tensors() {
             let view = file.tensor(&tensor.name).map_err(|_| {
                 UpdateError::WrongTensors(format!("tensor `{}` is missing", tensor.name))
             })?;
-            // The view borrows from `file`, the bytes from `body`: find them again by position.
-            payloads.push(read_payload(slice_of(body, view.data()), &view, &tensor.name, &tensor.shape)?);
+            let bytes = slice_of(body, view.data());
+            let (payload, magnitude) = read_payload(bytes, &view, &tensor.name, &tensor.shape)?;
+            max_abs = max_abs.max(magnitude);
+            payloads.push(payload);
         }
-        Ok(Self { meta, payloads, layout })
+        Ok(Self { meta, payloads, max_abs, layout })
     }
 
     /// Decodes in flat order, a chunk at a time: `f(offset, values)`. Every value is finite and at
@@ -250,7 +255,7 @@ fn optional<T: FromStr>(map: &HashMap<String, String>, key: &str) -> Result<Opti
         .transpose()
 }
 
-/// The part of `body` that `view` points into.
+/// The part of `body` that `view` points into: the parser's views do not outlive it, the body does.
 fn slice_of<'a>(body: &'a [u8], view: &[u8]) -> &'a [u8] {
     let start = view.as_ptr() as usize - body.as_ptr() as usize;
     &body[start..start + view.len()]
@@ -261,7 +266,7 @@ fn read_payload<'a>(
     view: &TensorView<'_>,
     name: &str,
     shape: &[usize],
-) -> Result<Payload<'a>, UpdateError> {
+) -> Result<(Payload<'a>, f32), UpdateError> {
     if view.dtype() == Dtype::U8 {
         let expected = shape.iter().product();
         let bad = |error| match error {
@@ -269,10 +274,9 @@ fn read_payload<'a>(
             error => UpdateError::BadStream { name: name.to_owned(), error },
         };
         let stream = Stream::parse(bytes, expected).map_err(bad)?;
-        return match stream.max_abs() <= MAX_DELTA_ABS {
-            true => Ok(Payload::Stream(stream)),
-            false => Err(UpdateError::TooLarge(name.to_owned())),
-        };
+        let max_abs = stream.max_abs();
+        check_max_abs(max_abs, name)?;
+        return Ok((Payload::Stream(stream), max_abs));
     }
     if view.shape() != shape {
         return Err(UpdateError::WrongTensors(format!(
@@ -291,7 +295,7 @@ fn read_payload<'a>(
         }
     };
     check_max_abs(max_abs, name)?;
-    Ok(payload)
+    Ok((payload, max_abs))
 }
 
 /// Checks the largest magnitude of a tensor, infinite if it holds a value that is not finite.

@@ -17,7 +17,7 @@ pub(super) fn list(dir: &Path, kind: &str) -> Result<Vec<u64>, StoreError> {
     let mut rounds = Vec::new();
     for entry in fs::read_dir(dir).map_err(StoreError::io("list", dir))? {
         let name = entry.map_err(StoreError::io("list", dir))?.file_name();
-        let round = name
+        let round: Option<u64> = name
             .to_str()
             .and_then(|name| name.strip_prefix(kind)?.strip_prefix('-')?.strip_suffix(".fl")?.parse().ok());
         rounds.extend(round);

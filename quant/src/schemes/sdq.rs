@@ -6,7 +6,7 @@
 //! one deviation. There is one more level on one side of zero than on the other; the top bit of the
 //! byte turns the grid around so that the longer side faces the block's largest value.
 
-use super::{Levels, Request, Scales, Scratch, inverse, parse_blocks};
+use super::{Levels, Request, Scales, Scratch, parse_blocks};
 use crate::{
     DecodeError,
     reader::Reader,

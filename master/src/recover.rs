@@ -1,0 +1,171 @@
+//! What a start finds on disk becomes the state to go on with.
+//!
+//! A checkpoint may lag behind: the model of a round is a function of the one before and of its
+//! journal, so the rounds since are made again from their journals, to the bit.
+
+use crate::{
+    aggregate::{ExactSum, ServerState},
+    close::{self, Batch},
+    config::Config,
+    events::Board,
+    global::{self, Blueprint, Global},
+    ingest::account,
+    round::{Contribution, Event, RoundState},
+    store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
+    update::Term,
+};
+use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
+use tracing::info;
+
+/// Everything that a master goes on with.
+pub(crate) struct Recovered {
+    pub(crate) global: Global,
+    pub(crate) server: ServerState,
+    pub(crate) sum: ExactSum,
+    pub(crate) state: RoundState,
+    pub(crate) board: Board,
+    /// The open round's journal and its valid length.
+    pub(crate) resume: Option<(u64, u64)>,
+    /// Rounds that were made again from their journals, to be written.
+    pub(crate) remade: Vec<(Checkpoint, HistoryRecord)>,
+}
+
+/// One accepted update as the journal has it.
+type Accepted = (WorkerId, Contribution, WorkerStatus);
+
+/// Starts without a state on disk.
+pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow::Result<Recovered> {
+    Ok(Recovered {
+        global: blueprint.initial(config.seed)?,
+        server: ServerState::default(),
+        sum: ExactSum::new(blueprint.layout.parameters()),
+        state: RoundState::new(rules(config), 0, Vec::new(), now),
+        board: Board::new(Vec::new()),
+        resume: None,
+        remade: Vec::new(),
+    })
+}
+
+fn rules(config: &Config) -> crate::round::Rules {
+    close::rules(&config.round, config.seed, config.store.keep_rounds)
+}
+
+/// Goes on with what `store` holds; an empty folder gets the first checkpoint.
+///
+/// # Errors
+/// If the state is damaged or belongs to another model.
+pub(crate) fn recover(
+    config: &Config,
+    blueprint: &Blueprint,
+    store: &Store,
+    now: f64,
+) -> anyhow::Result<Recovered> {
+    let Found { checkpoint, mut participants, history } = store.load()?;
+    let Some(checkpoint) = checkpoint else {
+        let recovered = fresh(config, blueprint, now)?;
+        store.write_checkpoint(&Checkpoint {
+            round: 0,
+            participants: Vec::new(),
+            model: recovered.global.bytes.clone(),
+            server: ServerState::default(),
+        })?;
+        return Ok(recovered);
+    };
+    let mut global = blueprint.check(checkpoint.round, checkpoint.model)?;
+    let mut server = checkpoint.server;
+    let sum = ExactSum::new(blueprint.layout.parameters());
+    let mut board = Board::new(history);
+    let mut remade = Vec::new();
+    let (resume, open) = loop {
+        let round = global.round;
+        let Some((replayed, updates)) = replay(config, blueprint, store, round, Some(&sum))? else {
+            break (None, Vec::new());
+        };
+        for (worker, _, status) in &updates {
+            board.saw(worker.clone(), status.clone());
+        }
+        let full = updates.len() >= config.round.min_clients;
+        if !(replayed.closed || full || store.has_journal(round + 1)) {
+            break (Some((round, replayed.valid_len)), updates);
+        }
+        let (checkpoint, record, next) = remake(config, blueprint, &global, &mut server, &sum, &updates)?;
+        participants.push((round, checkpoint.participants.clone()));
+        board.record(record.clone());
+        remade.push((checkpoint, record));
+        global = next;
+    };
+    info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
+    board.pending_updates = open.len() as u64;
+    let mut state = RoundState::new(rules(config), global.round, participants, now);
+    for (worker, contribution, _) in open {
+        state.step(Event::Offer { id: 0, worker: worker.clone(), round: global.round }, now);
+        state.step(Event::Commit { worker, contribution }, now);
+    }
+    Ok(Recovered { global, server, sum, state, board, resume, remade })
+}
+
+/// Reads every file of the state without changing anything.
+///
+/// # Errors
+/// As [`recover`].
+pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
+    let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
+    let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
+    while replay(config, blueprint, store, round, None)?.is_some() {
+        round += 1;
+    }
+    Ok(checkpoint.round)
+}
+
+/// A round's journal: its updates, added to `sum` if there is one.
+fn replay(
+    config: &Config,
+    blueprint: &Blueprint,
+    store: &Store,
+    round: u64,
+    sum: Option<&ExactSum>,
+) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
+    let mut updates = Vec::new();
+    let mut visit = |record: Record| -> Result<(), StoreError> {
+        if record.kind == RecordKind::Closed {
+            return Ok(());
+        }
+        // It was checked before it was written, and its checksum holds: only other settings refuse it.
+        let refused = |msg: String| StoreError::Damaged {
+            path: config.store.state_dir.clone(),
+            reason: format!("an accepted update of round {round} no longer is: {msg}"),
+        };
+        let term = Term::new(&record.body, &blueprint.layout, &config.aggregation, config.round.min_clients)
+            .map_err(|rejection| refused(rejection.msg))?;
+        if let Some(sum) = sum {
+            term.add_to(sum).map_err(|rejection| refused(rejection.msg))?;
+        }
+        let (contribution, status) = account(&term.meta, &record.meta);
+        updates.push((term.meta.worker_id.clone(), contribution, status));
+        Ok(())
+    };
+    Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
+}
+
+fn remake(
+    config: &Config,
+    blueprint: &Blueprint,
+    global: &Global,
+    server: &mut ServerState,
+    sum: &ExactSum,
+    updates: &[Accepted],
+) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
+    let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
+    let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
+    let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
+    let batch = Batch::new(global.round, contributions, span, false);
+    let next = global::next(global, &config.aggregation, server, sum, batch.total_samples as f64)?;
+    sum.reset();
+    let checkpoint = Checkpoint {
+        round: next.round,
+        participants: batch.participants.clone(),
+        model: next.bytes.clone(),
+        server: server.clone(),
+    };
+    Ok((checkpoint, batch.record(blueprint.layout.parameters(), 0), next))
+}
