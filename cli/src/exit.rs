@@ -2,6 +2,7 @@
 
 use fl_datasets::DatasetError;
 use fl_model::ModelError;
+use fl_worker::WorkerError;
 use std::{fmt, io, process::ExitCode};
 
 const USAGE: u8 = 64;
@@ -56,21 +57,23 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    error
-        .chain()
-        .find_map(|cause| {
-            if cause.is::<BadSetting>()
-                || cause.is::<fl_master::SettingError>()
-                || cause.is::<fl_worker::SettingError>()
-            {
-                Some(USAGE)
-            } else if cause.is::<BadInput>() || cause.is::<DatasetError>() || cause.is::<ModelError>() {
-                Some(NO_INPUT)
-            } else if cause.is::<io::Error>() {
-                Some(IO)
-            } else {
-                None
-            }
-        })
-        .unwrap_or(INTERNAL)
+    error.chain().find_map(|cause| code_of(cause)).unwrap_or(INTERNAL)
+}
+
+fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<BadSetting>() || cause.is::<fl_master::SettingError>() || cause.is::<fl_worker::SettingError>() {
+        Some(USAGE)
+    } else if let Some(error) = cause.downcast_ref::<DatasetError>() {
+        Some(error.exit_code())
+    } else if let Some(error) = cause.downcast_ref::<WorkerError>() {
+        Some(error.exit_code())
+    } else if let Some(error) = cause.downcast_ref::<ModelError>() {
+        Some(if matches!(error, ModelError::UnknownModel(_) | ModelError::BudgetTooSmall { .. }) { USAGE } else { NO_INPUT })
+    } else if cause.is::<BadInput>() {
+        Some(NO_INPUT)
+    } else if cause.is::<io::Error>() {
+        Some(IO)
+    } else {
+        None
+    }
 }

@@ -1,6 +1,5 @@
 //! `fl`: a whole federation on this machine, and the tools around it.
 
-mod bench;
 mod codec;
 mod eval;
 mod exit;
@@ -38,9 +37,6 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Measure quantizers on real deltas: bytes, error and speed.
     Codec(codec::CodecArgs),
-    /// Measure the parts: training, serving, aggregation.
-    #[command(subcommand)]
-    Bench(bench::BenchCommand),
 }
 
 fn main() -> ExitCode {
@@ -55,7 +51,6 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, cli.json),
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
-        Command::Bench(command) => bench::run(command, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

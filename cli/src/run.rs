@@ -249,7 +249,7 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
             }
             Some(worker) = workers.join_next() => {
                 // A worker ends by itself only when the training is over: before that it has failed.
-                if let Err(error) = worker.map_err(|panic| anyhow!(panic)).and_then(|result| result) {
+                if let Err(error) = worker.map_err(|panic| anyhow!(panic)).and_then(|result| result.map_err(Into::into)) {
                     return Err(error.context("a worker failed"));
                 }
                 if workers.is_empty() && (history.len() as u64) < args.rounds && !master.is_finished() {
@@ -260,7 +260,7 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
     }
     let wall_s = started.elapsed().as_secs_f64();
     progress.finish();
-    let model = master.global().await?.to_vec();
+    let model = master.global().to_vec();
     let params = master.num_parameters();
     let _ = stop.send(true);
     while workers.join_next().await.is_some() {}

@@ -59,8 +59,11 @@ pub enum WorkerError {
         last: CallError,
     },
     /// The master refuses this worker for good.
-    #[error("{0}: {}", advice(.0))]
-    Refused(CallError),
+    #[error("{error}: {}", advice(error))]
+    Refused {
+        /// Its answer.
+        error: CallError,
+    },
     /// The port of `METRICS_ADDR` cannot be opened.
     #[error("METRICS_ADDR={addr}: the port cannot be opened: {error}")]
     Metrics {
@@ -89,7 +92,7 @@ impl WorkerError {
             Self::Setting(_) => 64,
             Self::Dataset(error) => error.exit_code(),
             Self::Setup(_) => 66,
-            Self::GaveUp { .. } | Self::Refused(_) => 69,
+            Self::GaveUp { .. } | Self::Refused { .. } => 69,
             Self::Model(_) | Self::Internal(_) => 70,
             Self::Ballast(_) => 71,
             Self::Metrics { .. } => 74,
@@ -271,7 +274,7 @@ impl Session {
     /// Trains on a thread of its own. None if the worker is to end.
     async fn train(&mut self, file: Bytes, task: &TaskBody) -> Result<Option<(u64, LocalUpdate)>, WorkerError> {
         let plan = self.config.plan(task).map_err(|reason| {
-            WorkerError::Refused(CallError::BadAnswer(format!("the task cannot be done: {reason}")))
+            WorkerError::Refused { error: CallError::BadAnswer(format!("the task cannot be done: {reason}")) }
         })?;
         let (local, ballast) = (self.local.take(), self.ballast.take());
         let (config, data) = (self.config.clone(), self.data.clone());
@@ -383,7 +386,7 @@ impl Session {
                 Err(error) => error,
             };
             if !error.is_transient() {
-                return Err(WorkerError::Refused(error));
+                return Err(WorkerError::Refused { error });
             }
             let pause = self.failed(error)?;
             let mut stopped = self.stopped.clone();

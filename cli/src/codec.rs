@@ -1,0 +1,238 @@
+//! `fl codec`: what the quantizers do to real deltas, in bytes, error and time.
+
+use crate::{
+    exit::{BadInput, BadSetting},
+    output,
+};
+use clap::Args;
+use fl_protocol::{ModelLayout, UpdateMeta, WorkerId, update, update::Encoded};
+use fl_quant::{Encoder, Scheme, Spec, Stream, encode_update};
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+use std::{
+    fs,
+    hint::black_box,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// Arguments of `fl codec`.
+#[derive(Debug, Args)]
+pub struct CodecArgs {
+    /// Deltas: safetensors files with F32 tensors.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+
+    /// Quantizers, separated by commas, or `all`: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16, none.
+    #[arg(long, default_value = "all")]
+    quantizer: String,
+
+    /// Bits per code, 1 to 8, separated by commas.
+    #[arg(long, default_value = "4", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=8))]
+    bits: Vec<u8>,
+
+    /// Seed of stochastic rounding.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+
+    /// Time spent on each measurement of speed, in milliseconds.
+    #[arg(long, default_value_t = 50, value_name = "MS")]
+    measure_ms: u64,
+}
+
+/// One file, quantizer and width.
+#[derive(Debug, Serialize)]
+struct Measured {
+    file: String,
+    quantizer: Scheme,
+    bits: u8,
+    params: usize,
+    /// The whole update container: header, metadata, side information, codes.
+    bytes: usize,
+    bits_per_param: f64,
+    /// `|decode(x) - x|^2 / |x|^2`.
+    nmse: f64,
+    /// Mean of `decode(x) - x`, in units of the root mean square of x.
+    bias: f64,
+    encode_mparam_s: f64,
+    decode_mparam_s: f64,
+    /// Copying the same f32 values: the limit of what memory allows.
+    memcpy_mparam_s: f64,
+}
+
+struct Delta {
+    name: String,
+    layout: ModelLayout,
+    values: Vec<f32>,
+}
+
+/// Runs `fl codec`.
+pub fn run(args: CodecArgs, json: bool) -> anyhow::Result<()> {
+    let schemes = schemes(&args.quantizer)?;
+    if !json {
+        println!(
+            "{:<28} {:<8} {:>4} {:>10} {:>10} {:>11} {:>9} {:>9} {:>9}",
+            "file", "scheme", "bits", "bytes", "bits/param", "NMSE", "enc M/s", "dec M/s", "memcpy"
+        );
+    }
+    let time = Duration::from_millis(args.measure_ms);
+    for path in &args.files {
+        let delta = read(path)?;
+        for &scheme in &schemes {
+            for bits in widths(scheme, &args.bits) {
+                let spec = Spec { seed: args.seed, ..Spec::new(scheme, bits) };
+                let measured = measure(&delta, &spec, time)?;
+                if json {
+                    output::json_line(&measured)?;
+                } else {
+                    print_row(&measured);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn schemes(text: &str) -> anyhow::Result<Vec<Scheme>> {
+    if text == "all" {
+        return Ok(Scheme::ALL.to_vec());
+    }
+    let parse = |name: &str| name.parse().map_err(|error: String| BadSetting::new("--quantizer", error).into());
+    text.split(',').map(parse).collect()
+}
+
+/// The widths that a scheme really has: those asked for, or its own.
+fn widths(scheme: Scheme, asked: &[u8]) -> Vec<u8> {
+    match scheme {
+        Scheme::Bin => vec![1],
+        Scheme::Laq8 => vec![8],
+        Scheme::F16 | Scheme::None => vec![8],
+        _ => asked.to_vec(),
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Delta> {
+    let name = path.display();
+    let bytes = fs::read(path)
+        .map_err(|error| BadInput(format!("cannot read {name}: {error}; give the path of a safetensors file")))?;
+    let file = SafeTensors::deserialize(&bytes)
+        .map_err(|error| BadInput(format!("{name} is not a safetensors file: {error}")))?;
+    let mut tensors = file.tensors();
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut values = Vec::new();
+    for (tensor, view) in &tensors {
+        if view.dtype() != Dtype::F32 {
+            return Err(BadInput(format!("{name}: tensor `{tensor}` is {:?}, give deltas as F32", view.dtype())).into());
+        }
+        values.extend(view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+    }
+    if values.is_empty() || values.iter().any(|v| !v.is_finite()) {
+        return Err(BadInput(format!("{name} holds no values, or some that are not finite")).into());
+    }
+    let layout = ModelLayout::new(tensors.into_iter().map(|(name, view)| (name, view.shape().to_vec())));
+    let name = path.file_name().map_or_else(|| name.to_string(), |n| n.to_string_lossy().into_owned());
+    Ok(Delta { name, layout, values })
+}
+
+fn measure(delta: &Delta, spec: &Spec, time: Duration) -> anyhow::Result<Measured> {
+    let shapes = delta.layout.shapes();
+    let params = delta.values.len();
+    let (mut encoder, mut streams) = (Encoder::default(), Vec::new());
+    encode_update(&mut encoder, &delta.values, &shapes, spec, &mut streams)?;
+    let bytes = container_bytes(delta, &streams)?;
+    let mut decoded = vec![0.0f32; params];
+    decode(delta, &streams, &mut decoded)?;
+    let (mut error, mut energy, mut drift) = (0.0f64, 0.0f64, 0.0f64);
+    for (x, y) in delta.values.iter().zip(&decoded) {
+        let (x, difference) = (f64::from(*x), f64::from(*y) - f64::from(*x));
+        error += difference * difference;
+        energy += x * x;
+        drift += difference;
+    }
+    let rms = (energy / params as f64).sqrt();
+    let encode_mparam_s = rate(params, time, || {
+        // It has worked once on the same input.
+        let _ = encode_update(&mut encoder, &delta.values, &shapes, spec, &mut streams);
+        black_box(&streams);
+    });
+    let decode_mparam_s = rate(params, time, || {
+        let _ = decode(delta, &streams, &mut decoded);
+        black_box(&decoded);
+    });
+    let memcpy_mparam_s = rate(params, time, || {
+        decoded.copy_from_slice(black_box(&delta.values));
+        black_box(&decoded);
+    });
+    Ok(Measured {
+        file: delta.name.clone(),
+        quantizer: spec.scheme,
+        bits: match spec.scheme {
+            Scheme::None => 32,
+            Scheme::F16 => 16,
+            _ => spec.code_bits(),
+        },
+        params,
+        bytes,
+        bits_per_param: 8.0 * bytes as f64 / params as f64,
+        nmse: if energy > 0.0 { error / energy } else { 0.0 },
+        bias: if rms > 0.0 { drift / params as f64 / rms } else { 0.0 },
+        encode_mparam_s,
+        decode_mparam_s,
+        memcpy_mparam_s,
+    })
+}
+
+/// Size of the update as it goes over the wire.
+fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> {
+    let worker_id: WorkerId = "worker-0".parse().map_err(anyhow::Error::msg)?;
+    let meta = UpdateMeta {
+        worker_id,
+        round: 1,
+        num_samples: 1000,
+        loss: Some(0.5),
+        accuracy: None,
+        compute_factor: Some(0.01),
+        local_steps: Some(5),
+    };
+    let tensors: Vec<_> = streams.iter().map(|stream| Encoded::Stream(stream)).collect();
+    Ok(update::write(&meta, &delta.layout, &tensors)?.len())
+}
+
+fn decode(delta: &Delta, streams: &[Vec<u8>], out: &mut [f32]) -> anyhow::Result<()> {
+    for (tensor, bytes) in delta.layout.tensors().iter().zip(streams) {
+        let stream = Stream::parse(bytes, tensor.len)?;
+        stream.for_each_chunk(|offset, values| {
+            let start = tensor.offset + offset;
+            out[start..start + values.len()].copy_from_slice(values);
+        });
+    }
+    Ok(())
+}
+
+/// Millions of parameters per second: the best of the runs that fit into `time`, at least three.
+fn rate(params: usize, time: Duration, mut work: impl FnMut()) -> f64 {
+    let started = Instant::now();
+    let (mut best, mut runs) = (Duration::MAX, 0);
+    while runs < 3 || started.elapsed() < time {
+        let run = Instant::now();
+        work();
+        best = best.min(run.elapsed());
+        runs += 1;
+    }
+    params as f64 / best.as_secs_f64().max(1e-9) / 1e6
+}
+
+fn print_row(m: &Measured) {
+    println!(
+        "{:<28} {:<8} {:>4} {:>10} {:>10.3} {:>11.6} {:>9.0} {:>9.0} {:>9.0}",
+        m.file,
+        m.quantizer.name(),
+        m.bits,
+        m.bytes,
+        m.bits_per_param,
+        m.nmse,
+        m.encode_mparam_s,
+        m.decode_mparam_s,
+        m.memcpy_mparam_s
+    );
+}
