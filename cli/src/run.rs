@@ -59,9 +59,9 @@ pub struct RunArgs {
     #[arg(long, default_value = "MSQ_v2")]
     quantizer: Scheme,
 
-    /// Bits per code, 1 to 8, or `auto` for the fewest that keep the error small.
-    #[arg(long, default_value = "4")]
-    bits: String,
+    /// Bits per code, 1 to 8.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=8))]
+    bits: u8,
 
     /// SGD steps of one worker in one round.
     #[arg(long, default_value_t = 10, conflicts_with = "local_epochs", value_name = "N")]

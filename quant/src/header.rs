@@ -14,21 +14,11 @@ pub const VERSION: u8 = 1;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 16;
 
-/// How the codes are laid down.
+/// How the codes are laid down. The byte has room for entropy-coded payloads; this version knows one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
     /// Fixed width, packed (or plain values, for `none` and `f16`).
     Packed,
-    /// The same codes as `Packed`, entropy-coded.
-    Entropy,
-    /// Indices on a uniform grid without end, entropy-coded.
-    Grid,
-    /// As `Grid`, with dependent (trellis-coded) quantization.
-    Trellis,
-}
-
-impl Coding {
-    const ALL: [Self; 4] = [Self::Packed, Self::Entropy, Self::Grid, Self::Trellis];
 }
 
 /// What was written, as opposed to what was asked for.
@@ -84,10 +74,9 @@ impl Header {
             .into_iter()
             .find(|known| scheme_byte(*known) == scheme)
             .ok_or(DecodeError::Unsupported("its scheme is unknown"))?;
-        let coding = Coding::ALL
-            .into_iter()
-            .find(|known| *known as u8 == coding)
-            .ok_or(DecodeError::Unsupported("its coding is unknown"))?;
+        if coding != Coding::Packed as u8 {
+            return Err(DecodeError::Unsupported("its coding is unknown"));
+        }
         if reserved != 0 {
             return Err(DecodeError::Unsupported("its reserved byte is not zero"));
         }
@@ -101,7 +90,7 @@ impl Header {
         if checksum(bytes) != u32::from_le_bytes(crc) {
             return Err(DecodeError::Corrupt("its checksum does not fit its bytes"));
         }
-        Ok((Self { scheme, bits, coding, count }, content))
+        Ok((Self { scheme, bits, coding: Coding::Packed, count }, content))
     }
 }
 

@@ -27,5 +27,5 @@ mod stream;
 pub use encode::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
 pub use feedback::Feedback;
-pub use spec::{Scheme, Spec, Target, Trellis};
+pub use spec::{Scheme, Spec};
 pub use stream::Stream;

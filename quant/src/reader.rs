@@ -35,26 +35,10 @@ impl<'a> Reader<'a> {
         Ok(array)
     }
 
-    /// The next byte.
-    pub fn u8(&mut self) -> Result<u8, DecodeError> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    /// The next little-endian u32.
-    pub fn u32(&mut self) -> Result<u32, DecodeError> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
     /// The next little-endian f32, which must be finite.
     pub fn f32(&mut self) -> Result<f32, DecodeError> {
         let value = f32::from_le_bytes(self.array()?);
         if value.is_finite() { Ok(value) } else { Err(DecodeError::NonFinite) }
-    }
-
-    /// All that is left.
-    pub fn rest(&mut self) -> &'a [u8] {
-        self.consumed += self.rest.len();
-        std::mem::take(&mut self.rest)
     }
 
     /// Fails unless everything has been read.

@@ -67,31 +67,6 @@ impl FromStr for Scheme {
     }
 }
 
-/// States of the trellis of dependent quantization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Trellis {
-    /// Every code is chosen on its own.
-    #[default]
-    Off,
-    /// Four states.
-    Four,
-    /// Eight states: the best quality, the most work for the encoder.
-    Eight,
-}
-
-/// What decides how fine the quantization is.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum Target {
-    /// The width in bits. With an entropy-coded MSQ_v2, where codes have no width, b bits mean the
-    /// error of the best b-bit quantizer of a Gaussian.
-    #[default]
-    Width,
-    /// The fewest bytes whose normalised squared error, over the whole update, is at most this.
-    Nmse(f32),
-    /// The least error whose streams, over the whole update, take at most so many bytes.
-    Bytes(u32),
-}
-
 /// How to encode.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spec {
@@ -101,20 +76,12 @@ pub struct Spec {
     pub bits: u8,
     /// Seed of stochastic rounding. One seed and one input give one stream, byte for byte.
     pub seed: u64,
-    /// Entropy-code the codes.
-    pub entropy: bool,
-    /// Choose codes by error and rate together; only for an entropy-coded MSQ_v2.
-    pub rdo: bool,
-    /// Dependent quantization; only for an entropy-coded MSQ_v2.
-    pub trellis: Trellis,
-    /// What decides how fine the quantization is.
-    pub target: Target,
 }
 
 impl Spec {
     /// The defaults of `scheme` at `bits` bits.
     pub const fn new(scheme: Scheme, bits: u8) -> Self {
-        Self { scheme, bits, seed: 0, entropy: false, rdo: false, trellis: Trellis::Off, target: Target::Width }
+        Self { scheme, bits, seed: 0 }
     }
 
     /// The width of the codes that the scheme writes.

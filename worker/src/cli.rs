@@ -1,6 +1,6 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
-use crate::config::{Bits, Config, Own, SettingError};
+use crate::config::{Config, Own, SettingError};
 use clap::{Parser, ValueEnum};
 use fl_protocol::WorkerId;
 use std::{net::SocketAddr, path::PathBuf};
@@ -87,9 +87,9 @@ pub struct Args {
     /// Quantizer: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16, none [default: the master's, or MSQ_v2]
     #[arg(long, env = "QUANTIZER", help_heading = UPDATES)]
     pub quantizer: Option<String>,
-    /// Bits per code, 1 to 8, or auto[:NMSE] for the fewest that reach an error [default: the master's, or 4]
+    /// Bits per code, 1 to 8 [default: the master's, or 4]
     #[arg(long, env = "BITS", help_heading = UPDATES)]
-    pub bits: Option<Bits>,
+    pub bits: Option<u8>,
 
     /// Memory ballast in MB that stays resident, 0 = none
     #[arg(long, env = "MEM_MB", default_value_t = 500, help_heading = BALLAST)]
@@ -260,6 +260,7 @@ mod tests {
         assert_eq!(refused(&["--lr=nan"]), "LR");
         assert_eq!(refused(&["--momentum=1"]), "MOMENTUM");
         assert_eq!(refused(&["--quantizer=zip"]), "QUANTIZER");
+        assert_eq!(refused(&["--bits=9"]), "BITS");
         assert_eq!(refused(&["--touch-stride-bytes=0"]), "TOUCH_STRIDE_BYTES");
         assert_eq!(refused(&["--backend=abacus"]), "BACKEND");
         assert_eq!(refused(&["--fl-token=a b"]), "FL_TOKEN");

@@ -3,8 +3,8 @@
 use fl_datasets::{DatasetSpec, Partition};
 use fl_model::{Backend, SgdConfig};
 use fl_protocol::{TaskBody, WorkerId};
-use fl_quant::{Scheme, Spec, Target};
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
+use fl_quant::{Scheme, Spec};
+use std::{fmt, net::SocketAddr, path::PathBuf};
 use thiserror::Error;
 
 /// A setting whose value is refused. The program ends with code 64 before it does anything.
@@ -25,38 +25,6 @@ impl SettingError {
     }
 }
 
-/// How many bits a code takes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bits {
-    /// So many, 1 to 8.
-    Width(u8),
-    /// The fewest whose normalised squared error is at most this.
-    Auto(f32),
-}
-
-/// Error that `BITS=auto` aims at: training does not notice it.
-const AUTO_NMSE: f32 = 0.0095;
-
-impl FromStr for Bits {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("`{text}` is not 1 to 8, auto, or auto:NMSE with an error above 0 and below 1");
-        if let Some(rest) = text.strip_prefix("auto") {
-            let nmse = match rest.strip_prefix(':') {
-                Some(number) => number.parse().map_err(|_| bad())?,
-                None if rest.is_empty() => AUTO_NMSE,
-                None => return Err(bad()),
-            };
-            return if nmse > 0.0 && nmse < 1.0 { Ok(Self::Auto(nmse)) } else { Err(bad()) };
-        }
-        match text.parse() {
-            Ok(width @ 1..=8) => Ok(Self::Width(width)),
-            _ => Err(bad()),
-        }
-    }
-}
-
 /// What the worker's own settings say about a round; what is none comes from the master's task.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Own {
@@ -73,7 +41,7 @@ pub struct Own {
     /// `QUANTIZER`.
     pub quantizer: Option<Scheme>,
     /// `BITS`.
-    pub bits: Option<Bits>,
+    pub bits: Option<u8>,
 }
 
 /// Everything that a worker can be told.
@@ -183,11 +151,10 @@ impl Config {
             (None, Some(name)) => name.parse()?,
             (None, None) => Scheme::MsqV2,
         };
-        Ok(match self.own.bits.or(task.bits.map(Bits::Width)).unwrap_or(Bits::Width(4)) {
-            Bits::Width(bits @ 1..=8) => Spec::new(scheme, bits),
-            Bits::Width(bits) => return Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
-            Bits::Auto(nmse) => Spec { target: Target::Nmse(nmse), ..Spec::new(scheme, 4) },
-        })
+        match self.own.bits.or(task.bits).unwrap_or(4) {
+            bits @ 1..=8 => Ok(Spec::new(scheme, bits)),
+            bits => Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
+        }
     }
 
     /// Threads for a network: small dense ones lose more to coordination than they win.
@@ -217,6 +184,7 @@ impl Config {
         some("LOCAL_STEPS", self.own.local_steps, 1_000_000)?;
         some("LOCAL_EPOCHS", self.own.local_epochs, 10_000)?;
         some("BATCH_SIZE", self.own.batch_size, 1_000_000)?;
+        some("BITS", self.own.bits.map(u32::from), 8)?;
         number("LR", self.own.lr.unwrap_or(1.0), 1e-9, 1000.0)?;
         number("MU", self.own.mu.unwrap_or(0.0), 0.0, 1000.0)?;
         number("MOMENTUM", self.momentum, 0.0, 0.999_999)?;
@@ -295,15 +263,5 @@ mod tests {
         assert!(config(&[]).plan(&TaskBody { bits: Some(9), ..task() }).is_err());
         assert!(config(&[]).plan(&TaskBody { quantizer: Some("zip".into()), ..task() }).is_err());
         assert!(config(&[]).plan(&TaskBody { lr: Some(f32::NAN), ..task() }).is_err());
-    }
-
-    #[test]
-    fn bits_are_a_width_or_a_target() {
-        assert_eq!("4".parse(), Ok(Bits::Width(4)));
-        assert_eq!("auto".parse(), Ok(Bits::Auto(AUTO_NMSE)));
-        assert_eq!("auto:0.1".parse(), Ok(Bits::Auto(0.1)));
-        for bad in ["0", "9", "autox", "auto:", "auto:0", "auto:nan", "-1"] {
-            assert!(bad.parse::<Bits>().is_err(), "{bad}");
-        }
     }
 }

@@ -19,7 +19,7 @@ pub use backoff::Backoff;
 pub use ballast::Ballast;
 pub use cli::{Args, LogFormat};
 pub use client::{CallError, MasterClient};
-pub use config::{Bits, Config, Own, Plan, SettingError, Work};
+pub use config::{Config, Own, Plan, SettingError, Work};
 pub use local::{LocalClient, LocalUpdate, SetupError};
 pub use metrics::health_check;
 pub use run::{RoundReport, Summary, WorkerError, run};

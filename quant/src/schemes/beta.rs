@@ -31,6 +31,8 @@ pub fn levels(alpha: f32, beta: f32, bits: u8) -> Vec<f32> {
     histogram.accumulate();
     let mut levels = vec![0.0; 1 << bits];
     lloyd_max(&histogram, &mut levels, bits > 1, ITERATIONS);
+    // A narrow density leaves levels without mass, which the others may have overtaken.
+    levels.sort_by(f64::total_cmp);
     levels.iter().map(|level| *level as f32).collect()
 }
 
