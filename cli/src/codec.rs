@@ -97,7 +97,8 @@ fn schemes(text: &str) -> anyhow::Result<Vec<Scheme>> {
     if text == "all" {
         return Ok(Scheme::ALL.to_vec());
     }
-    let parse = |name: &str| name.parse().map_err(|error: String| BadSetting::new("--quantizer", error).into());
+    let parse =
+        |name: &str| name.parse().map_err(|error: String| BadSetting::new("--quantizer", error).into());
     text.split(',').map(parse).collect()
 }
 
@@ -113,8 +114,9 @@ fn widths(scheme: Scheme, asked: &[u8]) -> Vec<u8> {
 
 fn read(path: &Path) -> anyhow::Result<Delta> {
     let name = path.display();
-    let bytes = fs::read(path)
-        .map_err(|error| BadInput(format!("cannot read {name}: {error}; give the path of a safetensors file")))?;
+    let bytes = fs::read(path).map_err(|error| {
+        BadInput(format!("cannot read {name}: {error}; give the path of a safetensors file"))
+    })?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| BadInput(format!("{name} is not a safetensors file: {error}")))?;
     let mut tensors = file.tensors();
@@ -122,7 +124,11 @@ fn read(path: &Path) -> anyhow::Result<Delta> {
     let mut values = Vec::new();
     for (tensor, view) in &tensors {
         if view.dtype() != Dtype::F32 {
-            return Err(BadInput(format!("{name}: tensor `{tensor}` is {:?}, give deltas as F32", view.dtype())).into());
+            return Err(BadInput(format!(
+                "{name}: tensor `{tensor}` is {:?}, give deltas as F32",
+                view.dtype()
+            ))
+            .into());
         }
         values.extend(view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
     }

@@ -61,14 +61,21 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<BadSetting>() || cause.is::<fl_master::SettingError>() || cause.is::<fl_worker::SettingError>() {
+    if cause.is::<BadSetting>()
+        || cause.is::<fl_master::SettingError>()
+        || cause.is::<fl_worker::SettingError>()
+    {
         Some(USAGE)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {
         Some(error.exit_code())
     } else if let Some(error) = cause.downcast_ref::<WorkerError>() {
         Some(error.exit_code())
     } else if let Some(error) = cause.downcast_ref::<ModelError>() {
-        Some(if matches!(error, ModelError::UnknownModel(_) | ModelError::BudgetTooSmall { .. }) { USAGE } else { NO_INPUT })
+        Some(if matches!(error, ModelError::UnknownModel(_) | ModelError::BudgetTooSmall { .. }) {
+            USAGE
+        } else {
+            NO_INPUT
+        })
     } else if cause.is::<BadInput>() {
         Some(NO_INPUT)
     } else if cause.is::<io::Error>() {

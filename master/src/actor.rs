@@ -27,11 +27,28 @@ pub enum Admission {
 
 #[derive(Debug)]
 enum Message {
-    Offer { worker: WorkerId, round: u64, reply: oneshot::Sender<Admission> },
-    Commit { worker: WorkerId, contribution: Contribution, status: WorkerStatus, reply: oneshot::Sender<UpdateAck> },
-    Abort { worker: WorkerId },
-    Ask { worker: WorkerId, reply: oneshot::Sender<(u64, Decision)> },
-    Closed { global: Arc<Global>, record: HistoryRecord },
+    Offer {
+        worker: WorkerId,
+        round: u64,
+        reply: oneshot::Sender<Admission>,
+    },
+    Commit {
+        worker: WorkerId,
+        contribution: Contribution,
+        status: WorkerStatus,
+        reply: oneshot::Sender<UpdateAck>,
+    },
+    Abort {
+        worker: WorkerId,
+    },
+    Ask {
+        worker: WorkerId,
+        reply: oneshot::Sender<(u64, Decision)>,
+    },
+    Closed {
+        global: Arc<Global>,
+        record: HistoryRecord,
+    },
 }
 
 /// The actor is gone: the master has been shut down.

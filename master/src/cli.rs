@@ -317,8 +317,10 @@ mod tests {
     #[test]
     fn the_defaults_are_those_of_the_config() {
         let config = Args::parse_from(["fl-master"]).check().unwrap();
-        let expected =
-            Config { store: StoreConfig { state_dir: "./fl-state".into(), ..Config::default().store }, ..Config::default() };
+        let expected = Config {
+            store: StoreConfig { state_dir: "./fl-state".into(), ..Config::default().store },
+            ..Config::default()
+        };
         assert_eq!(format!("{config:?}"), format!("{expected:?}"));
     }
 

@@ -298,7 +298,9 @@ impl Config {
             Some(sample) if sample < round.min_clients => Err(SettingError::new(
                 "AGG_MIN_CLIENTS",
                 round.min_clients,
-                format!("CLIENTS_PER_ROUND times OVERSELECT asks only {sample} workers: no round could close"),
+                format!(
+                    "CLIENTS_PER_ROUND times OVERSELECT asks only {sample} workers: no round could close"
+                ),
             )),
             _ => Ok(()),
         }
@@ -330,7 +332,8 @@ impl Config {
             number("MU", mu.into(), 0.0, 1000.0)?;
         }
         if let Some(name) = &task.quantizer {
-            name.parse::<fl_quant::Scheme>().map_err(|reason| SettingError::new("QUANTIZER", name, reason))?;
+            name.parse::<fl_quant::Scheme>()
+                .map_err(|reason| SettingError::new("QUANTIZER", name, reason))?;
         }
         Ok(())
     }

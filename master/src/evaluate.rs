@@ -86,7 +86,10 @@ impl Evaluator {
         if waiting > MAX_WAITING
             && let Some(oldest) = queue.jobs.iter_mut().find(|job| job.global.is_some())
         {
-            warn!(round = oldest.record.round, "rounds are faster than evaluations: this one is not evaluated");
+            warn!(
+                round = oldest.record.round,
+                "rounds are faster than evaluations: this one is not evaluated"
+            );
             oldest.global = None;
         }
         changed.notify_one();

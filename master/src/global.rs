@@ -56,7 +56,8 @@ impl Blueprint {
     /// If data are missing, or the model does not fit.
     pub fn new(config: &ModelConfig) -> anyhow::Result<Self> {
         let dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
-        let spec = ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
+        let spec =
+            ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
         Ok(Self { layout: spec.layout(), spec, dataset })
     }
 

@@ -149,7 +149,12 @@ async fn container(shared: &Arc<Shared>, json: Bytes) -> Result<Bytes, Rejection
     shared.pool.run(job).await.map_err(pool_rejection)?
 }
 
-fn refuse(shared: &Shared, meta: &UpdateMeta, refusal: Refusal, global_round: u64) -> Result<UpdateAck, Rejection> {
+fn refuse(
+    shared: &Shared,
+    meta: &UpdateMeta,
+    refusal: Refusal,
+    global_round: u64,
+) -> Result<UpdateAck, Rejection> {
     let round = meta.round;
     match refusal {
         Refusal::Duplicate => {
@@ -193,16 +198,15 @@ pub(crate) fn account(meta: &UpdateMeta, record: &RecordMeta) -> (Contribution, 
 
 fn pool_rejection(error: PoolError) -> Rejection {
     match error {
-        PoolError::Busy => Rejection::new(ErrorCode::Overloaded, "too many updates are waiting: try again later"),
+        PoolError::Busy => {
+            Rejection::new(ErrorCode::Overloaded, "too many updates are waiting: try again later")
+        }
         PoolError::Panicked => Rejection::new(ErrorCode::Internal, "an internal fault"),
     }
 }
 
 fn storage_unavailable() -> Rejection {
-    Rejection::new(
-        ErrorCode::StorageUnavailable,
-        "the update cannot be made durable now: try again later",
-    )
+    Rejection::new(ErrorCode::StorageUnavailable, "the update cannot be made durable now: try again later")
 }
 
 fn draining() -> Rejection {

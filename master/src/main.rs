@@ -4,7 +4,7 @@ use clap::Parser;
 use fl_datasets::DatasetError;
 use fl_master::{Args, Config, LogFormat, Master, SettingError, store::StoreError};
 use fl_model::ModelError;
-use std::{io, process::ExitCode, time::Duration};
+use std::{io, io::IsTerminal, process::ExitCode, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -31,7 +31,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(ASYNC_THREADS).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(INTERNAL, &format!("the runtime does not start: {error}")),
@@ -52,7 +53,8 @@ fn main() -> ExitCode {
         Err(error) => return fail(USAGE, &error.to_string()),
     };
     let result = if only_check {
-        fl_master::check(&config).map(|round| println!("settings and state are valid; the state is of round {round}"))
+        fl_master::check(&config)
+            .map(|round| println!("settings and state are valid; the state is of round {round}"))
     } else {
         runtime.block_on(serve(config))
     };
@@ -118,7 +120,11 @@ async fn is_ready(url: &str) -> io::Result<bool> {
 
 fn init_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("RUST_LOG={filter}: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

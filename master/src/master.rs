@@ -142,7 +142,10 @@ pub fn check(config: &Config) -> anyhow::Result<u64> {
     recover::verify(config, &blueprint, &store)
 }
 
-async fn assemble(config: Config, blueprint: Blueprint) -> anyhow::Result<(Arc<Shared>, actor::Inbox, Actor)> {
+async fn assemble(
+    config: Config,
+    blueprint: Blueprint,
+) -> anyhow::Result<(Arc<Shared>, actor::Inbox, Actor)> {
     let clock = Clock::start();
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let pool = Pool::new(config.decode_threads(), config.limits.max_queue)?;

@@ -3,8 +3,8 @@
 use crate::config::MetricsConfig;
 use fl_protocol::{ErrorCode, WorkerId, WorkerStatus};
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-    core::Collector, exponential_buckets,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    TextEncoder, core::Collector, exponential_buckets,
 };
 use std::{
     collections::HashSet,
@@ -75,8 +75,16 @@ impl Metrics {
         }
         let fast = exponential_buckets(1e-4, 3.0, 10)?;
         Ok(Self {
-            worker_loss: per_worker(&r, "fl_worker_loss", "Mean training loss of a worker's last update, in nats.")?,
-            worker_num_samples: per_worker(&r, "fl_worker_num_samples", "Samples of a worker's last update.")?,
+            worker_loss: per_worker(
+                &r,
+                "fl_worker_loss",
+                "Mean training loss of a worker's last update, in nats.",
+            )?,
+            worker_num_samples: per_worker(
+                &r,
+                "fl_worker_num_samples",
+                "Samples of a worker's last update.",
+            )?,
             worker_last_update: per_worker(
                 &r,
                 "fl_worker_last_update",
@@ -91,20 +99,59 @@ impl Metrics {
             )?,
             test_loss: register(&r, Gauge::new("fl_test_loss", "Cross-entropy on the test set, in nats.")?)?,
             updates: counter(&r, "fl_updates_total", "Accepted updates.")?,
-            duplicates: counter(&r, "fl_duplicate_updates_total", "Retries of updates that were accepted before.")?,
+            duplicates: counter(
+                &r,
+                "fl_duplicate_updates_total",
+                "Retries of updates that were accepted before.",
+            )?,
             rejected: register(&r, rejected)?,
             bytes_down: counter(&r, "fl_sent_model_bytes_total", "Bytes of models sent to workers.")?,
             // 1 kB to 268 MB: a small quantized update to the largest plain ones.
-            update_bytes: histogram(&r, "fl_update_bytes", "Body sizes of accepted updates.", exponential_buckets(1024.0, 4.0, 10)?)?,
+            update_bytes: histogram(
+                &r,
+                "fl_update_bytes",
+                "Body sizes of accepted updates.",
+                exponential_buckets(1024.0, 4.0, 10)?,
+            )?,
             // 10 ms (a test on one machine) to 3 hours (slow edge boxes).
-            round_seconds: histogram(&r, "fl_round_duration_seconds", "Durations of rounds, from open to close.", exponential_buckets(0.01, 4.0, 11)?)?,
+            round_seconds: histogram(
+                &r,
+                "fl_round_duration_seconds",
+                "Durations of rounds, from open to close.",
+                exponential_buckets(0.01, 4.0, 11)?,
+            )?,
             // 0.1 ms to 2 s: 100,000 parameters take a few tenths of a millisecond.
-            decode_seconds: histogram(&r, "fl_decode_seconds", "Times to check, decode and add one update.", fast.clone())?,
-            aggregate_seconds: histogram(&r, "fl_aggregate_seconds", "Times to make the next model from the sum.", fast)?,
-            evaluate_seconds: histogram(&r, "fl_evaluate_seconds", "Times to evaluate a model on the test set.", exponential_buckets(1e-3, 4.0, 10)?)?,
+            decode_seconds: histogram(
+                &r,
+                "fl_decode_seconds",
+                "Times to check, decode and add one update.",
+                fast.clone(),
+            )?,
+            aggregate_seconds: histogram(
+                &r,
+                "fl_aggregate_seconds",
+                "Times to make the next model from the sum.",
+                fast,
+            )?,
+            evaluate_seconds: histogram(
+                &r,
+                "fl_evaluate_seconds",
+                "Times to evaluate a model on the test set.",
+                exponential_buckets(1e-3, 4.0, 10)?,
+            )?,
             // An fsync takes 0.1 ms on a good SSD and tens of milliseconds on a network disk.
-            journal_seconds: histogram(&r, "fl_journal_commit_seconds", "Times to write and sync a group of updates.", exponential_buckets(1e-4, 3.0, 10)?)?,
-            journal_records: histogram(&r, "fl_journal_commit_records", "Updates that shared one sync.", exponential_buckets(1.0, 2.0, 11)?)?,
+            journal_seconds: histogram(
+                &r,
+                "fl_journal_commit_seconds",
+                "Times to write and sync a group of updates.",
+                exponential_buckets(1e-4, 3.0, 10)?,
+            )?,
+            journal_records: histogram(
+                &r,
+                "fl_journal_commit_records",
+                "Updates that shared one sync.",
+                exponential_buckets(1.0, 2.0, 11)?,
+            )?,
             known_workers: Mutex::default(),
             registry: r,
             config,
@@ -173,7 +220,12 @@ fn per_worker(registry: &Registry, name: &str, help: &str) -> prometheus::Result
     register(registry, GaugeVec::new(Opts::new(name, help), &["worker"])?)
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: Vec<f64>) -> prometheus::Result<Histogram> {
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+) -> prometheus::Result<Histogram> {
     register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
 }
 
@@ -208,7 +260,8 @@ mod tests {
 
     #[test]
     fn every_series_has_help() {
-        let page = Metrics::new(MetricsConfig { per_worker: false, max_workers: 0 }).unwrap().render().unwrap();
+        let page =
+            Metrics::new(MetricsConfig { per_worker: false, max_workers: 0 }).unwrap().render().unwrap();
         for line in page.lines().filter(|line| line.starts_with("# TYPE")) {
             let name = line.split(' ').nth(2).unwrap();
             assert!(page.contains(&format!("# HELP {name} ")), "{name}");

@@ -67,7 +67,9 @@ impl<'a> Term<'a> {
         if weight * f64::from(update.max_abs) > share {
             return Err(Rejection::new(
                 ErrorCode::NormTooLarge,
-                format!("num_samples times the largest magnitude is beyond {share:.0}, an update's share of the sum"),
+                format!(
+                    "num_samples times the largest magnitude is beyond {share:.0}, an update's share of the sum"
+                ),
             ));
         }
         let scale = match config.max_update_norm {

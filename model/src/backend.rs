@@ -74,7 +74,8 @@ fn wgpu_device() -> Result<Device, ModelError> {
     // Starting the device panics deep inside wgpu where there is no adapter at all.
     std::panic::catch_unwind(|| Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)).map_err(|_| {
         ModelError::BackendFailed(
-            "no graphics adapter was found: install a driver (Debian: mesa-vulkan-drivers) or use flex".into(),
+            "no graphics adapter was found: install a driver (Debian: mesa-vulkan-drivers) or use flex"
+                .into(),
         )
     })
 }

@@ -96,9 +96,8 @@ impl GlobalModel {
         let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
             .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
         check_normalization(&normalization, &spec)?;
-        let round = required(metadata, "round")?
-            .parse()
-            .map_err(|_| bad("its round is not a number".into()))?;
+        let round =
+            required(metadata, "round")?.parse().map_err(|_| bad("its round is not a number".into()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
         let parameters = read_parameters(&file, &spec)?;
         Ok(Self { round, spec, normalization, parameters })

@@ -50,7 +50,11 @@ enum Activation {
 }
 
 impl Activation {
-    fn map(self, image: impl FnOnce(Tensor<4>) -> Tensor<4>, vector: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Self {
+    fn map(
+        self,
+        image: impl FnOnce(Tensor<4>) -> Tensor<4>,
+        vector: impl FnOnce(Tensor<2>) -> Tensor<2>,
+    ) -> Self {
         match self {
             Self::Image(x) => Self::Image(image(x)),
             Self::Vector(x) => Self::Vector(vector(x)),
@@ -77,9 +81,9 @@ impl Net {
             Layer::Linear { in_features, out_features } => {
                 NetLayer::Linear(LinearConfig::new(in_features, out_features).init(device))
             }
-            Layer::MaxPool2d { kernel, stride } => NetLayer::Pool(
-                MaxPool2dConfig::new([kernel, kernel]).with_strides([stride, stride]).init(),
-            ),
+            Layer::MaxPool2d { kernel, stride } => {
+                NetLayer::Pool(MaxPool2dConfig::new([kernel, kernel]).with_strides([stride, stride]).init())
+            }
             Layer::GroupNorm { groups, channels } => NetLayer::GroupNorm(
                 GroupNormConfig::new(groups, channels).with_epsilon(GROUP_NORM_EPSILON).init(device),
             ),
@@ -109,7 +113,9 @@ fn plain(layer: Layer, index: usize, x: Activation, dropout: DropoutStep) -> Act
             Activation::Image(x) => Activation::Vector(x.flatten(1, 3)),
             vector => vector,
         },
-        (Layer::Dropout { p }, Some(step)) => x.map(|x| drop_some(x, p, step, index), |x| drop_some(x, p, step, index)),
+        (Layer::Dropout { p }, Some(step)) => {
+            x.map(|x| drop_some(x, p, step, index), |x| drop_some(x, p, step, index))
+        }
         _ => x,
     }
 }
@@ -215,8 +221,12 @@ impl BurnTrainer {
         let features: usize = self.input_shape.iter().product();
         let batch = x.len() / features;
         match *self.input_shape {
-            [c, h, w] => Activation::Image(Tensor::from_data(TensorData::new(x.to_vec(), [batch, c, h, w]), device)),
-            _ => Activation::Vector(Tensor::from_data(TensorData::new(x.to_vec(), [batch, features]), device)),
+            [c, h, w] => {
+                Activation::Image(Tensor::from_data(TensorData::new(x.to_vec(), [batch, c, h, w]), device))
+            }
+            _ => {
+                Activation::Vector(Tensor::from_data(TensorData::new(x.to_vec(), [batch, features]), device))
+            }
         }
     }
 }

@@ -1,11 +1,7 @@
 //! Local training and evaluation behind one door.
 
 use crate::{
-    backend::Backend,
-    error::ModelError,
-    loss::evaluate_logits,
-    reference::BurnTrainer,
-    sgd::SgdConfig,
+    backend::Backend, error::ModelError, loss::evaluate_logits, reference::BurnTrainer, sgd::SgdConfig,
     spec::ModelSpec,
 };
 
@@ -45,11 +41,7 @@ pub struct Evaluation {
 impl From<BatchEvaluation> for Evaluation {
     fn from(sums: BatchEvaluation) -> Self {
         let samples = sums.samples.max(1) as f64;
-        Self {
-            accuracy: sums.correct as f64 / samples,
-            loss: sums.loss_sum / samples,
-            samples: sums.samples,
-        }
+        Self { accuracy: sums.correct as f64 / samples, loss: sums.loss_sum / samples, samples: sums.samples }
     }
 }
 

@@ -97,15 +97,16 @@ impl<'a> Update<'a> {
         let meta = read_meta(body)?;
         let file =
             SafeTensors::deserialize(body).map_err(|error| UpdateError::Malformed(error.to_string()))?;
-        if let Some(name) = file.names().iter().find(|name| layout.tensors().iter().all(|t| t.name != **name)) {
+        if let Some(name) = file.names().iter().find(|name| layout.tensors().iter().all(|t| t.name != **name))
+        {
             return Err(UpdateError::WrongTensors(format!("the model has no tensor `{}`", shorten(name))));
         }
         let mut payloads = Vec::with_capacity(layout.tensors().len());
         let mut max_abs = 0.0f32;
         for tensor in layout.tensors() {
-            let view = file.tensor(&tensor.name).map_err(|_| {
-                UpdateError::WrongTensors(format!("tensor `{}` is missing", tensor.name))
-            })?;
+            let view = file
+                .tensor(&tensor.name)
+                .map_err(|_| UpdateError::WrongTensors(format!("tensor `{}` is missing", tensor.name)))?;
             let bytes = slice_of(body, view.data());
             let (payload, magnitude) = read_payload(bytes, &view, &tensor.name, &tensor.shape)?;
             max_abs = max_abs.max(magnitude);
@@ -154,7 +155,11 @@ pub enum Encoded<'a> {
 ///
 /// # Errors
 /// If the lengths do not fit the layout; a caller that encodes by the layout never sees it.
-pub fn write(meta: &UpdateMeta, layout: &ModelLayout, tensors: &[Encoded<'_>]) -> Result<Vec<u8>, UpdateError> {
+pub fn write(
+    meta: &UpdateMeta,
+    layout: &ModelLayout,
+    tensors: &[Encoded<'_>],
+) -> Result<Vec<u8>, UpdateError> {
     if tensors.len() != layout.tensors().len() {
         return Err(UpdateError::WrongTensors(format!(
             "{} tensors given, the model has {}",
@@ -241,8 +246,7 @@ pub fn check_num_samples(num_samples: u64) -> Result<(), UpdateError> {
 }
 
 fn required<T: FromStr>(map: &HashMap<String, String>, key: &str) -> Result<T, UpdateError> {
-    optional(map, key)?
-        .ok_or_else(|| UpdateError::Malformed(format!("its metadata lacks `{key}`")))
+    optional(map, key)?.ok_or_else(|| UpdateError::Malformed(format!("its metadata lacks `{key}`")))
 }
 
 fn optional<T: FromStr>(map: &HashMap<String, String>, key: &str) -> Result<Option<T>, UpdateError> {

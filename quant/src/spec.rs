@@ -60,10 +60,9 @@ impl FromStr for Scheme {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        Self::ALL
-            .into_iter()
-            .find(|scheme| scheme.name().eq_ignore_ascii_case(s))
-            .ok_or_else(|| format!("unknown quantizer `{s}`: use one of {}", Self::ALL.map(Self::name).join(", ")))
+        Self::ALL.into_iter().find(|scheme| scheme.name().eq_ignore_ascii_case(s)).ok_or_else(|| {
+            format!("unknown quantizer `{s}`: use one of {}", Self::ALL.map(Self::name).join(", "))
+        })
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::{
     DecodeError, Scheme,
     bits::{Lookup, packed_len},
-    header::{Coding, HEADER_BYTES, Header},
+    header::{HEADER_BYTES, Header},
     limits::CHUNK,
     reader::Reader,
     schemes::Levels,
@@ -39,18 +39,15 @@ impl<'a> Stream<'a> {
             return Err(DecodeError::WrongLength { expected, found: header.count });
         }
         let mut reader = Reader::new(content, HEADER_BYTES);
-        let (body, max_abs) = match (header.scheme, header.coding) {
-            (Scheme::None, Coding::Packed) => plain(&mut reader, expected, f32::from_le_bytes, Body::F32)?,
-            (Scheme::F16, Coding::Packed) => {
-                plain(&mut reader, expected, |b| f16::from_le_bytes(b).to_f32(), Body::F16)?
-            }
-            (scheme, Coding::Packed) => {
+        let (body, max_abs) = match header.scheme {
+            Scheme::None => plain(&mut reader, expected, f32::from_le_bytes, Body::F32)?,
+            Scheme::F16 => plain(&mut reader, expected, |b| f16::from_le_bytes(b).to_f32(), Body::F16)?,
+            scheme => {
                 let levels = Levels::parse(scheme, header.bits, expected, &mut reader)?;
                 let max_abs = levels.max_abs()?;
                 let codes = reader.bytes(packed_len(expected, header.bits))?;
                 (Body::Packed { levels, codes }, max_abs)
             }
-            _ => return Err(DecodeError::Unsupported("its scheme does not go with its coding")),
         };
         reader.finish()?;
         Ok(Self { header, body, max_abs })

@@ -18,13 +18,13 @@ pub struct Ballast {
 }
 
 impl Ballast {
-    /// Allocates `mem_mb` MB (10^6 bytes) and writes to every page; 0 allocates nothing.
+    /// Allocates `mem_mb` MB (of 2^20 bytes) and writes to every page; 0 allocates nothing.
     ///
     /// # Errors
     /// If the system refuses.
     pub fn new(mem_mb: usize, stride: usize) -> Result<Self, BallastError> {
         let refused = BallastError { mem_mb };
-        let bytes = mem_mb.checked_mul(1_000_000).ok_or(refused.clone())?;
+        let bytes = mem_mb.checked_mul(1 << 20).ok_or(refused.clone())?;
         let mut block = Vec::new();
         block.try_reserve_exact(bytes).map_err(|_| refused)?;
         // Zeros would be shared pages: a value makes each page its own.

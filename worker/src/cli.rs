@@ -200,9 +200,9 @@ where
 }
 
 fn worker_id(given: Option<String>) -> Result<WorkerId, SettingError> {
-    let name = given.or_else(host_name).ok_or_else(|| {
-        SettingError::new("WORKER_ID", "", "the host has no name to take instead: set one")
-    })?;
+    let name = given
+        .or_else(host_name)
+        .ok_or_else(|| SettingError::new("WORKER_ID", "", "the host has no name to take instead: set one"))?;
     parse("WORKER_ID", &name)
 }
 

@@ -111,7 +111,11 @@ impl MasterClient {
             builder = builder.identity(identity(path)?);
         }
         let http = builder.build().map_err(|error| {
-            SettingError::new("MASTER_ADDR", &config.master_addr, format!("no client can be made for it: {error}"))
+            SettingError::new(
+                "MASTER_ADDR",
+                &config.master_addr,
+                format!("no client can be made for it: {error}"),
+            )
         })?;
         Ok(Self { http, base: config.master_addr.clone(), token: config.token.clone() })
     }
@@ -169,7 +173,12 @@ async fn refusal(response: Response) -> CallError {
         .map(Duration::from_secs);
     let problem: Option<ErrorBody> = json(response).await.ok();
     let msg = problem.as_ref().map_or_else(|| status.to_string(), |problem| problem.msg.clone());
-    CallError::Refused { status: status.as_u16(), code: problem.map(|problem| problem.code), msg, retry_after }
+    CallError::Refused {
+        status: status.as_u16(),
+        code: problem.map(|problem| problem.code),
+        msg,
+        retry_after,
+    }
 }
 
 async fn json<T: DeserializeOwned>(response: Response) -> Result<T, CallError> {
@@ -195,8 +204,9 @@ async fn body(mut response: Response, limit: usize) -> Result<Bytes, CallError> 
 }
 
 fn authorities(path: &Path) -> Result<Vec<Certificate>, SettingError> {
-    Certificate::from_pem_bundle(&read("CA_CERT", path)?)
-        .map_err(|error| SettingError::new("CA_CERT", path.display(), format!("not certificates in PEM: {error}")))
+    Certificate::from_pem_bundle(&read("CA_CERT", path)?).map_err(|error| {
+        SettingError::new("CA_CERT", path.display(), format!("not certificates in PEM: {error}"))
+    })
 }
 
 fn identity(path: &Path) -> Result<Identity, SettingError> {
@@ -206,5 +216,6 @@ fn identity(path: &Path) -> Result<Identity, SettingError> {
 }
 
 fn read(name: &'static str, path: &Path) -> Result<Vec<u8>, SettingError> {
-    std::fs::read(path).map_err(|error| SettingError::new(name, path.display(), format!("cannot read it: {error}")))
+    std::fs::read(path)
+        .map_err(|error| SettingError::new(name, path.display(), format!("cannot read it: {error}")))
 }

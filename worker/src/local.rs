@@ -20,7 +20,9 @@ use thiserror::Error;
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum SetupError {
     /// The model is larger than this node takes.
-    #[error("the master's model has {found} parameters, MODEL_DIM allows {allowed}: raise MODEL_DIM, or lower the master's")]
+    #[error(
+        "the master's model has {found} parameters, MODEL_DIM allows {allowed}: raise MODEL_DIM, or lower the master's"
+    )]
     ModelTooLarge {
         /// Parameters of the model.
         found: usize,
@@ -28,7 +30,9 @@ pub enum SetupError {
         allowed: usize,
     },
     /// The local data are not what the model takes.
-    #[error("the master's model takes inputs of shape {model:?} and {model_classes} classes, {dataset} has {data:?} and {data_classes}: set DATASET as on the master")]
+    #[error(
+        "the master's model takes inputs of shape {model:?} and {model_classes} classes, {dataset} has {data:?} and {data_classes}: set DATASET as on the master"
+    )]
     Data {
         /// Name of the local data set.
         dataset: String,
@@ -182,7 +186,8 @@ impl LocalClient {
             steps += 1;
         }
         let train_time = started.elapsed();
-        let (body, encode_time) = self.encode(round, global, plan, loss / f64::from(steps), steps, train_time)?;
+        let (body, encode_time) =
+            self.encode(round, global, plan, loss / f64::from(steps), steps, train_time)?;
         Ok(Some(LocalUpdate {
             body,
             loss: loss / f64::from(steps),
@@ -245,7 +250,13 @@ fn own_indices(config: &Config, data: &Dataset) -> Vec<u32> {
     let labels = data.train.labels();
     let Some((id, parts)) = config.part else {
         let limit = config.dataset_size;
-        return config.partition.draw(labels, data.num_classes, config.worker_id.as_str(), config.seed, limit);
+        return config.partition.draw(
+            labels,
+            data.num_classes,
+            config.worker_id.as_str(),
+            config.seed,
+            limit,
+        );
     };
     let mut split = config.partition.split(labels, data.num_classes, parts, config.seed);
     let mut own = split.swap_remove(id);

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use fl_worker::{Args, Config, LogFormat, WorkerError};
-use std::{io, process::ExitCode};
+use std::{io, io::IsTerminal, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
 use tracing_subscriber::EnvFilter;
@@ -26,7 +26,11 @@ fn main() -> ExitCode {
     };
     if let Some(url) = &args.health_check {
         let healthy = runtime.block_on(fl_worker::health_check(url));
-        return if healthy { ExitCode::SUCCESS } else { fail(UNREACHABLE, &format!("no healthy worker at {url}")) };
+        return if healthy {
+            ExitCode::SUCCESS
+        } else {
+            fail(UNREACHABLE, &format!("no healthy worker at {url}"))
+        };
     }
     if let Err(message) = init_logging(args.log_format, &args.rust_log) {
         return fail(USAGE, &message);
@@ -51,13 +55,19 @@ fn main() -> ExitCode {
 
 async fn work(config: Config) -> Result<(), WorkerError> {
     let summary = fl_worker::run(config, None, terminated(), None).await?;
-    tracing::info!(rounds = summary.rounds, refused = summary.refused, sent_bytes = summary.bytes_up, "worker stopped");
+    tracing::info!(
+        rounds = summary.rounds,
+        refused = summary.refused,
+        sent_bytes = summary.bytes_up,
+        "worker stopped"
+    );
     Ok(())
 }
 
 /// Resolves at SIGTERM or SIGINT.
 async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         // Without handlers the default action ends the process anyway.
         return std::future::pending().await;
     };
@@ -69,7 +79,11 @@ async fn terminated() {
 
 fn init_logging(format: LogFormat, filter: &str) -> Result<(), String> {
     let filter = EnvFilter::try_new(filter).map_err(|error| format!("RUST_LOG={filter}: {error}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

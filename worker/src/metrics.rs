@@ -1,7 +1,9 @@
 //! `METRICS_ADDR`: Prometheus metrics and a health probe, and the probe's client.
 
 use crate::run::RoundReport;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder, exponential_buckets};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder, exponential_buckets,
+};
 use std::{
     io,
     net::SocketAddr,
@@ -54,16 +56,28 @@ impl Metrics {
         Self {
             round: register(&registry, IntGauge::new("fl_worker_round", "Round of the last accepted update")),
             rounds: counter("fl_worker_updates_total", "Updates that the master accepted"),
-            loss: register(&registry, Gauge::new("fl_worker_train_loss", "Mean training loss of the last round, in nats")),
+            loss: register(
+                &registry,
+                Gauge::new("fl_worker_train_loss", "Mean training loss of the last round, in nats"),
+            ),
             bytes_up: counter("fl_worker_sent_bytes_total", "Bytes of accepted updates"),
             last_contact: register(
                 &registry,
-                Gauge::new("fl_worker_last_contact_timestamp_seconds", "When the master last answered, in seconds since 1970"),
+                Gauge::new(
+                    "fl_worker_last_contact_timestamp_seconds",
+                    "When the master last answered, in seconds since 1970",
+                ),
             ),
             train_seconds: histogram("fl_worker_train_seconds", "Local training of a round, in seconds"),
             encode_seconds: histogram("fl_worker_encode_seconds", "Encoding of an update, in seconds"),
-            upload_seconds: histogram("fl_worker_upload_seconds", "Upload of an update until it is acknowledged, in seconds"),
-            refused: counter("fl_worker_stale_updates_total", "Updates that came for a round that was not open"),
+            upload_seconds: histogram(
+                "fl_worker_upload_seconds",
+                "Upload of an update until it is acknowledged, in seconds",
+            ),
+            refused: counter(
+                "fl_worker_stale_updates_total",
+                "Updates that came for a round that was not open",
+            ),
             retries: counter("fl_worker_retries_total", "Calls to the master that had to be repeated"),
             registry,
         }
@@ -91,7 +105,10 @@ impl Metrics {
     }
 }
 
-fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, series: prometheus::Result<C>) -> C {
+fn register<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    series: prometheus::Result<C>,
+) -> C {
     let series = series.expect("the name is a constant in Prometheus' alphabet");
     registry.register(Box::new(series.clone())).expect("no two series share a name");
     series
@@ -101,7 +118,11 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registr
 ///
 /// # Errors
 /// If the port cannot be opened.
-pub async fn serve(addr: SocketAddr, metrics: Arc<Metrics>, mut stopped: watch::Receiver<bool>) -> io::Result<SocketAddr> {
+pub async fn serve(
+    addr: SocketAddr,
+    metrics: Arc<Metrics>,
+    mut stopped: watch::Receiver<bool>,
+) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await?;
     let local = listener.local_addr()?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));

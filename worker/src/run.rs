@@ -79,8 +79,12 @@ pub enum WorkerError {
 
 fn advice(error: &CallError) -> &'static str {
     match error {
-        CallError::Refused { code: Some(ErrorCode::Unauthorized), .. } => "set FL_TOKEN to the master's token",
-        CallError::Refused { code: Some(ErrorCode::NormTooLarge), .. } => "lower LR, or raise the master's MAX_UPDATE_NORM",
+        CallError::Refused { code: Some(ErrorCode::Unauthorized), .. } => {
+            "set FL_TOKEN to the master's token"
+        }
+        CallError::Refused { code: Some(ErrorCode::NormTooLarge), .. } => {
+            "lower LR, or raise the master's MAX_UPDATE_NORM"
+        }
         _ => "master and worker are probably of different versions",
     }
 }
@@ -212,7 +216,9 @@ impl Session {
             Some(data) => data,
             None => {
                 let (spec, dir) = (config.dataset.clone(), config.data_dir.clone());
-                Arc::new(spawn_blocking(move || fl_datasets::load(&spec, dir.as_deref(), Part::Train)).await??)
+                Arc::new(
+                    spawn_blocking(move || fl_datasets::load(&spec, dir.as_deref(), Part::Train)).await??,
+                )
             }
         };
         info!(
@@ -272,9 +278,13 @@ impl Session {
     }
 
     /// Trains on a thread of its own. None if the worker is to end.
-    async fn train(&mut self, file: Bytes, task: &TaskBody) -> Result<Option<(u64, LocalUpdate)>, WorkerError> {
-        let plan = self.config.plan(task).map_err(|reason| {
-            WorkerError::Refused { error: CallError::BadAnswer(format!("the task cannot be done: {reason}")) }
+    async fn train(
+        &mut self,
+        file: Bytes,
+        task: &TaskBody,
+    ) -> Result<Option<(u64, LocalUpdate)>, WorkerError> {
+        let plan = self.config.plan(task).map_err(|reason| WorkerError::Refused {
+            error: CallError::BadAnswer(format!("the task cannot be done: {reason}")),
         })?;
         let (local, ballast) = (self.local.take(), self.ballast.take());
         let (config, data) = (self.config.clone(), self.data.clone());

@@ -23,7 +23,9 @@ pub(super) async fn require(State(shared): State<AppState>, request: Request, ne
         return refuse(&shared, "a client certificate is needed");
     }
     match &shared.config.token {
-        Some(token) if !shows(request.headers(), token) => refuse(&shared, "the bearer token is missing or wrong"),
+        Some(token) if !shows(request.headers(), token) => {
+            refuse(&shared, "the bearer token is missing or wrong")
+        }
         _ => next.run(request).await,
     }
 }
@@ -33,8 +35,10 @@ fn refuse(shared: &AppState, msg: &str) -> Response {
 }
 
 fn shows(headers: &HeaderMap, token: &Secret) -> bool {
-    let Some((scheme, shown)) =
-        headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|v| v.split_once(' '))
+    let Some((scheme, shown)) = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|v| v.split_once(' '))
     else {
         return false;
     };

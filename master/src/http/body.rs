@@ -50,7 +50,12 @@ impl Budget {
     ///
     /// # Errors
     /// If it is larger, too slow, cut short, or if there is no memory for it.
-    pub async fn read(&self, mut body: Body, declared: Option<u64>, limit: usize) -> Result<Received, Rejection> {
+    pub async fn read(
+        &self,
+        mut body: Body,
+        declared: Option<u64>,
+        limit: usize,
+    ) -> Result<Received, Rejection> {
         if declared.is_some_and(|len| len > limit as u64) {
             self.discard(body).await;
             return Err(too_large(limit));
@@ -90,7 +95,8 @@ impl Budget {
     }
 
     async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Rejection> {
-        let busy = || Rejection::new(ErrorCode::Overloaded, "too many updates are being received: try again later");
+        let busy =
+            || Rejection::new(ErrorCode::Overloaded, "too many updates are being received: try again later");
         let permits = self.units.clone().acquire_many_owned(units as u32);
         timeout(PATIENCE, permits).await.map_err(|_| busy())?.map_err(|_| busy())
     }
@@ -110,7 +116,10 @@ impl Budget {
 }
 
 fn too_large(limit: usize) -> Rejection {
-    Rejection::new(ErrorCode::TooLarge, format!("the body is larger than {limit} bytes, which this model's updates cannot be"))
+    Rejection::new(
+        ErrorCode::TooLarge,
+        format!("the body is larger than {limit} bytes, which this model's updates cannot be"),
+    )
 }
 
 #[cfg(test)]

@@ -26,7 +26,8 @@ pub(super) async fn get_global(
 ) -> Result<Response, Problem> {
     let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
     let wait = wait(&shared, params.wait)?;
-    let wants_json = header_of(&headers, header::ACCEPT).is_some_and(|accept| accept.contains("application/json"));
+    let wants_json =
+        header_of(&headers, header::ACCEPT).is_some_and(|accept| accept.contains("application/json"));
     let global = match (params.round, params.min_round) {
         (Some(round), _) => kept(&shared, round).await?,
         (None, None) => shared.global(),
@@ -35,7 +36,9 @@ pub(super) async fn get_global(
             None => return Ok(not_modified(&shared.global(), wants_json)),
         },
     };
-    if header_of(&headers, header::IF_NONE_MATCH).is_some_and(|known| range::names(known, &etag(&global, wants_json))) {
+    if header_of(&headers, header::IF_NONE_MATCH)
+        .is_some_and(|known| range::names(known, &etag(&global, wants_json)))
+    {
         return Ok(not_modified(&global, wants_json));
     }
     match wants_json {
@@ -81,7 +84,9 @@ async fn kept(shared: &Arc<Shared>, round: u64) -> Result<Arc<Global>, Problem> 
             tracing::error!(%error, "an earlier round's model cannot be read");
             Err(not_kept())
         }
-        Err(_) => Err(Problem::new(shared, ErrorCode::Overloaded, "too many requests are waiting: try again later")),
+        Err(_) => {
+            Err(Problem::new(shared, ErrorCode::Overloaded, "too many requests are waiting: try again later"))
+        }
     }
 }
 

@@ -61,5 +61,6 @@ async fn not_found(State(shared): State<AppState>, uri: Uri) -> Response {
 
 async fn method_not_allowed(State(shared): State<AppState>, method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
-    Problem::new(&shared, ErrorCode::MethodNotAllowed, format!("{path} does not take {method}")).into_response()
+    Problem::new(&shared, ErrorCode::MethodNotAllowed, format!("{path} does not take {method}"))
+        .into_response()
 }

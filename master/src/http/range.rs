@@ -58,7 +58,9 @@ mod tests {
         assert_eq!(parse("bytes=-1000", 100), Asked::Part(0..100));
         assert_eq!(parse("bytes=100-", 100), Asked::Unsatisfiable);
         assert_eq!(parse("bytes=-0", 100), Asked::Unsatisfiable);
-        for ignored in ["", "items=0-1", "bytes=5-1", "bytes=a-b", "bytes=0-1,4-5", "bytes=-99999999999999999999"] {
+        for ignored in
+            ["", "items=0-1", "bytes=5-1", "bytes=a-b", "bytes=0-1,4-5", "bytes=-99999999999999999999"]
+        {
             assert_eq!(parse(ignored, 100), Asked::Whole, "{ignored}");
         }
     }

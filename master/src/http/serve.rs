@@ -46,8 +46,13 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAc
         .header_read_timeout(head_timeout)
         .max_buf_size(BUFFER_BYTES)
         .max_headers(MAX_HEADERS);
-    let connections =
-        Arc::new(Connections { router: router(shared.clone()), http, tls, head_timeout, shared: shared.clone() });
+    let connections = Arc::new(Connections {
+        router: router(shared.clone()),
+        http,
+        tls,
+        head_timeout,
+        shared: shared.clone(),
+    });
     let places = Arc::new(Semaphore::new(shared.config.limits.max_connections));
     let graceful = GracefulShutdown::new();
     let mut draining = shared.draining.subscribe();
@@ -104,7 +109,8 @@ impl Connections {
         };
         match tokio::time::timeout(self.head_timeout, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
-                let has_certificate = stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
+                let has_certificate =
+                    stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty());
                 self.talk(stream, Peer { ip, has_certificate }, watcher).await;
             }
             Ok(Err(error)) => debug!(%ip, %error, "the TLS handshake failed"),
@@ -137,7 +143,10 @@ mod tests {
     fn the_answer_beyond_the_cap_is_well_formed() {
         let text = std::str::from_utf8(TOO_MANY).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("content-length: {}\r\n", body.len())) || head.ends_with(&format!("content-length: {}", body.len())));
+        assert!(
+            head.contains(&format!("content-length: {}\r\n", body.len()))
+                || head.ends_with(&format!("content-length: {}", body.len()))
+        );
         let body: ErrorBody = serde_json::from_str(body).unwrap();
         assert_eq!(body.code, ErrorCode::Overloaded);
     }

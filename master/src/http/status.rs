@@ -20,7 +20,9 @@ pub(super) async fn get_history(State(shared): State<AppState>) -> Json<Vec<Hist
 
 pub(super) async fn get_metrics(State(shared): State<AppState>) -> Response {
     match shared.metrics.render() {
-        Ok(page) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response(),
+        Ok(page) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
+        }
         Err(error) => {
             tracing::error!(%error, "the metrics cannot be rendered");
             Problem::new(&shared, ErrorCode::Internal, "an internal fault").into_response()

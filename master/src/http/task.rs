@@ -25,16 +25,18 @@ pub(super) async fn get_task(
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<TaskBody>, Problem> {
     let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
-    let worker: WorkerId = params
-        .worker_id
-        .parse()
-        .map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
+    let worker: WorkerId =
+        params.worker_id.parse().map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
     let until = Instant::now() + global::wait(&shared, params.wait)?;
     let mut published = shared.published.clone();
     let mut draining = shared.draining.subscribe();
     loop {
         if *draining.borrow_and_update() {
-            return Err(Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later"));
+            return Err(Problem::new(
+                &shared,
+                ErrorCode::Draining,
+                "the master is shutting down: try again later",
+            ));
         }
         published.borrow_and_update();
         let (_, decision) = shared.actor.ask(worker.clone()).await.map_err(|_| {

@@ -15,7 +15,10 @@ use fl_protocol::{ErrorCode, UpdateAck, WorkerId, limits};
 use std::net::{IpAddr, Ipv4Addr};
 use tracing::info;
 
-pub(super) async fn post_update(State(shared): State<AppState>, request: Request) -> Result<Json<UpdateAck>, Problem> {
+pub(super) async fn post_update(
+    State(shared): State<AppState>,
+    request: Request,
+) -> Result<Json<UpdateAck>, Problem> {
     let ip = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip);
     match take(&shared, request, ip).await {
         Ok(ack) => Ok(Json(ack)),
@@ -40,7 +43,10 @@ async fn take(
     ip: IpAddr,
 ) -> Result<UpdateAck, (Option<WorkerId>, Rejection)> {
     if shared.is_draining() {
-        return Err((None, Rejection::new(ErrorCode::Draining, "the master is shutting down: try again later")));
+        return Err((
+            None,
+            Rejection::new(ErrorCode::Draining, "the master is shutting down: try again later"),
+        ));
     }
     let (parts, body) = request.into_parts();
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;

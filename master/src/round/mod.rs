@@ -281,7 +281,8 @@ impl RoundState {
         };
         if let Some(refusal) = refusal {
             effects.push(Effect::Refuse(offer.id, refusal));
-        } else if self.phase == Phase::Closing || self.slots.contains_key(&offer.worker) || self.is_full(now) {
+        } else if self.phase == Phase::Closing || self.slots.contains_key(&offer.worker) || self.is_full(now)
+        {
             self.parked.push_back(offer);
         } else {
             self.clock_from.get_or_insert(now);
@@ -305,7 +306,8 @@ impl RoundState {
 
     fn suffices(&self, updates: usize, now: f64) -> bool {
         updates >= self.rules.target
-            || (updates >= self.rules.min_at_deadline && self.deadline().is_some_and(|deadline| now >= deadline))
+            || (updates >= self.rules.min_at_deadline
+                && self.deadline().is_some_and(|deadline| now >= deadline))
     }
 
     /// A round closes only when no admitted update is on its way: it is in the sum or it is not.

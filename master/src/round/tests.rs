@@ -67,12 +67,8 @@ fn two_requests_of_one_worker_count_once() {
 
 #[test]
 fn the_deadline_closes_with_enough_updates_and_waits_without() {
-    let mut state = RoundState::new(
-        Rules { deadline_s: Some(10.0), min_at_deadline: 2, ..rules(5) },
-        0,
-        vec![],
-        0.0,
-    );
+    let mut state =
+        RoundState::new(Rules { deadline_s: Some(10.0), min_at_deadline: 2, ..rules(5) }, 0, vec![], 0.0);
     assert_eq!(state.next_wake(99.0), None, "nobody is there yet: the clock stands");
     assert_eq!(state.ask(&id(0), 100.0), Decision::Train { deadline_s: Some(10.0) });
     assert_eq!(state.next_wake(100.0), Some(110.0));
@@ -86,8 +82,7 @@ fn the_deadline_closes_with_enough_updates_and_waits_without() {
 
 #[test]
 fn an_update_on_its_way_at_the_deadline_is_waited_for() {
-    let mut state =
-        RoundState::new(Rules { deadline_s: Some(10.0), ..rules(5) }, 0, vec![], 0.0);
+    let mut state = RoundState::new(Rules { deadline_s: Some(10.0), ..rules(5) }, 0, vec![], 0.0);
     state.step(offer(1, 0, 0), 0.0);
     state.step(commit(0), 0.0);
     state.step(offer(2, 1, 0), 9.9);

@@ -99,7 +99,9 @@ impl Checkpoint {
         let header_len = le(&hashed[8..12]) as usize;
         let model_len = le(&hashed[12..20]) as usize;
         let lengths_fit = PREFIX.checked_add(header_len).and_then(|n| n.checked_add(model_len));
-        let model_end = lengths_fit.filter(|end| *end <= hashed.len()).ok_or_else(|| damaged("its lengths do not fit"))?;
+        let model_end = lengths_fit
+            .filter(|end| *end <= hashed.len())
+            .ok_or_else(|| damaged("its lengths do not fit"))?;
         let header: Header = serde_json::from_slice(&hashed[PREFIX..PREFIX + header_len])
             .map_err(|error| damaged(&format!("its header cannot be read: {error}")))?;
         if header.fingerprint != hex(fingerprint) {

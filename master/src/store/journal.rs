@@ -99,7 +99,8 @@ impl Journal {
         if let Some((round, valid_len)) = resume {
             (appender.round, appender.valid_len) = (Some(round), valid_len);
         }
-        let thread = thread::Builder::new().name("journal".to_owned()).spawn(move || appender.run(&receiver))?;
+        let thread =
+            thread::Builder::new().name("journal".to_owned()).spawn(move || appender.run(&receiver))?;
         Ok(Self { appends: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) })
     }
 
@@ -271,12 +272,16 @@ pub(super) fn replay(
     input.by_ref().take(FILE_HEADER as u64).read_to_end(&mut header).map_err(io_error)?;
     if header == file_header(round, fingerprint) {
         replayed.valid_len = FILE_HEADER as u64;
-        while let Some((record, len)) = read_record(&mut input, total - replayed.valid_len).map_err(io_error)? {
+        while let Some((record, len)) =
+            read_record(&mut input, total - replayed.valid_len).map_err(io_error)?
+        {
             replayed.valid_len += len;
             replayed.closed |= record.kind == RecordKind::Closed;
             visit(record)?;
         }
-    } else if header.len() == FILE_HEADER && header.starts_with(FILE_MAGIC) && header[..48] != file_header(round, fingerprint)[..48]
+    } else if header.len() == FILE_HEADER
+        && header.starts_with(FILE_MAGIC)
+        && header[..48] != file_header(round, fingerprint)[..48]
         && header[48..] == crc32fast::hash(&header[..48]).to_le_bytes()
     {
         return Err(StoreError::OtherModel(path.to_owned()));
@@ -294,7 +299,8 @@ fn read_record(input: &mut impl Read, left: u64) -> io::Result<Option<(Record, u
         return Ok(None);
     }
     input.read_exact(&mut head)?;
-    let Some((_, content_len)) = parse_head(&head).filter(|(_, len)| *len <= left - RECORD_HEADER as u64) else {
+    let Some((_, content_len)) = parse_head(&head).filter(|(_, len)| *len <= left - RECORD_HEADER as u64)
+    else {
         return Ok(None);
     };
     let mut content = vec![0; content_len as usize];
@@ -304,7 +310,8 @@ fn read_record(input: &mut impl Read, left: u64) -> io::Result<Option<(Record, u
 
 /// `durable_len` and length of meta and body.
 fn parse_head(head: &[u8; RECORD_HEADER]) -> Option<(u64, u64)> {
-    let number = |range: std::ops::Range<usize>| head[range].iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b));
+    let number =
+        |range: std::ops::Range<usize>| head[range].iter().rev().fold(0, |n, b| (n << 8) | u64::from(*b));
     (head[..4] == *RECORD_MAGIC).then(|| (number(8..16), number(20..24) + number(24..28)))
 }
 

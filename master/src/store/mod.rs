@@ -55,7 +55,9 @@ pub enum StoreError {
         reason: String,
     },
     /// State of another model.
-    #[error("{0} belongs to a model with other layers: use another STATE_DIR, or the MODEL and DATASET it was made with")]
+    #[error(
+        "{0} belongs to a model with other layers: use another STATE_DIR, or the MODEL and DATASET it was made with"
+    )]
     OtherModel(PathBuf),
     /// Another process has the folder.
     #[error("{0} is in use by another master: stop it, or use another STATE_DIR")]

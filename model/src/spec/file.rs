@@ -66,7 +66,8 @@ impl ModelSpec {
         if text.len() > limits::MAX_JSON_BYTES {
             return Err(ModelError::BadSpec(format!("its JSON has {} bytes", text.len())));
         }
-        let spec: Self = serde_json::from_str(text).map_err(|error| ModelError::BadSpec(error.to_string()))?;
+        let spec: Self =
+            serde_json::from_str(text).map_err(|error| ModelError::BadSpec(error.to_string()))?;
         spec.validate()?;
         Ok(spec)
     }

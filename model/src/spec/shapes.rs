@@ -47,8 +47,8 @@ pub(super) fn complete(spec: &mut ModelSpec) -> Result<(), ModelError> {
             Layer::MaxPool2d { kernel, stride: stride @ 0 } => *stride = *kernel,
             _ => {}
         }
-        shape = apply(layer, &shape)
-            .map_err(|reason| ModelError::BadSpec(format!("layer {index}: {reason}")))?;
+        shape =
+            apply(layer, &shape).map_err(|reason| ModelError::BadSpec(format!("layer {index}: {reason}")))?;
     }
     Ok(())
 }
@@ -83,10 +83,7 @@ fn check_activation(shape: &[usize]) -> Result<(), String> {
     let size = shape.iter().try_fold(1usize, |size, &dim| size.checked_mul(dim));
     match size {
         Some(1..=limits::MAX_ACTIVATION) => Ok(()),
-        _ => Err(format!(
-            "the shape {shape:?} must hold 1 to {} values a sample",
-            limits::MAX_ACTIVATION
-        )),
+        _ => Err(format!("the shape {shape:?} must hold 1 to {} values a sample", limits::MAX_ACTIVATION)),
     }
 }
 
@@ -138,7 +135,9 @@ fn apply(layer: &Layer, input: &[usize]) -> Result<Vec<usize>, String> {
             in_range("out_features", out_features, 1, limits::MAX_DIM)?;
             match input {
                 [features] if *features == in_features => Ok(vec![out_features]),
-                [features] => Err(format!("linear has {in_features} in_features, but gets {features} values")),
+                [features] => {
+                    Err(format!("linear has {in_features} in_features, but gets {features} values"))
+                }
                 _ => Err(format!("linear needs a vector, but gets {input:?}: put flatten before it")),
             }
         }
