@@ -26,11 +26,5 @@ run *ARGS:
 independence:
     .ci/run independence
 
-manifests:
-    .ci/run setup manifests
-
-images:
-    .ci/run images
-
-dashboard:
-    .ci/run dashboard
+examples:
+    .ci/run setup main_job examples

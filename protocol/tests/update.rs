@@ -1,7 +1,8 @@
-//! The update container: what is written can be read, and nothing else can.
+//! The update container: what is written reads back, what is damaged is refused with its reason.
 
 use fl_protocol::{
     ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
+    limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},
     update::{self, Encoded},
 };
 use fl_quant::{Encoder, Scheme, Spec, encode_update};
@@ -16,140 +17,201 @@ fn meta() -> UpdateMeta {
     UpdateMeta {
         worker_id: "edge-1".parse().unwrap(),
         round: 7,
-        num_samples: 100,
-        loss: Some(0.5),
-        accuracy: None,
-        compute_factor: Some(1.25),
+        num_samples: 600,
+        loss: Some(0.25),
+        accuracy: Some(0.5),
+        compute_factor: Some(1.5),
         local_steps: Some(5),
     }
 }
 
-fn values() -> Vec<f32> {
-    (0..15).map(|i| i as f32 / 8.0 - 1.0).collect()
+fn delta() -> Vec<f32> {
+    (0..15).map(|i| (i as f32 - 7.0) / 64.0).collect()
 }
 
 fn plain() -> Vec<u8> {
-    let values = values();
-    update::write(&meta(), &layout(), &[Encoded::F32(&values[..12]), Encoded::F32(&values[12..])]).unwrap()
+    let x = delta();
+    update::write(&meta(), &layout(), &[Encoded::F32(&x[..12]), Encoded::F32(&x[12..])]).unwrap()
 }
 
-fn quantized() -> Vec<u8> {
-    let mut streams = Vec::new();
-    let spec = Spec::new(Scheme::MsqV2, 8);
-    encode_update(&mut Encoder::default(), &values(), &layout().shapes(), &spec, &mut streams).unwrap();
-    let tensors: Vec<_> = streams.iter().map(|s| Encoded::Stream(s)).collect();
-    update::write(&meta(), &layout(), &tensors).unwrap()
+fn quantized(scheme: Scheme) -> Vec<u8> {
+    let (layout, mut streams) = (layout(), Vec::new());
+    let spec = Spec::new(scheme, 4);
+    encode_update(&mut Encoder::default(), &delta(), &layout.shapes(), &spec, &mut streams).unwrap();
+    let tensors: Vec<_> = streams.iter().map(|stream| Encoded::Stream(stream)).collect();
+    update::write(&meta(), &layout, &tensors).unwrap()
 }
 
-/// A container with the given tensors and metadata, right or wrong.
-fn container(tensors: &[(&str, Dtype, &[usize], &[u8])], metadata: &[(&str, &str)]) -> Vec<u8> {
+/// A container of any tensors and metadata.
+fn foreign(tensors: &[(&str, Dtype, Vec<usize>, &[u8])], changes: &[(&str, Option<&str>)]) -> Vec<u8> {
+    let mut metadata: HashMap<String, String> =
+        [("worker_id", "w"), ("round", "7"), ("num_samples", "3")].map(|(k, v)| (k.into(), v.into())).into();
+    for (key, value) in changes {
+        match value {
+            Some(value) => drop(metadata.insert((*key).into(), (*value).into())),
+            None => drop(metadata.remove(*key)),
+        }
+    }
     let views = tensors
         .iter()
-        .map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.to_vec(), data).unwrap()));
-    let metadata: HashMap<_, _> = metadata.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        .map(|(name, dtype, shape, data)| (*name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
     safetensors::serialize(views, Some(metadata)).unwrap()
 }
 
-const META: &[(&str, &str)] = &[("worker_id", "w"), ("round", "0"), ("num_samples", "5")];
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
 
-fn refused(body: &[u8]) -> UpdateError {
-    Update::parse(body, &layout()).unwrap_err()
+fn with_weights(values: &[f32], changes: &[(&str, Option<&str>)]) -> Vec<u8> {
+    let (weight, bias) = (bytes(values), bytes(&[0.0; 3]));
+    foreign(
+        &[("1.weight", Dtype::F32, vec![3, 4], &weight), ("1.bias", Dtype::F32, vec![3], &bias)],
+        changes,
+    )
+}
+
+fn refusal(body: &[u8]) -> UpdateError {
+    Update::parse(body, &layout()).expect_err("it must be refused")
 }
 
 #[test]
-fn both_kinds_come_back() {
-    let layout = layout();
-    let body = plain();
+fn a_plain_update_reads_back() {
+    let (body, layout) = (plain(), layout());
     let update = Update::parse(&body, &layout).unwrap();
     assert_eq!(update.meta, meta());
-    assert_eq!(update.to_flat(), values());
-    assert_eq!(update.max_abs, 1.0);
-    let body = quantized();
-    let decoded = Update::parse(&body, &layout).unwrap().to_flat();
-    for (x, y) in values().iter().zip(decoded) {
-        assert!((x - y).abs() < 0.02, "{x} became {y}");
+    assert_eq!(update.to_flat(), delta());
+    assert_eq!(update.max_abs, 7.0 / 64.0);
+    assert_eq!(update::peek_meta(&body).unwrap(), meta());
+}
+
+#[test]
+fn half_precision_reads_back() {
+    let weight: Vec<u8> = (0..12).flat_map(|i| half::f16::from_f32(i as f32 / 8.0).to_le_bytes()).collect();
+    let bias: Vec<u8> = (0..3).flat_map(|i| half::bf16::from_f32(i as f32).to_le_bytes()).collect();
+    let body = foreign(
+        &[("1.weight", Dtype::F16, vec![3, 4], &weight), ("1.bias", Dtype::BF16, vec![3], &bias)],
+        &[],
+    );
+    let layout = layout();
+    let flat = Update::parse(&body, &layout).unwrap().to_flat();
+    assert_eq!(flat[..3], [0.0, 0.125, 0.25]);
+    assert_eq!(flat[12..], [0.0, 1.0, 2.0]);
+}
+
+#[test]
+fn every_quantizer_travels_and_keeps_its_bound() {
+    for scheme in Scheme::ALL {
+        let (body, layout) = (quantized(scheme), layout());
+        let update = Update::parse(&body, &layout).unwrap();
+        let flat = update.to_flat();
+        assert_eq!(flat.len(), 15);
+        assert!(flat.iter().all(|v| v.abs() <= update.max_abs), "{scheme}: {flat:?} beyond {}", update.max_abs);
     }
 }
 
 #[test]
-fn a_container_that_is_cut_anywhere_is_refused() {
-    for body in [plain(), quantized()] {
+fn a_cut_at_any_byte_is_refused() {
+    for body in [plain(), quantized(Scheme::MsqV2)] {
         for len in 0..body.len() {
-            assert!(Update::parse(&body[..len], &layout()).is_err(), "cut to {len}");
+            assert!(Update::parse(&body[..len], &layout()).is_err(), "cut at {len} of {}", body.len());
         }
     }
 }
 
 #[test]
-fn wrong_tensors_are_named() {
-    let (weight, bias) = ([0u8; 48], [0u8; 12]);
-    let good: (&str, Dtype, &[usize], &[u8]) = ("1.weight", Dtype::F32, &[3, 4], &weight);
-    let cases: [&[(&str, Dtype, &[usize], &[u8])]; 4] = [
-        &[good],
-        &[good, ("2.bias", Dtype::F32, &[3], &bias)],
-        &[("1.weight", Dtype::F32, &[4, 3], &weight), ("1.bias", Dtype::F32, &[3], &bias)],
-        &[good, ("1.bias", Dtype::I32, &[3], &bias)],
+fn a_flipped_byte_never_panics_and_never_brings_a_bad_value_in() {
+    let layout = layout();
+    for body in [plain(), quantized(Scheme::MsqV2), quantized(Scheme::StocQ)] {
+        for i in 0..body.len() {
+            for mask in [0x01, 0x80, 0xff] {
+                let mut bad = body.clone();
+                bad[i] ^= mask;
+                if let Ok(update) = Update::parse(&bad, &layout) {
+                    assert!(update.to_flat().iter().all(|v| v.is_finite() && v.abs() <= update.max_abs));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn other_tensors_are_refused() {
+    let (weight, bias) = (bytes(&[0.0; 12]), bytes(&[0.0; 3]));
+    let weight_of = |name, shape: Vec<usize>| (name, Dtype::F32, shape, &weight[..]);
+    let bias_of = |name| (name, Dtype::F32, vec![3], &bias[..]);
+    let cases = [
+        foreign(&[weight_of("1.weight", vec![3, 4])], &[]),
+        foreign(&[weight_of("1.weight", vec![4, 3]), bias_of("1.bias")], &[]),
+        foreign(&[weight_of("0.weight", vec![3, 4]), bias_of("1.bias")], &[]),
+        foreign(&[weight_of("1.weight", vec![3, 4]), bias_of("1.bias"), bias_of("2.bias")], &[]),
+        foreign(&[("1.weight", Dtype::I32, vec![3, 4], &weight), bias_of("1.bias")], &[]),
     ];
-    for tensors in cases {
-        assert!(matches!(refused(&container(tensors, META)), UpdateError::WrongTensors(_)));
+    for body in cases {
+        assert!(matches!(refusal(&body), UpdateError::WrongTensors(_)), "{:?}", refusal(&body));
     }
 }
 
 #[test]
 fn values_that_are_not_finite_or_absurd_are_refused() {
-    let with = |value: f32| {
-        let mut values = values();
-        values[13] = value;
-        update::write(&meta(), &layout(), &[Encoded::F32(&values[..12]), Encoded::F32(&values[12..])])
-            .unwrap()
-    };
-    assert!(matches!(refused(&with(f32::NAN)), UpdateError::NonFinite(_)));
-    assert!(matches!(refused(&with(f32::NEG_INFINITY)), UpdateError::NonFinite(_)));
-    assert!(matches!(refused(&with(1e9)), UpdateError::TooLarge(_)));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut values = [0.0; 12];
+        values[11] = bad;
+        assert!(matches!(refusal(&with_weights(&values, &[])), UpdateError::NonFinite(_)));
+    }
+    let mut values = [0.0; 12];
+    values[0] = MAX_DELTA_ABS * 2.0;
+    assert!(matches!(refusal(&with_weights(&values, &[])), UpdateError::TooLarge(_)));
 }
 
 #[test]
-fn metadata_is_checked() {
-    let (weight, bias) = ([0u8; 48], [0u8; 12]);
-    let tensors: [(&str, Dtype, &[usize], &[u8]); 2] =
-        [("1.weight", Dtype::F32, &[3, 4], &weight), ("1.bias", Dtype::F32, &[3], &bias)];
-    let with = |key: &str, value: &str| {
-        let mut metadata: Vec<_> = META.iter().copied().filter(|(k, _)| *k != key).collect();
-        metadata.push((key, value));
-        refused(&container(&tensors, &metadata))
-    };
-    assert_eq!(with("num_samples", "0"), UpdateError::BadNumSamples(0));
-    assert_eq!(with("num_samples", "999999999999"), UpdateError::BadNumSamples(999_999_999_999));
-    assert!(matches!(with("num_samples", "-1"), UpdateError::Malformed(_)));
-    assert!(matches!(with("round", "one"), UpdateError::Malformed(_)));
-    assert!(matches!(with("worker_id", "a/b"), UpdateError::Malformed(_)));
-    assert!(matches!(with("loss", "NaN"), UpdateError::NonFinite(_)));
-    assert!(matches!(refused(&container(&tensors, &META[..1])), UpdateError::Malformed(_)));
-    assert!(Update::parse(&container(&tensors, META), &layout()).is_ok());
+fn bad_metadata_is_refused() {
+    let refused = |key, value| refusal(&with_weights(&[0.0; 12], &[(key, value)]));
+    for key in ["worker_id", "round", "num_samples"] {
+        assert!(matches!(refused(key, None), UpdateError::Malformed(_)), "{key}");
+    }
+    assert!(matches!(refused("worker_id", Some("a b")), UpdateError::Malformed(_)));
+    assert!(matches!(refused("round", Some("-1")), UpdateError::Malformed(_)));
+    assert_eq!(refused("num_samples", Some("0")), UpdateError::BadNumSamples(0));
+    let absurd = MAX_NUM_SAMPLES + 1;
+    assert_eq!(refused("num_samples", Some(&absurd.to_string())), UpdateError::BadNumSamples(absurd));
+    for key in ["loss", "accuracy", "compute_factor"] {
+        assert!(matches!(refused(key, Some("NaN")), UpdateError::NonFinite(_)), "{key}");
+    }
 }
 
 #[test]
 fn a_header_beyond_the_cap_is_refused_before_it_is_read() {
-    let mut body = plain();
-    body[..8].copy_from_slice(&(1u64 << 40).to_le_bytes());
-    assert!(matches!(refused(&body), UpdateError::Malformed(_)));
+    let mut body = (MAX_CONTAINER_HEADER_BYTES as u64 + 1).to_le_bytes().to_vec();
+    body.resize(MAX_CONTAINER_HEADER_BYTES + 100, b' ');
+    assert!(matches!(refusal(&body), UpdateError::Malformed(_)));
+    assert!(matches!(refusal(&u64::MAX.to_le_bytes()), UpdateError::Malformed(_)));
 }
 
 #[test]
-fn json_becomes_the_same_container() {
-    let layout = layout();
+fn the_json_format_becomes_a_container_or_is_refused() {
     let json = UpdateJson {
-        worker_id: "edge-1".parse().unwrap(),
+        worker_id: "old-1".parse().unwrap(),
         round: 7,
-        num_samples: 100,
-        loss: None,
-        delta: values(),
+        num_samples: 3,
+        loss: Some(1.0),
+        delta: delta(),
         compute_factor: None,
     };
+    let layout = layout();
     let body = update::from_json(&json, &layout).unwrap();
-    assert_eq!(Update::parse(&body, &layout).unwrap().to_flat(), values());
-    let short = UpdateJson { delta: vec![0.0; 3], ..json.clone() };
-    assert!(matches!(update::from_json(&short, &layout), Err(UpdateError::WrongTensors(_))));
-    let empty = UpdateJson { num_samples: 0, ..json };
-    assert!(matches!(update::from_json(&empty, &layout), Err(UpdateError::BadNumSamples(0))));
+    let update = Update::parse(&body, &layout).unwrap();
+    assert_eq!((update.to_flat(), update.meta.worker_id.as_str()), (delta(), "old-1"));
+    let refused = |json: UpdateJson| update::from_json(&json, &layout).unwrap_err();
+    let short = UpdateJson { delta: vec![0.0; 14], ..json.clone() };
+    assert!(matches!(refused(short), UpdateError::WrongTensors(_)));
+    let nan = UpdateJson { delta: vec![f32::NAN; 15], ..json.clone() };
+    assert!(matches!(refused(nan), UpdateError::NonFinite(_)));
+    assert_eq!(refused(UpdateJson { num_samples: 0, ..json }), UpdateError::BadNumSamples(0));
+}
+
+#[test]
+fn writing_what_does_not_fit_the_layout_is_an_error() {
+    let x = delta();
+    assert!(update::write(&meta(), &layout(), &[Encoded::F32(&x)]).is_err());
+    assert!(update::write(&meta(), &layout(), &[Encoded::F32(&x[..3]), Encoded::F32(&x[3..])]).is_err());
 }
