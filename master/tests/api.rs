@@ -3,7 +3,10 @@
 mod common;
 
 use common::{Fixture, body, body_of, client, config, delta, layout, refused};
-use fl_master::{Config, config::{NormAction, Secret}};
+use fl_master::{
+    Config,
+    config::{NormAction, Secret},
+};
 use fl_protocol::{GlobalJson, HistoryRecord, StatusBody, TaskAction, TaskBody, UpdateAck};
 use std::time::{Duration, Instant};
 use tokio::{
@@ -39,11 +42,16 @@ async fn a_round_closes_and_its_average_is_the_new_model() {
         assert!((after.weights[i] - expected).abs() <= 1e-7, "{i}: {} {expected}", after.weights[i]);
     }
     let history: Vec<HistoryRecord> = f.json("/history").await;
-    assert_eq!((history.len(), history[0].round, history[0].participants, history[0].num_samples), (1, 1, 2, 21));
+    assert_eq!(
+        (history.len(), history[0].round, history[0].participants, history[0].num_samples),
+        (1, 1, 2, 21)
+    );
     let status: StatusBody = f.json("/status").await;
     assert_eq!((status.global_round, status.pending_updates, status.workers["w1"].num_samples), (1, 0, 11));
     let metrics = f.get("/metrics").await.text().await.unwrap();
-    for line in ["fl_global_round 1", "fl_worker_loss{worker=\"w0\"} 0.5", "fl_worker_num_samples{worker=\"w1\"} 11"] {
+    for line in
+        ["fl_global_round 1", "fl_worker_loss{worker=\"w0\"} 0.5", "fl_worker_num_samples{worker=\"w1\"} 11"]
+    {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
     assert!(metrics.contains("fl_worker_last_update{worker=\"w0\"}"));
@@ -153,7 +161,10 @@ async fn the_model_can_be_named_cached_cut_and_waited_for() {
     let head = f.client.head(&url).send().await.unwrap();
     assert_eq!(header(&head, "content-length"), bytes.len().to_string());
     let part = f.client.get(&url).header("range", "bytes=8-15").send().await.unwrap();
-    assert_eq!((part.status().as_u16(), header(&part, "content-range")), (206, format!("bytes 8-15/{}", bytes.len())));
+    assert_eq!(
+        (part.status().as_u16(), header(&part, "content-range")),
+        (206, format!("bytes 8-15/{}", bytes.len()))
+    );
     assert_eq!(part.bytes().await.unwrap(), bytes[8..16]);
     let beyond = f.client.get(&url).header("range", "bytes=99999999-").send().await.unwrap();
     refused(beyond, 416, "range_not_satisfiable").await;
@@ -232,7 +243,9 @@ async fn unknown_paths_and_methods_are_problems_too() {
 #[tokio::test]
 async fn without_the_token_only_the_probes_answer() {
     let (f, _dir) = fixture_with(|c| c.token = Some(Secret("s3cret".into()))).await;
-    for path in ["/", "/global", "/task?worker_id=w", "/status", "/history", "/metrics", "/openapi.json", "/nothing"] {
+    for path in
+        ["/", "/global", "/task?worker_id=w", "/status", "/history", "/metrics", "/openapi.json", "/nothing"]
+    {
         refused(f.get(path).await, 401, "unauthorized").await;
         let wrong = f.client.get(format!("{}{path}", f.url)).bearer_auth("s3cre").send().await.unwrap();
         refused(wrong, 401, "unauthorized").await;
@@ -305,12 +318,10 @@ async fn a_restart_goes_on_with_the_open_round() {
     assert_eq!(f.json::<Vec<HistoryRecord>>("/history").await.len(), 3);
     assert!(f.accepted(body(0, 3)).await.duplicate);
     assert!(f.accepted(body(1, 2)).await.duplicate, "a retry of a finished round is known after a restart");
-    assert_eq!(f.accepted(body(1, 3)).await, UpdateAck {
-        status: "ok".into(),
-        aggregated: true,
-        global_round: 4,
-        duplicate: false
-    });
+    assert_eq!(
+        f.accepted(body(1, 3)).await,
+        UpdateAck { status: "ok".into(), aggregated: true, global_round: 4, duplicate: false }
+    );
 }
 
 #[tokio::test]

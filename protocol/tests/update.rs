@@ -165,7 +165,7 @@ fn values_that_are_not_finite_or_absurd_are_refused() {
 
 #[test]
 fn bad_metadata_is_refused() {
-    let refused = |key, value| refusal(&with_weights(&[0.0; 12], &[(key, value)]));
+    let refused = |key: &str, value: Option<&str>| refusal(&with_weights(&[0.0; 12], &[(key, value)]));
     for key in ["worker_id", "round", "num_samples"] {
         assert!(matches!(refused(key, None), UpdateError::Malformed(_)), "{key}");
     }
