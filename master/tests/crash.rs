@@ -45,7 +45,8 @@ async fn work(worker: usize, url: String, rounds: u64, progress: Arc<AtomicU64>)
     let mut retries = 0;
     for round in 0..rounds {
         loop {
-            let request = client.post(format!("{url}/update")).header("content-type", "application/octet-stream");
+            let request =
+                client.post(format!("{url}/update")).header("content-type", "application/octet-stream");
             let sent = request.timeout(Duration::from_secs(20)).body(body(worker, round)).send().await;
             let answer = match sent {
                 Ok(response) => (response.status().as_u16(), response.bytes().await),
