@@ -64,10 +64,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 
 fn with_weights(values: &[f32], changes: &[(&str, Option<&str>)]) -> Vec<u8> {
     let (weight, bias) = (bytes(values), bytes(&[0.0; 3]));
-    foreign(
-        &[("1.weight", Dtype::F32, vec![3, 4], &weight), ("1.bias", Dtype::F32, vec![3], &bias)],
-        changes,
-    )
+    foreign(&[("1.weight", Dtype::F32, vec![3, 4], &weight), ("1.bias", Dtype::F32, vec![3], &bias)], changes)
 }
 
 fn refusal(body: &[u8]) -> UpdateError {
@@ -105,7 +102,11 @@ fn every_quantizer_travels_and_keeps_its_bound() {
         let update = Update::parse(&body, &layout).unwrap();
         let flat = update.to_flat();
         assert_eq!(flat.len(), 15);
-        assert!(flat.iter().all(|v| v.abs() <= update.max_abs), "{scheme}: {flat:?} beyond {}", update.max_abs);
+        assert!(
+            flat.iter().all(|v| v.abs() <= update.max_abs),
+            "{scheme}: {flat:?} beyond {}",
+            update.max_abs
+        );
     }
 }
 

@@ -8,7 +8,7 @@ pub const ZERO: u8 = 255;
 
 /// `2^(-i/8)`, correctly rounded to f32. Spelled out because `exp2` differs between platforms.
 const FRACTION: [f32; 8] =
-    [1.0, 0.917_004_05, 0.840_896_4, 0.771_105_4, 0.707_106_77, 0.648_419_8, 0.594_603_54, 0.545_253_87];
+    [1.0, 0.917_004_05, 0.840_896_4, 0.771_105_4, 0.707_106_77, 0.648_419_8, 0.594_603_54, 0.545_253_9];
 
 /// The 256 scales that a byte can name, for one base.
 pub type ScaleTable = [f32; 256];
