@@ -1,0 +1,98 @@
+"""What no schema knows: do the manifests and the binaries speak of the same settings, ports and images?"""
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import yaml
+
+binaries, rules_out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+
+
+def load(path):
+    return [doc for doc in yaml.safe_load_all(pathlib.Path(path).read_text()) if doc]
+
+
+def pick(docs, kind, name):
+    return next(d for d in docs if d["kind"] == kind and d["metadata"]["name"] == name)
+
+
+def settings(role):
+    """Every variable of the binary with its default, from its --help."""
+    text = subprocess.run([binaries / f"fl-{role}", "--help"], check=True, capture_output=True, text=True).stdout
+    return set(re.findall(r"\[env: ([A-Z_0-9]+)[=\]]", text))
+
+
+docs = load("manifests/master-deploy.yaml") + load("manifests/worker-daemonset.yaml")
+compose = yaml.safe_load(pathlib.Path("docker-compose.yaml").read_text())
+PORTS = {"master": 5000, "worker": 9100}
+# What has no default, belongs to one pod, or is a secret.
+UNSET = {"CLIENTS_PER_ROUND", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR", "MU", "BITS", "PARTITION_ID",
+         "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "QUANTIZER"}
+
+for role, kind in (("master", "Deployment"), ("worker", "DaemonSet")):
+    known = settings(role)
+    workload = pick(docs, kind, role)
+    pod = workload["spec"]["template"]
+    container = pod["spec"]["containers"][0]
+    config = pick(docs, "ConfigMap", f"{role}-config")["data"]
+
+    assert len(known) > 15, f"fl-{role} --help was not understood"
+    used = set(config) | {env["name"] for env in container["env"]}
+    assert used <= known, f"{role}: {sorted(used - known)} are no settings of fl-{role}"
+    assert known - UNSET <= used, f"{role}: {sorted(known - UNSET - used)} are missing in the ConfigMap"
+    assert all(isinstance(value, str) for value in config.values()), "a ConfigMap holds strings"
+
+    # The binary itself takes the values (the data and state are not looked at by the parser).
+    ran = subprocess.run([binaries / f"fl-{role}", "--help"], env=config, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+    labels = {"app": role}
+    assert workload["spec"]["selector"]["matchLabels"] == labels == pod["metadata"]["labels"]
+    assert container["image"] == f"fl-{role}:local" and container["imagePullPolicy"] == "IfNotPresent"
+    assert container["ports"][0]["containerPort"] == PORTS[role]
+    address = config["BIND" if role == "master" else "METRICS_ADDR"]
+    assert address.endswith(f":{PORTS[role]}"), address
+    dockerfile = pathlib.Path(f"Dockerfile.{role}").read_text()
+    assert f"EXPOSE {PORTS[role]}\n" in dockerfile and f"-t {container['image']} ." in dockerfile
+    grace = pod["spec"]["terminationGracePeriodSeconds"]
+    assert grace >= float(config["DRAIN_S"]) + 5, f"{role}: {grace} s do not cover DRAIN_S"
+    security = container["securityContext"]
+    assert security["readOnlyRootFilesystem"] and security["capabilities"]["drop"] == ["ALL"]
+    assert not security["allowPrivilegeEscalation"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] and pod["spec"]["securityContext"]["runAsUser"] == 65532
+    assert "USER 65532:65532\n" in dockerfile
+
+    for name, service in compose["services"].items():
+        if name.startswith(role):
+            assert service["image"] == container["image"]
+            assert set(service["environment"]) <= known, (name, set(service["environment"]) - known)
+
+service = pick(docs, "Service", "master-service")
+assert service["spec"]["ports"][0]["port"] == 5000 and service["spec"]["selector"] == {"app": "master"}
+worker = pick(docs, "ConfigMap", "worker-config")["data"]
+assert worker["MASTER_ADDR"] == "http://master-service:5000"
+resources = pick(docs, "DaemonSet", "worker")["spec"]["template"]["spec"]["containers"][0]["resources"]
+for what, spare in (("requests", 60), ("limits", 200)):
+    size = int(resources[what]["memory"].removesuffix("Mi")) * 1048576 // 1000000
+    assert size >= int(worker["MEM_MB"]) + spare, f"{what}: {size} MB do not leave room for MEM_MB"
+
+stages = [re.search(r"FROM rust.*?(?=FROM scratch)", pathlib.Path(f"Dockerfile.{r}").read_text(), re.S).group() for r in PORTS]
+assert stages[0] == stages[1], "the build stages of the two Dockerfiles differ: the second would be built again"
+
+# The rules, unwrapped for promtool; and the dashboard's JSON.
+rule = load("manifests/monitoring/alerts.yaml")[0]
+assert rule["kind"] == "PrometheusRule"
+rules_out.write_text(yaml.safe_dump(rule["spec"]))
+board = json.loads(load("manifests/monitoring/grafana-dashboard.yaml")[0]["data"]["fl.json"])
+assert board["panels"]
+metrics = pathlib.Path("master/src/metrics.rs").read_text() + pathlib.Path("worker/src/metrics.rs").read_text()
+queries = [t["expr"] for p in board["panels"] for t in p.get("targets", [])] + [
+    r["expr"] for g in rule["spec"]["groups"] for r in g["rules"]]
+for name in sorted(set(re.findall(r"\bfl_[a-z_]+", " ".join(queries)))):
+    base = re.sub(r"_(bucket|sum|count)$", "", name)
+    assert f'"{name}"' in metrics or f'"{base}"' in metrics, f"{name} is no metric of ours"
+for monitor in load("manifests/monitoring/monitors.yaml"):
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1" and monitor["spec"]["selector"]["matchLabels"]
+print("manifests: settings, ports, labels, images and metrics agree with the binaries")

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Every manifest against the schemas of the oldest and the newest Kubernetes that we support, strictly; then what the
+# schemas cannot see: the settings, ports, labels and images of the manifests against the binaries' --help.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=$PWD/target/ci
+VENV=$OUT/manifests-venv
+BIN=${FL_BIN:-target/release}
+mkdir -p "$OUT"
+
+[ -x "$VENV/bin/kubernetes-validate" ] || {
+    python3 -m venv "$VENV"
+    "$VENV/bin/pip" install -q --disable-pip-version-check kubernetes-validate pyyaml
+}
+if ! command -v promtool >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null
+fi
+
+files=(manifests/*.yaml manifests/overlays/*/state.yaml manifests/monitoring/grafana-dashboard.yaml)
+# The overlays as they are applied, where a kubectl with a current kustomize is at hand.
+if kubectl version --client 2>/dev/null | grep -q 'Kustomize Version: v[45]'; then
+    for overlay in single-node host-data; do
+        kubectl kustomize "manifests/overlays/$overlay" >"$OUT/overlay-$overlay.yaml"
+        files+=("$OUT/overlay-$overlay.yaml")
+    done
+else
+    echo "manifests: no current kubectl here, the overlays are not rendered"
+fi
+for version in 1.25 1.34; do
+    for file in "${files[@]}"; do
+        "$VENV/bin/kubernetes-validate" -k "$version" --strict --quiet "$file"
+    done
+    echo "manifests: ${#files[@]} files are valid on Kubernetes $version"
+done
+
+"$VENV/bin/python" .ci/manifests.py "$BIN" "$OUT/rules.yaml"
+promtool check rules "$OUT/rules.yaml"
