@@ -10,8 +10,15 @@ use thiserror::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A connection that stays silent for so long is dead. Long-polls ask for less.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A silent connection is probed that often, so that a vanished master is noticed in a transfer.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// Longest wait for the answer to a request for work; the master is asked to hold it for less.
+const TASK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest transfer of a model or an update: a thin uplink may take minutes, a dead one must not take
+/// for ever.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// How long a request for work waits at the master, in seconds.
 const WAIT_S: u64 = 25;
@@ -96,7 +103,7 @@ impl MasterClient {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
             .tcp_nodelay(true)
             .pool_max_idle_per_host(2)
             .redirect(reqwest::redirect::Policy::none())
@@ -126,7 +133,7 @@ impl MasterClient {
     /// See [`CallError`].
     pub async fn task(&self, worker: &WorkerId) -> Result<TaskBody, CallError> {
         let url = format!("{}/task?worker_id={worker}&wait={WAIT_S}", self.base);
-        json(self.send(self.http.get(url)).await?).await
+        json(self.send(self.http.get(url).timeout(TASK_TIMEOUT)).await?).await
     }
 
     /// `GET /global`: the newest model, as a safetensors file.
@@ -134,7 +141,8 @@ impl MasterClient {
     /// # Errors
     /// See [`CallError`].
     pub async fn global(&self) -> Result<Bytes, CallError> {
-        let response = self.send(self.http.get(format!("{}/global", self.base))).await?;
+        let request = self.http.get(format!("{}/global", self.base)).timeout(TRANSFER_TIMEOUT);
+        let response = self.send(request).await?;
         body(response, MAX_PARAMETERS * 4 + MAX_JSON_BYTES).await
     }
 
@@ -147,6 +155,7 @@ impl MasterClient {
             .http
             .post(format!("{}/update", self.base))
             .header(header::CONTENT_TYPE, "application/octet-stream")
+            .timeout(TRANSFER_TIMEOUT)
             .body(container);
         json(self.send(request).await?).await
     }

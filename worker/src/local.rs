@@ -104,7 +104,7 @@ impl LocalClient {
         if let Some(allowed) = config.model_dim.filter(|allowed| found > *allowed) {
             return Err(SetupError::ModelTooLarge { found, allowed });
         }
-        if data.input_shape != spec.input_shape || data.num_classes != spec.num_classes {
+        if data.input_shape != spec.input_shape || data.num_classes > spec.num_classes {
             return Err(SetupError::Data {
                 dataset: data.name.clone(),
                 model: spec.input_shape.clone(),
@@ -260,7 +260,11 @@ fn own_indices(config: &Config, data: &Dataset) -> Vec<u32> {
     };
     let mut split = config.partition.split(labels, data.num_classes, parts, config.seed);
     let mut own = split.swap_remove(id);
-    own.truncate(config.dataset_size);
+    if own.len() > config.dataset_size {
+        // Parts are sorted: their beginning would be biased where the file is sorted by class.
+        own.shuffle(&mut seeded_rng(config.seed, config.worker_id.as_str(), 0, Purpose::Partition));
+        own.truncate(config.dataset_size);
+    }
     own
 }
 
