@@ -57,7 +57,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 }
 
 fn code(error: &anyhow::Error) -> u8 {
-    error.chain().find_map(|cause| code_of(cause)).unwrap_or(INTERNAL)
+    error.chain().find_map(code_of).unwrap_or(INTERNAL)
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {

@@ -1,5 +1,7 @@
 //! `fl` as users call it.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use serde_json::Value;
 use std::{
     fs,

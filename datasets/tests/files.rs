@@ -1,5 +1,7 @@
 //! Every file format, read from real files: well-formed, damaged and hostile.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_datasets::{Dataset, DatasetError, DatasetSpec, Features, Part, load};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;

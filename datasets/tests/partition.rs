@@ -1,5 +1,7 @@
 //! Partitions are exact and seeded, and as skewed as they say.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_datasets::Partition;
 use proptest::prelude::*;
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! The HTTP contract: what every endpoint answers, and that a refusal changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{Fixture, body, body_of, client, config, delta, layout, refused};

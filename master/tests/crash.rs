@@ -3,6 +3,8 @@
 //!
 //! `FL_CRASH_KILLS` and `FL_CRASH_ROUNDS` make it longer (200 and 100 for a release).
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{Fixture, body, client, config};

@@ -1,5 +1,7 @@
 //! The update container: what is written reads back, what is damaged is refused with its reason.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_protocol::{
     ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},

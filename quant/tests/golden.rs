@@ -3,6 +3,8 @@
 //! `assets/NAME.flq` is a stream, `assets/NAME.f32` what it decodes to. They are never regenerated:
 //! with `FL_WRITE_GOLDEN=1` the test writes only those that do not exist yet.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_quant::{Encoder, Scheme, Spec, Stream, encode_update};
 use std::{fs, path::PathBuf};
 

@@ -1,5 +1,7 @@
 //! What every stream must do: decode to what its width promises, and refuse everything else.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_quant::{Encoder, Feedback, Scheme, Spec, Stream, encode_update};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};

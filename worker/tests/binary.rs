@@ -1,5 +1,7 @@
 //! The real binary: exit codes and messages.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::process::{Command, Output};
 
 fn worker(env: &[(&str, &str)]) -> Output {

@@ -1,5 +1,7 @@
 //! Workers against a real master over real HTTP.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::Master;

@@ -1,5 +1,7 @@
 //! Every quantizer really trains: four workers on the digits, averaged exactly.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::aggregate::{ExactSum, ServerState, Strategy};
