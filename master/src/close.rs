@@ -58,10 +58,12 @@ impl Batch {
 
     pub(crate) fn new(
         round: u64,
-        updates: Vec<(WorkerId, Contribution)>,
+        mut updates: Vec<(WorkerId, Contribution)>,
         (opened, closed): (f64, f64),
         early: bool,
     ) -> Self {
+        // A replay has them in the journal's order; participants are looked up in a sorted list.
+        updates.sort_by(|a, b| a.0.cmp(&b.0));
         let mut loss = (0.0, 0.0);
         for (_, update) in &updates {
             if let Some(value) = update.loss {
