@@ -19,8 +19,10 @@
 //! ```
 
 mod backend;
+mod cost;
 mod dropout;
 mod error;
+mod fast;
 mod global;
 mod loss;
 mod params;
@@ -30,6 +32,7 @@ pub mod spec;
 mod trainer;
 
 pub use backend::Backend;
+pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
 pub use global::GlobalModel;
 pub use params::init_parameters;

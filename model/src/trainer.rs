@@ -1,8 +1,8 @@
 //! Local training and evaluation behind one door.
 
 use crate::{
-    backend::Backend, error::ModelError, loss::evaluate_logits, reference::BurnTrainer, sgd::SgdConfig,
-    spec::ModelSpec,
+    backend::Backend, error::ModelError, fast::FastTrainer, loss::evaluate_logits, reference::BurnTrainer,
+    sgd::SgdConfig, spec::ModelSpec,
 };
 
 /// Largest batch that evaluation hands to the network at once; larger ones are cut.
@@ -59,6 +59,7 @@ pub struct Trainer {
 
 enum Engine {
     Burn(Box<BurnTrainer>),
+    Fast(Box<FastTrainer>),
 }
 
 impl Trainer {
@@ -70,7 +71,12 @@ impl Trainer {
     /// # Errors
     /// A spec that does not fit together; a backend that this binary does not contain.
     pub fn new(spec: &ModelSpec, backend: Backend, threads: usize) -> Result<Self, ModelError> {
-        let _ = threads;
+        spec.validate()?;
+        if backend == Backend::Flex
+            && let Some(trainer) = FastTrainer::new(spec, threads)?
+        {
+            return Ok(Self::with(spec, Engine::Fast(Box::new(trainer))));
+        }
         Self::reference(spec, backend)
     }
 
@@ -108,6 +114,7 @@ impl Trainer {
         assert_eq!(parameters.len(), self.parameters, "as many values as the network has parameters");
         match &mut self.engine {
             Engine::Burn(trainer) => trainer.set_parameters(parameters),
+            Engine::Fast(trainer) => trainer.set_parameters(parameters),
         }
     }
 
@@ -119,6 +126,7 @@ impl Trainer {
         assert_eq!(out.len(), self.parameters, "as many values as the network has parameters");
         match &self.engine {
             Engine::Burn(trainer) => trainer.parameters(out),
+            Engine::Fast(trainer) => trainer.parameters(out),
         }
     }
 
@@ -126,6 +134,7 @@ impl Trainer {
     pub fn set_dropout_seed(&mut self, seed: u64) {
         match &mut self.engine {
             Engine::Burn(trainer) => trainer.set_dropout_seed(seed),
+            Engine::Fast(trainer) => trainer.set_dropout_seed(seed),
         }
     }
 
@@ -138,6 +147,7 @@ impl Trainer {
         config.validate()?;
         finite(match &mut self.engine {
             Engine::Burn(trainer) => trainer.train_step(x, y, config),
+            Engine::Fast(trainer) => trainer.train_step(x, y, config),
         })
     }
 
@@ -153,6 +163,7 @@ impl Trainer {
         assert_eq!(out.len(), self.parameters, "as many values as the network has parameters");
         finite(match &mut self.engine {
             Engine::Burn(trainer) => trainer.gradients(x, y, out),
+            Engine::Fast(trainer) => trainer.gradients(x, y, out),
         })
     }
 
@@ -166,6 +177,7 @@ impl Trainer {
         for (x, y) in x.chunks(EVALUATION_BATCH * self.features).zip(y.chunks(EVALUATION_BATCH)) {
             let (loss_sum, correct) = match &mut self.engine {
                 Engine::Burn(trainer) => evaluate_logits(&trainer.logits(x), y, self.classes),
+                Engine::Fast(trainer) => trainer.evaluate(x, y),
             };
             sums += BatchEvaluation { loss_sum, correct, samples: y.len() as u64 };
         }

@@ -18,8 +18,8 @@ pub(crate) enum Store<'a> {
     Set,
     /// `C = C + P`
     Add,
-    /// `C = beta C + alpha P`
-    Blend { alpha: f32, beta: f32 },
+    /// `C = C - lr P`
+    Descend { lr: f32 },
     /// `C = P + bias`, one per row; then ReLU if asked.
     RowBias { bias: &'a [f32], relu: bool },
     /// `C = P + bias`, one per column; then ReLU if asked.
@@ -37,7 +37,15 @@ pub(crate) struct Rows<'a> {
 }
 
 /// `C[j][n] = sum_k L[j][k] R[k][n]` for `n < columns`.
-pub(crate) fn nn(l: Rows<'_>, r: &[f32], ldr: usize, c: &mut [f32], ldc: usize, columns: usize, store: Store<'_>) {
+pub(crate) fn nn(
+    l: Rows<'_>,
+    r: &[f32],
+    ldr: usize,
+    c: &mut [f32],
+    ldc: usize,
+    columns: usize,
+    store: Store<'_>,
+) {
     struct Op<'a>(Rows<'a>, &'a [f32], usize, &'a mut [f32], usize, usize, Store<'a>);
     impl WithSimd for Op<'_> {
         type Output = ();
@@ -45,7 +53,7 @@ pub(crate) fn nn(l: Rows<'_>, r: &[f32], ldr: usize, c: &mut [f32], ldc: usize, 
         fn with_simd<S: Simd>(self, simd: S) {
             let Op(l, r, ldr, c, ldc, columns, store) = self;
             let source = Nn { l, r, ldr };
-            product(simd, source, l.starts.len(), c, ldc, columns, store);
+            product(simd, source, Target { c, ldc, rows: l.starts.len(), columns, store });
         }
     }
     simd::run(Op(l, r, ldr, c, ldc, columns, store));
@@ -62,7 +70,15 @@ pub(crate) struct Columns<'a> {
 }
 
 /// `C[m][n] = sum_k L[k][m] R[k][n]` for `n < columns`.
-pub(crate) fn tn(l: Columns<'_>, r: &[f32], ldr: usize, c: &mut [f32], ldc: usize, columns: usize, store: Store<'_>) {
+pub(crate) fn tn(
+    l: Columns<'_>,
+    r: &[f32],
+    ldr: usize,
+    c: &mut [f32],
+    ldc: usize,
+    columns: usize,
+    store: Store<'_>,
+) {
     struct Op<'a>(Columns<'a>, &'a [f32], usize, &'a mut [f32], usize, usize, Store<'a>);
     impl WithSimd for Op<'_> {
         type Output = ();
@@ -70,7 +86,7 @@ pub(crate) fn tn(l: Columns<'_>, r: &[f32], ldr: usize, c: &mut [f32], ldc: usiz
         fn with_simd<S: Simd>(self, simd: S) {
             let Op(l, r, ldr, c, ldc, columns, store) = self;
             let source = Tn { l, r, ldr };
-            product(simd, source, l.width, c, ldc, columns, store);
+            product(simd, source, Target { c, ldc, rows: l.width, columns, store });
         }
     }
     simd::run(Op(l, r, ldr, c, ldc, columns, store));
@@ -140,7 +156,7 @@ impl Source for Nn<'_> {
         width: usize,
     ) -> [[S::f32s; VECTORS]; ROWS] {
         let mut acc = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-        let starts: &[u32; ROWS] = self.l.starts[row..].first_chunk().unwrap();
+        let starts = &self.l.starts[row..row + ROWS];
         let len = self.l.segment_len;
         let mut r_rows = self.r.chunks(self.ldr);
         for &segment in self.l.segments {
@@ -167,7 +183,7 @@ impl Source for Tn<'_> {
         let mut acc = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
         let l = &self.l.data[self.l.offset + row..];
         for (&start, r) in self.l.starts.iter().zip(self.r.chunks(self.ldr)) {
-            let l: &[f32; ROWS] = l[start as usize..].first_chunk().unwrap();
+            let l = &l[start as usize..][..ROWS];
             let r = load::<S, VECTORS, TAIL>(simd, &r[column..column + width]);
             fma(simd, &mut acc, |j| l[j], r);
         }
@@ -175,98 +191,103 @@ impl Source for Tn<'_> {
     }
 }
 
-/// Cuts the product into tiles.
-#[inline(always)]
-fn product<S: Simd>(
-    simd: S,
-    source: impl Source,
-    rows: usize,
-    c: &mut [f32],
+/// Where a product goes.
+struct Target<'a> {
+    c: &'a mut [f32],
     ldc: usize,
+    rows: usize,
     columns: usize,
-    store: Store<'_>,
-) {
-    // 24 of 32 registers accumulate (6 x 4 vectors), or 12 of 16.
-    let most = if S::REGISTER_COUNT >= 32 { 4 } else { 2 };
+    store: Store<'a>,
+}
+
+/// Cuts the product into strips of up to four vectors.
+#[inline(always)]
+fn product<S: Simd>(simd: S, source: impl Source, mut target: Target<'_>) {
     let lanes = S::F32_LANES;
+    // 6 rows of 4 vectors accumulate in 24 of 32 registers, 6 of 2 in 12 of 16.
+    let wide = const { S::REGISTER_COUNT >= 32 };
+    let most = if wide { 4 } else { 2 } * lanes;
     let mut column = 0;
-    while column < columns {
-        let width = (columns - column).min(most * lanes);
-        let mut row = 0;
-        while row < rows {
-            let mut at = At { c: &mut *c, ldc, row, column, width, store };
-            row += match (rows - row, width.div_ceil(lanes), width % lanes != 0) {
-                (6.., 4, false) => at.put(simd, source.tile::<S, 6, 4, false>(simd, row, column, width)),
-                (6.., 3, false) => at.put(simd, source.tile::<S, 6, 3, false>(simd, row, column, width)),
-                (6.., 2, false) => at.put(simd, source.tile::<S, 6, 2, false>(simd, row, column, width)),
-                (6.., 1, false) => at.put(simd, source.tile::<S, 6, 1, false>(simd, row, column, width)),
-                (6.., 4, true) => at.put(simd, source.tile::<S, 6, 4, true>(simd, row, column, width)),
-                (6.., 3, true) => at.put(simd, source.tile::<S, 6, 3, true>(simd, row, column, width)),
-                (6.., 2, true) => at.put(simd, source.tile::<S, 6, 2, true>(simd, row, column, width)),
-                (6.., 1, true) => at.put(simd, source.tile::<S, 6, 1, true>(simd, row, column, width)),
-                (4.., 4, false) => at.put(simd, source.tile::<S, 4, 4, false>(simd, row, column, width)),
-                (4.., 2, false) => at.put(simd, source.tile::<S, 4, 2, false>(simd, row, column, width)),
-                (2.., 4, false) => at.put(simd, source.tile::<S, 2, 4, false>(simd, row, column, width)),
-                (2.., 2, false) => at.put(simd, source.tile::<S, 2, 2, false>(simd, row, column, width)),
-                (_, 4, false) => at.put(simd, source.tile::<S, 1, 4, false>(simd, row, column, width)),
-                (_, 3, false) => at.put(simd, source.tile::<S, 1, 3, false>(simd, row, column, width)),
-                (_, 2, false) => at.put(simd, source.tile::<S, 1, 2, false>(simd, row, column, width)),
-                (_, 1, false) => at.put(simd, source.tile::<S, 1, 1, false>(simd, row, column, width)),
-                (_, 4, true) => at.put(simd, source.tile::<S, 1, 4, true>(simd, row, column, width)),
-                (_, 3, true) => at.put(simd, source.tile::<S, 1, 3, true>(simd, row, column, width)),
-                (_, 2, true) => at.put(simd, source.tile::<S, 1, 2, true>(simd, row, column, width)),
-                _ => at.put(simd, source.tile::<S, 1, 1, true>(simd, row, column, width)),
-            };
+    while column < target.columns {
+        let width = (target.columns - column).min(most);
+        match (width.div_ceil(lanes), width % lanes != 0) {
+            (4, false) if wide => strip::<S, 4, false>(simd, source, column, width, &mut target),
+            (4, true) if wide => strip::<S, 4, true>(simd, source, column, width, &mut target),
+            (3, false) if wide => strip::<S, 3, false>(simd, source, column, width, &mut target),
+            (3, true) if wide => strip::<S, 3, true>(simd, source, column, width, &mut target),
+            (2, false) => strip::<S, 2, false>(simd, source, column, width, &mut target),
+            (2, true) => strip::<S, 2, true>(simd, source, column, width, &mut target),
+            (1, false) => strip::<S, 1, false>(simd, source, column, width, &mut target),
+            _ => strip::<S, 1, true>(simd, source, column, width, &mut target),
         }
         column += width;
     }
 }
 
-/// Where a tile goes.
-struct At<'a> {
-    c: &'a mut [f32],
-    ldc: usize,
-    row: usize,
+/// Cuts a strip into tiles of up to six rows.
+#[inline(always)]
+fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(
+    simd: S,
+    source: impl Source,
     column: usize,
     width: usize,
-    store: Store<'a>,
+    target: &mut Target<'_>,
+) {
+    let mut row = 0;
+    while row < target.rows {
+        let at = (row, column, width);
+        row += match target.rows - row {
+            6.. => tile::<S, 6, VECTORS, TAIL>(simd, source, at, target),
+            4.. => tile::<S, 4, VECTORS, TAIL>(simd, source, at, target),
+            2.. => tile::<S, 2, VECTORS, TAIL>(simd, source, at, target),
+            _ => tile::<S, 1, VECTORS, TAIL>(simd, source, at, target),
+        };
+    }
 }
 
-impl At<'_> {
-    /// Stores a tile; gives its number of rows.
-    #[inline(always)]
-    fn put<S: Simd, const ROWS: usize, const VECTORS: usize>(
-        &mut self,
-        simd: S,
-        acc: [[S::f32s; VECTORS]; ROWS],
-    ) -> usize {
-        let zero = simd.splat_f32s(0.0);
-        for (j, acc) in acc.iter().enumerate() {
-            let row = self.row + j;
-            let c = &mut self.c[row * self.ldc + self.column..][..self.width];
-            for (v, c) in c.chunks_mut(S::F32_LANES).enumerate() {
-                let p = acc[v];
-                let value = match self.store {
-                    Store::Set => p,
-                    Store::Add => simd.add_f32s(simd.partial_load_f32s(c), p),
-                    Store::Blend { alpha, beta } => simd.mul_add_f32s(
-                        simd.splat_f32s(alpha),
-                        p,
-                        simd.mul_f32s(simd.splat_f32s(beta), simd.partial_load_f32s(c)),
-                    ),
-                    Store::RowBias { bias, relu } => {
-                        let sum = simd.add_f32s(p, simd.splat_f32s(bias[row]));
-                        if relu { simd.max_f32s(sum, zero) } else { sum }
-                    }
-                    Store::ColumnBias { bias, relu } => {
-                        let bias = &bias[self.column + v * S::F32_LANES..][..c.len()];
-                        let sum = simd.add_f32s(p, simd.partial_load_f32s(bias));
-                        if relu { simd.max_f32s(sum, zero) } else { sum }
-                    }
-                };
-                simd.partial_store_f32s(c, value);
-            }
+/// Computes and stores one tile; gives its number of rows.
+#[inline(always)]
+fn tile<S: Simd, const ROWS: usize, const VECTORS: usize, const TAIL: bool>(
+    simd: S,
+    source: impl Source,
+    (row, column, width): (usize, usize, usize),
+    target: &mut Target<'_>,
+) -> usize {
+    let acc = source.tile::<S, ROWS, VECTORS, TAIL>(simd, row, column, width);
+    for (j, acc) in acc.iter().enumerate() {
+        let c = &mut target.c[(row + j) * target.ldc + column..][..width];
+        let old = match target.store {
+            Store::Add | Store::Descend { .. } => load::<S, VECTORS, TAIL>(simd, c),
+            Store::ColumnBias { bias, .. } => load::<S, VECTORS, TAIL>(simd, &bias[column..column + width]),
+            Store::RowBias { bias, .. } => [simd.splat_f32s(bias[row + j]); VECTORS],
+            Store::Set => [simd.splat_f32s(0.0); VECTORS],
+        };
+        let new = std::array::from_fn(|v| combine(simd, target.store, acc[v], old[v]));
+        put::<S, VECTORS, TAIL>(simd, c, new);
+    }
+    ROWS
+}
+
+#[inline(always)]
+fn combine<S: Simd>(simd: S, store: Store<'_>, product: S::f32s, old: S::f32s) -> S::f32s {
+    match store {
+        Store::Set => product,
+        Store::Add => simd.add_f32s(old, product),
+        Store::Descend { lr } => simd.mul_add_f32s(simd.splat_f32s(-lr), product, old),
+        Store::RowBias { relu, .. } | Store::ColumnBias { relu, .. } => {
+            let sum = simd.add_f32s(product, old);
+            // In this order a NaN stays one.
+            if relu { simd.max_f32s(simd.splat_f32s(0.0), sum) } else { sum }
         }
-        ROWS
+    }
+}
+
+#[inline(always)]
+fn put<S: Simd, const VECTORS: usize, const TAIL: bool>(simd: S, c: &mut [f32], values: [S::f32s; VECTORS]) {
+    let (full, rest) = S::as_mut_simd_f32s(c);
+    let whole = if TAIL { VECTORS - 1 } else { VECTORS };
+    full[..whole].copy_from_slice(&values[..whole]);
+    if TAIL {
+        simd.partial_store_f32s(rest, values[VECTORS - 1]);
     }
 }

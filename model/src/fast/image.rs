@@ -27,8 +27,6 @@ pub(super) type DropoutStep = Option<(u64, u64)>;
 /// The state of a block of images.
 #[derive(Debug, Default)]
 pub(super) struct Block {
-    /// Images in use.
-    images: usize,
     /// Per stage, the outputs of all images, or of the one at work if they need not be kept.
     outputs: Vec<Vec<f32>>,
     /// Per pooling stage, where the maxima are.
@@ -110,7 +108,6 @@ impl ImageNet {
             block.gradients = [(); 2].map(|()| vec![0.0; largest.unwrap_or(0)]);
             block.sums.resize(parameters, 0.0);
         }
-        block.images = images;
         for (index, stage) in self.stages.iter().enumerate() {
             let len = stage.output.len();
             block.outputs[index].resize(if stage.kept { images * len } else { len }, 0.0);
@@ -125,8 +122,7 @@ impl ImageNet {
     }
 
     /// Runs the stages forward. `x` holds the block's images, channels first; `first_image` is the
-    /// index of the block's first image in the batch; `out(image, values)` takes each image's result,
-    /// channels last.
+    /// index of the block's first image in the batch.
     pub(super) fn forward(
         &self,
         block: &mut Block,
@@ -134,16 +130,19 @@ impl ImageNet {
         parameters: &[f32],
         first_image: usize,
         dropout: DropoutStep,
-        mut out: impl FnMut(usize, &[f32]),
     ) {
         for (image, x) in x.chunks_exact(self.input.len()).enumerate() {
             channels_last(x, self.input, &mut block.input);
             for index in 0..self.stages.len() {
                 self.stage_forward(block, index, image, parameters, first_image, dropout);
             }
-            let last = self.stages.len() - 1;
-            out(image, of_image(&block.outputs[last], self.output.len(), image, self.stages[last].kept));
         }
+    }
+
+    /// The last stage's outputs, channels last.
+    pub(super) fn results<'a>(&self, block: &'a Block) -> impl Iterator<Item = &'a [f32]> {
+        let results = block.outputs.last().map_or(&[][..], Vec::as_slice);
+        results.chunks_exact(self.output.len())
     }
 
     fn stage_forward(
@@ -165,7 +164,9 @@ impl ImageNet {
         let y = of_image_mut(&mut rest[0], len, image, stage.kept);
         match &stage.op {
             ImageOp::Conv { params, .. } => {
-                let (Some(conv), Some(scratch)) = (&self.convs[index], &mut block.scratch[index]) else { return };
+                let (Some(conv), Some(scratch)) = (&self.convs[index], &mut block.scratch[index]) else {
+                    return;
+                };
                 let bias = &parameters[params.bias.clone()];
                 return conv.forward(x, &self.packed[index], bias, stage.relu, scratch, y);
             }
@@ -239,8 +240,11 @@ impl ImageNet {
         };
         match &stage.op {
             ImageOp::Conv { params, .. } => {
-                let (Some(conv), Some(scratch)) = (&self.convs[index], &mut block.scratch[index]) else { return };
-                let (weights, bias) = block.sums[params.weight.start..params.bias.end].split_at_mut(conv.weights());
+                let (Some(conv), Some(scratch)) = (&self.convs[index], &mut block.scratch[index]) else {
+                    return;
+                };
+                let (weights, bias) =
+                    block.sums[params.weight.start..params.bias.end].split_at_mut(conv.weights());
                 conv.backward_weights(x, dy, scratch, weights, bias);
                 if index > self.first {
                     conv.backward_input(dy, &self.packed[index], scratch, dx);
@@ -258,7 +262,12 @@ impl ImageNet {
             }
             ImageOp::Dropout { p, layer } => {
                 if let Some((seed, step)) = dropout {
-                    drop_some(dy, stage.output, &dropout::Mask::new(*p, seed, step, *layer), first_image + image);
+                    drop_some(
+                        dy,
+                        stage.output,
+                        &dropout::Mask::new(*p, seed, step, *layer),
+                        first_image + image,
+                    );
                 }
             }
             ImageOp::Pass => {}

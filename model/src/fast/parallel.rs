@@ -13,6 +13,11 @@ const WORTH_A_THREAD: usize = 1 << 19;
 pub(super) struct Threads(Option<rayon::ThreadPool>);
 
 impl Threads {
+    /// No threads but the caller's.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
     pub(super) fn new(count: usize) -> Result<Self, ModelError> {
         if count <= 1 {
             return Ok(Self(None));
@@ -39,7 +44,9 @@ impl Threads {
     pub(super) fn each<T: Send>(&self, items: &mut [T], f: impl Fn(usize, &mut T) + Sync) {
         match &self.0 {
             None => items.iter_mut().enumerate().for_each(|(index, item)| f(index, item)),
-            Some(_) => items.par_iter_mut().enumerate().with_max_len(1).for_each(|(index, item)| f(index, item)),
+            Some(_) => {
+                items.par_iter_mut().enumerate().with_max_len(1).for_each(|(index, item)| f(index, item))
+            }
         }
     }
 
@@ -58,9 +65,6 @@ impl Threads {
             return f(0, matrix);
         }
         let piece = rows.div_ceil(threads).next_multiple_of(TILE_ROWS);
-        matrix
-            .par_chunks_mut(piece * row_len)
-            .enumerate()
-            .for_each(|(index, chunk)| f(index * piece, chunk));
+        matrix.par_chunks_mut(piece * row_len).enumerate().for_each(|(index, chunk)| f(index * piece, chunk));
     }
 }

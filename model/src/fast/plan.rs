@@ -35,10 +35,24 @@ pub(super) struct Params {
 /// An operation on images.
 #[derive(Debug, Clone)]
 pub(super) enum ImageOp {
-    Conv { kernel: usize, padding: usize, stride: usize, params: Params },
-    Pool { kernel: usize, stride: usize },
-    Norm { groups: usize, params: Params },
-    Dropout { p: f32, layer: usize },
+    Conv {
+        kernel: usize,
+        padding: usize,
+        stride: usize,
+        params: Params,
+    },
+    Pool {
+        kernel: usize,
+        stride: usize,
+    },
+    Norm {
+        groups: usize,
+        params: Params,
+    },
+    Dropout {
+        p: f32,
+        layer: usize,
+    },
     /// Only the stage's ReLU.
     Pass,
 }
@@ -58,7 +72,10 @@ pub(super) struct ImageStage {
 #[derive(Debug, Clone)]
 pub(super) enum DenseOp {
     Linear(Params),
-    Dropout { p: f32, layer: usize },
+    Dropout {
+        p: f32,
+        layer: usize,
+    },
     /// Only the stage's ReLU.
     Pass,
 }
@@ -189,7 +206,8 @@ impl Plan {
                 .image
                 .get(index + 1)
                 .is_some_and(|next| matches!(next.op, ImageOp::Conv { .. } | ImageOp::Norm { .. }));
-            self.image[index].kept = self.image[index].relu || next_reads_it;
+            let is_result = index + 1 == self.image.len();
+            self.image[index].kept = self.image[index].relu || next_reads_it || is_result;
         }
     }
 }

@@ -1,0 +1,150 @@
+//! Presets, gradients, and the model file, through the public interface.
+
+use fl_model::{Backend, GlobalModel, ModelSpec, PRESETS, SgdConfig, Trainer, init_parameters};
+use fl_protocol::Normalization;
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+fn preset(name: &str, shape: &[usize]) -> ModelSpec {
+    ModelSpec::preset(name, shape, 10, 100_000).unwrap()
+}
+
+fn batch(spec: &ModelSpec, samples: usize) -> (Vec<f32>, Vec<u32>) {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let x = (0..samples * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let y = (0..samples).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
+    (x, y)
+}
+
+fn global() -> GlobalModel {
+    let spec = preset("softmax", &[1, 8, 8]);
+    let parameters = init_parameters(&spec, 1);
+    GlobalModel {
+        round: 3,
+        spec,
+        normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
+        parameters,
+    }
+}
+
+#[test]
+fn presets_have_their_parameter_counts() {
+    let counts = PRESETS.map(|name| preset(name, &[1, 28, 28]).num_parameters());
+    assert_eq!(counts, [7_850, 99_385, 467_818, 1_663_370]);
+}
+
+#[test]
+fn initial_parameters_depend_on_the_seed_alone() {
+    let spec = preset("cnn", &[1, 28, 28]);
+    assert_eq!(init_parameters(&spec, 1), init_parameters(&spec, 1));
+    assert_ne!(init_parameters(&spec, 1), init_parameters(&spec, 2));
+}
+
+#[test]
+fn a_trainer_can_move_to_another_thread() {
+    fn is_send<T: Send>() {}
+    is_send::<Trainer>();
+}
+
+#[test]
+fn gradients_are_the_slope_of_the_loss() {
+    for name in PRESETS {
+        let spec = preset(name, &[1, 8, 8]);
+        let (x, y) = batch(&spec, 4);
+        let mut trainer = Trainer::new(&spec, Backend::Flex, 1).unwrap();
+        let w = init_parameters(&spec, 5);
+        trainer.set_parameters(&w);
+        let mut gradient = vec![0.0; w.len()];
+        trainer.gradients(&x, &y, &mut gradient).unwrap();
+        // Along the gradient itself the slope is its squared norm.
+        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        let step = 1e-2;
+        let mut loss_at = |sign: f64| {
+            let moved: Vec<f32> = w
+                .iter()
+                .zip(&gradient)
+                .map(|(w, g)| (f64::from(*w) + sign * step * f64::from(*g) / norm) as f32)
+                .collect();
+            trainer.set_parameters(&moved);
+            let sums = trainer.evaluate(&x, &y).unwrap();
+            sums.loss_sum / sums.samples as f64
+        };
+        let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
+        assert!((slope - norm).abs() < 0.02 * norm, "{name}: slope {slope}, norm {norm}");
+    }
+}
+
+#[test]
+fn a_step_moves_against_the_gradient() {
+    for name in PRESETS {
+        let spec = preset(name, &[1, 8, 8]);
+        let (x, y) = batch(&spec, 4);
+        let w = init_parameters(&spec, 5);
+        let mut trainer = Trainer::new(&spec, Backend::Flex, 1).unwrap();
+        trainer.set_parameters(&w);
+        let (mut gradient, mut after) = (vec![0.0; w.len()], vec![0.0; w.len()]);
+        trainer.gradients(&x, &y, &mut gradient).unwrap();
+        trainer.train_step(&x, &y, &SgdConfig { lr: 0.1, ..SgdConfig::default() }).unwrap();
+        trainer.parameters(&mut after);
+        for ((w, g), after) in w.iter().zip(&gradient).zip(&after) {
+            assert!((w - 0.1 * g - after).abs() < 1e-6, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_file_is_deterministic_and_reads_back() {
+    let global = global();
+    let file = global.to_safetensors().unwrap();
+    assert_eq!(file, global.to_safetensors().unwrap());
+    assert_eq!(GlobalModel::from_safetensors(&file).unwrap(), global);
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header = std::str::from_utf8(&file[8..8 + length]).unwrap();
+    let keys = ["format", "input_shape", "model"].map(|key| header.find(&format!("\"{key}\":")).unwrap());
+    assert!(keys.is_sorted(), "metadata is in a fixed order: {header}");
+}
+
+#[test]
+fn a_file_cut_anywhere_is_an_error() {
+    let file = global().to_safetensors().unwrap();
+    for len in 0..file.len() {
+        assert!(GlobalModel::from_safetensors(&file[..len]).is_err(), "cut at {len}");
+    }
+}
+
+#[test]
+fn hostile_files_are_errors() {
+    let global = global();
+    let file = global.to_safetensors().unwrap();
+    let mut huge_header = file.clone();
+    huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    assert!(GlobalModel::from_safetensors(&huge_header).is_err());
+    let mut nan = file.clone();
+    let end = nan.len();
+    nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert!(GlobalModel::from_safetensors(&nan).is_err());
+    let replace = |from: &str, to: &str| -> Vec<u8> {
+        assert_eq!(from.len(), to.len());
+        let at = file.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        let mut changed = file.clone();
+        changed[at..at + to.len()].copy_from_slice(to.as_bytes());
+        changed
+    };
+    for (from, to) in [
+        ("1.weight", "2.weight"),
+        ("[10,64]", "[64,10]"),
+        ("\"dtype\":\"F32\"", "\"dtype\":\"I32\""),
+        ("__metadata__", "__metadatx__"),
+        ("\"round\":\"3\"", "\"round\":\"x\""),
+    ] {
+        assert!(GlobalModel::from_safetensors(&replace(from, to)).is_err(), "{from} -> {to}");
+    }
+}
+
+#[test]
+fn a_model_that_is_not_finite_is_not_written() {
+    let mut global = global();
+    global.parameters[0] = f32::INFINITY;
+    assert!(global.to_safetensors().is_err());
+    global.parameters.pop();
+    assert!(global.to_safetensors().is_err());
+}

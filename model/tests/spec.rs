@@ -1,0 +1,97 @@
+//! Layer lists: files, shapes, names, and what is refused.
+
+use fl_model::{Layer, ModelError, ModelSpec};
+
+fn with_layers(layers: &str) -> Result<ModelSpec, ModelError> {
+    ModelSpec::from_json(&format!(
+        r#"{{"name":"t","input_shape":[1,8,8],"num_classes":10,"layers":[{layers}]}}"#
+    ))
+}
+
+#[test]
+fn keys_and_shapes_are_those_of_torch_nn_sequential() {
+    let spec = ModelSpec::preset("mcmahan_cnn", &[1, 28, 28], 10, 0).unwrap();
+    let layout = spec.layout();
+    let tensors: Vec<_> = layout.tensors().iter().map(|t| (t.name.as_str(), t.shape.clone())).collect();
+    let expected = [
+        ("0.weight", vec![32, 1, 5, 5]),
+        ("0.bias", vec![32]),
+        ("3.weight", vec![64, 32, 5, 5]),
+        ("3.bias", vec![64]),
+        ("7.weight", vec![512, 3136]),
+        ("7.bias", vec![512]),
+        ("9.weight", vec![10, 512]),
+        ("9.bias", vec![10]),
+    ];
+    assert_eq!(tensors, expected);
+}
+
+#[test]
+fn mlp_is_as_wide_as_its_budget_allows() {
+    for (budget, hidden) in [(100_000, 125), (99_385, 125), (99_384, 124), (805, 1)] {
+        let spec = ModelSpec::preset("mlp", &[1, 28, 28], 10, budget).unwrap();
+        assert_eq!(spec.layers[1], Layer::Linear { in_features: 784, out_features: hidden });
+        assert!(spec.num_parameters() <= budget);
+    }
+    assert!(ModelSpec::preset("mlp", &[1, 28, 28], 10, 804).is_err());
+}
+
+#[test]
+fn a_file_may_leave_out_what_the_data_gives() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.json");
+    std::fs::write(
+        &path,
+        r#"{"layers":[{"type":"conv2d","out_channels":4,"kernel":3,"padding":1},{"type":"relu"},
+        {"type":"group_norm","groups":2},{"type":"max_pool2d","kernel":2},{"type":"flatten"},
+        {"type":"dropout","p":0.25},{"type":"linear","out_features":10}]}"#,
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    let spec = ModelSpec::load(path, &[1, 8, 8], 10, 0).unwrap();
+    assert_eq!(spec.name, "small");
+    assert_eq!(spec.num_parameters(), 4 * 9 + 4 + 8 + 640 + 10);
+    assert_eq!(ModelSpec::from_json(&spec.to_json()).unwrap(), spec);
+    assert!(ModelSpec::load(path, &[1, 8, 8], 9, 0).is_err(), "nine classes need nine logits");
+}
+
+#[test]
+fn what_cannot_be_a_model_is_named() {
+    let missing = ModelSpec::load("no/such.json", &[1, 8, 8], 10, 0).unwrap_err();
+    assert!(missing.to_string().contains("no/such.json"));
+    let unknown = ModelSpec::load("resnet", &[1, 8, 8], 10, 0).unwrap_err();
+    assert!(unknown.to_string().contains("mcmahan_cnn"), "it lists the presets: {unknown}");
+    assert!(ModelSpec::preset("cnn", &[64], 10, 0).is_err(), "convolutions need images");
+}
+
+#[test]
+fn layers_that_do_not_fit_are_errors() {
+    let head = r#"{"type":"flatten"},{"type":"linear","in_features":64,"out_features":10}"#;
+    assert!(with_layers(head).is_ok());
+    for bad in [
+        "",
+        r#"{"type":"flatten"}"#,
+        r#"{"type":"linear","in_features":64,"out_features":10}"#,
+        r#"{"type":"flatten"},{"type":"linear","in_features":63,"out_features":10}"#,
+        r#"{"type":"flatten"},{"type":"linear","in_features":64,"out_features":9}"#,
+        r#"{"type":"flatten"},{"type":"relu"}"#,
+    ] {
+        assert!(with_layers(bad).is_err(), "{bad}");
+    }
+    for bad in [
+        r#"{"type":"conv2d","in_channels":1,"out_channels":1,"kernel":0}"#,
+        r#"{"type":"conv2d","in_channels":2,"out_channels":1,"kernel":1}"#,
+        r#"{"type":"conv2d","in_channels":1,"out_channels":1,"kernel":1,"padding":1}"#,
+        r#"{"type":"conv2d","in_channels":1,"out_channels":1,"kernel":9}"#,
+        r#"{"type":"conv2d","in_channels":1,"out_channels":18446744073709551615,"kernel":1}"#,
+        r#"{"type":"conv2d","in_channels":1,"out_channels":16777216,"kernel":1}"#,
+        r#"{"type":"max_pool2d","kernel":2,"stride":0}"#,
+        r#"{"type":"group_norm","groups":2,"channels":1}"#,
+        r#"{"type":"dropout","p":1.0}"#,
+        r#"{"type":"dropout","p":-0.1}"#,
+        r#"{"type":"lstm"}"#,
+        r#"{"type":"max_pool2d","kernel":2,"stride":2,"padding":1}"#,
+    ] {
+        assert!(with_layers(&format!("{bad},{head}")).is_err(), "{bad}");
+    }
+}
