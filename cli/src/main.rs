@@ -1,5 +1,6 @@
 //! `fl`: a whole federation on this machine, and the tools around it.
 
+mod bench;
 mod codec;
 mod eval;
 mod exit;
@@ -37,6 +38,16 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Measure quantizers on real deltas: bytes, error and speed.
     Codec(codec::CodecArgs),
+    /// Measure this machine.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What `fl bench` measures.
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Training speed, memory, and the share of what this core's arithmetic could do.
+    Train(bench::train::TrainArgs),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +62,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(args, cli.json),
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
+        Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

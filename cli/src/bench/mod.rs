@@ -1,0 +1,3 @@
+//! `fl bench`: measurements on this machine.
+
+pub mod train;

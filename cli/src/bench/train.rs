@@ -1,0 +1,204 @@
+//! `fl bench train`: how fast does this machine train a network?
+
+use crate::{exit::BadSetting, output};
+use clap::Args;
+use fl_datasets::{Dataset, DatasetSpec, Part};
+use fl_model::{Backend, ModelSpec, SgdConfig, Trainer, init_parameters, measure_gemm_gflops};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+use serde::Serialize;
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+const WARM_UP: usize = 5;
+const SEED: u64 = 42;
+
+/// Arguments of `fl bench train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Preset (softmax, mlp, cnn, mcmahan_cnn) or path of a layer list ending in .json.
+    #[arg(long, default_value = "mlp")]
+    model: String,
+
+    /// Parameter budget of mlp.
+    #[arg(long, default_value_t = 100_000)]
+    model_dim: usize,
+
+    /// Training threads, at least 1.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+
+    /// Backend: flex, ndarray, wgpu.
+    #[arg(long, default_value = "flex")]
+    backend: Backend,
+
+    /// Data set to train on, batches gathered and normalised within the measured time. Left out:
+    /// one batch of noise in 28 x 28 pixels and 10 classes, and the step alone is measured.
+    #[arg(long)]
+    dataset: Option<DatasetSpec>,
+
+    /// Folder with the data set's files, if they are not where the system's package puts them.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Samples per step, at least 1.
+    #[arg(long, default_value_t = 64)]
+    batch_size: usize,
+
+    /// Seconds to measure each path.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+
+    /// Do not measure plain Burn on the same backend beside the fused step.
+    #[arg(long)]
+    skip_burn: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Measured<'a> {
+    model: &'a str,
+    backend: String,
+    threads: usize,
+    batch_size: usize,
+    params: usize,
+    images_per_s: f64,
+    /// Median.
+    step_ms: f64,
+    /// Peak resident size of this process up to here; `None` where the system does not tell.
+    peak_rss_mb: Option<f64>,
+    /// By the network's definition: see `ModelSpec::training_flops`.
+    gflops: f64,
+    /// Best speed of a matrix product on one core.
+    gemm_gflops: f64,
+    /// `gflops` over `threads` times `gemm_gflops`.
+    gemm_share: f64,
+    /// Plain Burn on the same backend, in the same run.
+    burn_images_per_s: Option<f64>,
+    /// Speed relative to plain Burn.
+    burn_ratio: Option<f64>,
+}
+
+/// Runs `fl bench train`.
+pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
+    check(args)?;
+    let data = match &args.dataset {
+        Some(spec) => Some(fl_datasets::load(spec, args.data_dir.as_deref(), Part::Train)?),
+        None => None,
+    };
+    let (shape, classes) = match &data {
+        Some(data) => (data.input_shape.clone(), data.num_classes),
+        None => (vec![1, 28, 28], 10),
+    };
+    let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
+    let trainer = Trainer::new(&spec, args.backend, args.threads)?;
+    let step_s = median_step_s(trainer, &spec, args, data.as_ref())?;
+    let peak_rss_mb = peak_rss_mb();
+    let burn_step_s = match args.skip_burn {
+        true => None,
+        false => {
+            let reference = Trainer::reference(&spec, args.backend)?;
+            Some(median_step_s(reference, &spec, args, data.as_ref())?)
+        }
+    };
+    let images_per_s = args.batch_size as f64 / step_s;
+    let gflops = spec.training_flops()? * images_per_s / 1e9;
+    let gemm_gflops = measure_gemm_gflops();
+    let measured = Measured {
+        model: &spec.name,
+        backend: args.backend.to_string(),
+        threads: args.threads,
+        batch_size: args.batch_size,
+        params: spec.num_parameters(),
+        images_per_s,
+        step_ms: step_s * 1e3,
+        peak_rss_mb,
+        gflops,
+        gemm_gflops,
+        gemm_share: gflops / (gemm_gflops * args.threads as f64),
+        burn_images_per_s: burn_step_s.map(|step_s| args.batch_size as f64 / step_s),
+        burn_ratio: burn_step_s.map(|burn| burn / step_s),
+    };
+    if json { output::json_line(&measured) } else { print(&measured) }
+}
+
+fn check(args: &TrainArgs) -> anyhow::Result<()> {
+    for (setting, value) in [("--threads", args.threads), ("--batch-size", args.batch_size)] {
+        if value == 0 {
+            return Err(BadSetting::new(setting, "0 is too small: give at least 1").into());
+        }
+    }
+    if !(0.01..=3600.0).contains(&args.seconds) {
+        let problem = format!("{} is out of range: give 0.01 to 3600", args.seconds);
+        return Err(BadSetting::new("--seconds", problem).into());
+    }
+    Ok(())
+}
+
+fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
+    println!(
+        "{}, {} parameters, {}, threads {}, batches of {}",
+        measured.model, measured.params, measured.backend, measured.threads, measured.batch_size
+    );
+    println!(
+        "{:.0} images/s   {:.3} ms a step   {:.1} GFLOP/s, {:.0} % of the cores' matrix product ({:.1} each)",
+        measured.images_per_s,
+        measured.step_ms,
+        measured.gflops,
+        measured.gemm_share * 100.0,
+        measured.gemm_gflops,
+    );
+    if let (Some(burn), Some(ratio)) = (measured.burn_images_per_s, measured.burn_ratio) {
+        println!("plain Burn {burn:.0} images/s, {ratio:.2} times slower");
+    }
+    if let Some(peak) = measured.peak_rss_mb {
+        println!("peak resident size {peak:.1} MB");
+    }
+    Ok(())
+}
+
+fn median_step_s(
+    mut trainer: Trainer,
+    spec: &ModelSpec,
+    args: &TrainArgs,
+    data: Option<&Dataset>,
+) -> anyhow::Result<f64> {
+    trainer.set_parameters(&init_parameters(spec, SEED));
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut x: Vec<f32> =
+        (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let mut y: Vec<u32> =
+        (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
+    let mut indices = vec![0; args.batch_size];
+    let config = SgdConfig::default();
+    let mut times = Vec::new();
+    let mut began = Instant::now();
+    for step in 0.. {
+        if step == WARM_UP {
+            times.clear();
+            began = Instant::now();
+        }
+        if let Some(data) = data {
+            indices.fill_with(|| rng.random_range(0..data.train.len() as u32));
+        }
+        let start = Instant::now();
+        if let Some(data) = data {
+            data.train.gather(&indices, &data.normalization, &mut x, &mut y);
+        }
+        trainer.train_step(&x, &y, &config)?;
+        times.push(start.elapsed().as_secs_f64());
+        if step > WARM_UP && began.elapsed() > Duration::from_secs_f64(args.seconds) {
+            break;
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+fn peak_rss_mb() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
