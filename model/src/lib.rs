@@ -1,7 +1,7 @@
 //! Networks, local training and evaluation, and parameters to and from safetensors.
 //!
 //! Burn is the framework: its modules and its autodiff define what a [`ModelSpec`] computes, and run
-//! it on every [`Backend`]. On the CPU backend a network takes the fused step of [`mod@fast`] instead,
+//! it on every [`Backend`]. On the CPU backend a network takes the fused step of `fast` instead,
 //! which computes the same numbers (tests compare the gradients) with no copy between the flat vector
 //! and the layers, and no allocation after the first step.
 //!

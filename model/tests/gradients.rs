@@ -1,5 +1,7 @@
 //! The fused step against plain Burn, and plain Burn against finite differences.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{noise, norm, parameters, relative_error};

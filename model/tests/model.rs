@@ -1,5 +1,7 @@
 //! Presets, gradients, and the model file, through the public interface.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_model::{Backend, GlobalModel, ModelSpec, PRESETS, SgdConfig, Trainer, init_parameters};
 use fl_protocol::Normalization;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};

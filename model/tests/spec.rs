@@ -1,5 +1,7 @@
 //! Layer lists: files, shapes, names, and what is refused.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_model::{Layer, ModelError, ModelSpec};
 
 fn with_layers(layers: &str) -> Result<ModelSpec, ModelError> {

@@ -1,5 +1,7 @@
 //! Training on the bundled digits, and the settings of SGD.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::{noise, parameters, relative_error};

@@ -138,10 +138,10 @@ fn fma<S: Simd, const ROWS: usize, const VECTORS: usize>(
     l: impl Fn(usize) -> f32,
     r: [S::f32s; VECTORS],
 ) {
-    for j in 0..ROWS {
+    for (j, row) in acc.iter_mut().enumerate() {
         let l = simd.splat_f32s(l(j));
         for v in 0..VECTORS {
-            acc[j][v] = simd.mul_add_f32s(l, r[v], acc[j][v]);
+            row[v] = simd.mul_add_f32s(l, r[v], row[v]);
         }
     }
 }
