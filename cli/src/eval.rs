@@ -3,13 +3,10 @@
 use crate::{exit::BadInput, output};
 use anyhow::Context;
 use clap::Args;
-use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_model::{Backend, BatchEvaluation, Evaluation, GlobalModel, Trainer};
+use fl_datasets::{DatasetSpec, Part};
+use fl_model::{Backend, GlobalModel, Trainer};
 use serde::Serialize;
 use std::{fs, path::PathBuf};
-
-/// Samples per forward pass.
-const BATCH: usize = 256;
 
 /// Arguments of `fl eval`.
 #[derive(Debug, Args)]
@@ -60,7 +57,10 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     }
     let mut trainer = Trainer::new(&global.spec, Backend::Flex, args.threads)?;
     trainer.set_parameters(&global.parameters);
-    let evaluation = evaluate(&mut trainer, &data, &global)?;
+    // The file's normalisation, not the loaded set's: it is what the model was trained with.
+    let evaluation = fl_model::evaluate(&mut trainer, data.test.len(), |indices, x, y| {
+        data.test.gather(indices, &global.normalization, x, y);
+    })?;
     let result = Evaluated {
         file: path.to_string(),
         dataset: data.name.clone(),
@@ -86,16 +86,4 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         result.dataset
     );
     Ok(())
-}
-
-fn evaluate(trainer: &mut Trainer, data: &Dataset, global: &GlobalModel) -> anyhow::Result<Evaluation> {
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    let mut sums = BatchEvaluation::default();
-    let all: Vec<u32> = (0..data.test.len() as u32).collect();
-    for batch in all.chunks(BATCH) {
-        // The file's normalisation, not the loaded set's: it is what the model was trained with.
-        data.test.gather(batch, &global.normalization, &mut x, &mut y);
-        sums += trainer.evaluate(&x, &y)?;
-    }
-    Ok(sums.into())
 }

@@ -2,6 +2,7 @@
 
 use fl_datasets::DatasetError;
 use fl_model::ModelError;
+use fl_protocol::SettingError;
 use fl_worker::WorkerError;
 use std::{fmt, io, process::ExitCode};
 
@@ -61,10 +62,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<BadSetting>()
-        || cause.is::<fl_master::SettingError>()
-        || cause.is::<fl_worker::SettingError>()
-    {
+    if cause.is::<BadSetting>() || cause.is::<SettingError>() {
         Some(USAGE)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {
         Some(error.exit_code())

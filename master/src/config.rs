@@ -5,27 +5,12 @@
 use crate::aggregate::Strategy;
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
-use fl_protocol::limits::{MAX_PARAMETERS, MAX_WAIT_S};
+pub use fl_protocol::SettingError;
+use fl_protocol::{
+    limits::{MAX_PARAMETERS, MAX_WAIT_S},
+    settings::{number, whole},
+};
 use std::{fmt, net::SocketAddr, path::PathBuf};
-use thiserror::Error;
-
-/// A setting whose value is refused. The program ends with code 64 before it binds a port.
-#[derive(Debug, Error, Clone, PartialEq, Eq)]
-#[error("{name}={value}: {reason}")]
-pub struct SettingError {
-    /// Name of the setting, as the environment spells it.
-    pub name: &'static str,
-    /// The value that was given.
-    pub value: String,
-    /// What is allowed.
-    pub reason: String,
-}
-
-impl SettingError {
-    pub(crate) fn new(name: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> Self {
-        Self { name, value: value.to_string(), reason: reason.into() }
-    }
-}
 
 /// A value that no log line may show.
 #[derive(Clone, PartialEq, Eq)]
@@ -349,20 +334,6 @@ impl Config {
 
 /// Longest `wait` of a long-poll, in seconds.
 pub const MAX_WAIT: f64 = MAX_WAIT_S as f64;
-
-fn whole(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), SettingError> {
-    match (min..=max).contains(&value) {
-        true => Ok(()),
-        false => Err(SettingError::new(name, value, format!("use a whole number from {min} to {max}"))),
-    }
-}
-
-fn number(name: &'static str, value: f64, min: f64, max: f64) -> Result<(), SettingError> {
-    match value >= min && value <= max {
-        true => Ok(()),
-        false => Err(SettingError::new(name, value, format!("use a number from {min} to {max}"))),
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use crate::{config::ModelConfig, global::Global};
 use fl_datasets::Dataset;
-use fl_model::{BatchEvaluation, Evaluation, GlobalModel, ModelError, ModelSpec, Trainer};
+use fl_model::{Evaluation, GlobalModel, ModelError, ModelSpec, Trainer};
 use fl_protocol::HistoryRecord;
 use std::{
     collections::VecDeque,
@@ -13,8 +13,6 @@ use tracing::{error, warn};
 
 /// Models that may wait: beyond that the oldest round goes without an evaluation.
 const MAX_WAITING: usize = 4;
-/// Samples that are gathered at once.
-const BATCH: usize = 256;
 
 struct Job {
     record: HistoryRecord,
@@ -123,12 +121,7 @@ fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Job> {
 fn evaluate(trainer: &mut Trainer, dataset: &Dataset, global: &Global) -> Result<Evaluation, ModelError> {
     let model = GlobalModel::from_safetensors(&global.bytes)?;
     trainer.set_parameters(&model.parameters);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    let mut sums = BatchEvaluation::default();
-    let all: Vec<u32> = (0..dataset.test.len() as u32).collect();
-    for batch in all.chunks(BATCH) {
-        dataset.test.gather(batch, &model.normalization, &mut x, &mut y);
-        sums += trainer.evaluate(&x, &y)?;
-    }
-    Ok(sums.into())
+    fl_model::evaluate(trainer, dataset.test.len(), |indices, x, y| {
+        dataset.test.gather(indices, &model.normalization, x, y);
+    })
 }

@@ -38,4 +38,4 @@ pub use global::GlobalModel;
 pub use params::init_parameters;
 pub use sgd::SgdConfig;
 pub use spec::{Layer, ModelSpec, PRESETS};
-pub use trainer::{BatchEvaluation, Evaluation, Trainer};
+pub use trainer::{BatchEvaluation, Evaluation, Trainer, evaluate};

@@ -203,6 +203,29 @@ impl Trainer {
     }
 }
 
+/// Samples that [`evaluate`] asks for at a time.
+const GATHERED: usize = 256;
+
+/// Evaluates `samples` samples, gathered batch by batch: `gather(indices, x, y)` fills `x` with the
+/// normalised features and `y` with the labels of `indices`.
+///
+/// # Errors
+/// Batches that do not fit the network.
+pub fn evaluate(
+    trainer: &mut Trainer,
+    samples: usize,
+    mut gather: impl FnMut(&[u32], &mut Vec<f32>, &mut Vec<u32>),
+) -> Result<Evaluation, ModelError> {
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let mut sums = BatchEvaluation::default();
+    let all: Vec<u32> = (0..samples as u32).collect();
+    for indices in all.chunks(GATHERED) {
+        gather(indices, &mut x, &mut y);
+        sums += trainer.evaluate(&x, &y)?;
+    }
+    Ok(sums.into())
+}
+
 fn finite(loss: f32) -> Result<f32, ModelError> {
     if loss.is_finite() { Ok(loss) } else { Err(ModelError::Diverged) }
 }

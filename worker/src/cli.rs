@@ -2,7 +2,10 @@
 
 use crate::config::{Config, Own, SettingError};
 use clap::{Parser, ValueEnum};
-use fl_protocol::WorkerId;
+use fl_protocol::{
+    WorkerId,
+    settings::{filled, parse},
+};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// How log lines look.
@@ -184,19 +187,6 @@ impl Args {
         config.validate()?;
         Ok(config)
     }
-}
-
-/// An empty environment variable counts as none: a ConfigMap cannot leave a key out.
-fn filled(value: Option<String>) -> Option<String> {
-    value.filter(|text| !text.is_empty())
-}
-
-fn parse<T>(name: &'static str, text: &str) -> Result<T, SettingError>
-where
-    T: std::str::FromStr,
-    T::Err: ToString,
-{
-    text.parse().map_err(|error: T::Err| SettingError::new(name, text, error.to_string()))
 }
 
 fn worker_id(given: Option<String>) -> Result<WorkerId, SettingError> {

@@ -2,28 +2,13 @@
 
 use fl_datasets::{DatasetSpec, Partition};
 use fl_model::{Backend, SgdConfig};
-use fl_protocol::{TaskBody, WorkerId};
+pub use fl_protocol::SettingError;
+use fl_protocol::{
+    TaskBody, WorkerId,
+    settings::{number, whole},
+};
 use fl_quant::{Scheme, Spec};
-use std::{fmt, net::SocketAddr, path::PathBuf};
-use thiserror::Error;
-
-/// A setting whose value is refused. The program ends with code 64 before it does anything.
-#[derive(Debug, Error, Clone, PartialEq, Eq)]
-#[error("{name}={value}: {reason}")]
-pub struct SettingError {
-    /// Name of the setting, as the environment spells it.
-    pub name: &'static str,
-    /// The value that was given.
-    pub value: String,
-    /// What is allowed.
-    pub reason: String,
-}
-
-impl SettingError {
-    pub(crate) fn new(name: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> Self {
-        Self { name, value: value.to_string(), reason: reason.into() }
-    }
-}
+use std::{net::SocketAddr, path::PathBuf};
 
 /// What the worker's own settings say about a round; what is none comes from the master's task.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -193,26 +178,12 @@ impl Config {
         whole("THREADS", self.threads.unwrap_or(1) as u64, 1, 256)?;
         whole("MEM_MB", self.mem_mb as u64, 0, 1 << 24)?;
         whole("TOUCH_STRIDE_BYTES", self.touch_stride_bytes as u64, 1, 1 << 30)?;
-        number("GIVE_UP_S", self.give_up_s.unwrap_or(1.0) as f32, 0.01, 1e9)?;
-        number("DRAIN_S", self.drain_s as f32, 0.0, 3600.0)?;
+        number("GIVE_UP_S", self.give_up_s.unwrap_or(1.0), 0.01, 1e9)?;
+        number("DRAIN_S", self.drain_s, 0.0, 3600.0)?;
         if self.token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(SettingError::new("FL_TOKEN", "(secret)", "use printable ASCII without spaces"));
         }
         self.backend.check().map_err(|error| SettingError::new("BACKEND", self.backend, error.to_string()))
-    }
-}
-
-fn whole(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), SettingError> {
-    match (min..=max).contains(&value) {
-        true => Ok(()),
-        false => Err(SettingError::new(name, value, format!("use a whole number from {min} to {max}"))),
-    }
-}
-
-fn number(name: &'static str, value: f32, min: f32, max: f32) -> Result<(), SettingError> {
-    match value >= min && value <= max {
-        true => Ok(()),
-        false => Err(SettingError::new(name, value, format!("use a number from {min} to {max}"))),
     }
 }
 

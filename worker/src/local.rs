@@ -1,6 +1,7 @@
 //! A worker without a network: the global model goes in, an update container comes out.
 
 use crate::config::{Config, Plan, Work};
+use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_model::{GlobalModel, Layer, ModelError, ModelSpec, Trainer};
 use fl_protocol::{
@@ -60,7 +61,7 @@ pub enum SetupError {
 #[derive(Debug, Clone)]
 pub struct LocalUpdate {
     /// The update container, ready to be posted.
-    pub body: Vec<u8>,
+    pub body: Bytes,
     /// Mean training loss over the steps.
     pub loss: f64,
     /// Samples of the local data: the update's weight.
@@ -189,7 +190,7 @@ impl LocalClient {
         let (body, encode_time) =
             self.encode(round, global, plan, loss / f64::from(steps), steps, train_time)?;
         Ok(Some(LocalUpdate {
-            body,
+            body: body.into(),
             loss: loss / f64::from(steps),
             num_samples: self.indices.len() as u64,
             steps,

@@ -267,9 +267,8 @@ impl Session {
         let Ok(file) = self.retry(|| client.global()).await? else { return Ok(Err(Stopped)) };
         let Some(update) = self.train(file, task).await? else { return Ok(Err(Stopped)) };
         let (round, update) = update;
-        let body = Bytes::from(update.body.clone());
         let started = Instant::now();
-        match self.retry_update(&client, &body).await? {
+        match self.retry_update(&client, &update.body).await? {
             Ok(Some(ack)) => self.accepted(round, &update, started.elapsed(), &ack),
             Ok(None) => self.metrics.refused.inc(),
             Err(Stopped) => return Ok(Err(Stopped)),

@@ -1,0 +1,107 @@
+//! Workers against a real master over real HTTP.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use clap::Parser;
+use fl_datasets::{Dataset, DatasetSpec, Part};
+use fl_master::Master;
+use fl_worker::{Args, Config, Summary};
+use std::{future::pending, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn master_config(state: &std::path::Path, rounds: u64) -> fl_master::Config {
+    let args = [
+        "fl-master".to_owned(),
+        "--bind=127.0.0.1:0".to_owned(),
+        format!("--rounds={rounds}"),
+        "--model-dim=5000".to_owned(),
+        format!("--state-dir={}", state.display()),
+        "--fl-token=secret".to_owned(),
+    ];
+    fl_master::Args::parse_from(args).check().unwrap()
+}
+
+fn worker_config(id: usize, port: u16, extra: &[&str]) -> Config {
+    let args = [
+        "fl-worker".to_owned(),
+        format!("--master-addr=http://127.0.0.1:{port}"),
+        format!("--worker-id=w{id}"),
+        format!("--partition-id={id}"),
+        "--num-partitions=2".to_owned(),
+        "--mem-mb=0".to_owned(),
+    ];
+    let token =
+        if extra.iter().any(|arg| arg.starts_with("--fl-token")) { None } else { Some("--fl-token=secret") };
+    Args::parse_from(args.iter().map(String::as_str).chain(token).chain(extra.iter().copied()))
+        .check()
+        .unwrap()
+}
+
+fn digits() -> Arc<Dataset> {
+    Arc::new(fl_datasets::load(&DatasetSpec::Digits, None, Part::Train).unwrap())
+}
+
+fn spawn(config: Config, data: &Arc<Dataset>) -> JoinHandle<Result<Summary, fl_worker::WorkerError>> {
+    tokio::spawn(fl_worker::run(config, Some(data.clone()), pending(), None))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_workers_train_until_the_master_says_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let master = Master::start(master_config(dir.path(), 5), None).await.unwrap();
+    let mut rounds = master.rounds();
+    let data = digits();
+    let port = master.local_addr().port();
+    let workers = [0, 1].map(|id| spawn(worker_config(id, port, &[]), &data));
+    let mut losses = Vec::new();
+    for expected in 1..=5 {
+        let record = timeout(PATIENCE, rounds.recv()).await.unwrap().unwrap();
+        assert_eq!((record.round, record.participants), (expected, 2));
+        losses.push(record.test_loss.unwrap());
+    }
+    assert!(losses[4] < losses[0]);
+    for worker in workers {
+        let summary = timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+        assert_eq!((summary.rounds, summary.refused), (5, 0));
+    }
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_restarts_goes_on_with_the_same_workers() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = digits();
+    let master = Master::start(master_config(dir.path(), 8), None).await.unwrap();
+    let address = master.local_addr();
+    let mut rounds = master.rounds();
+    let workers = [0, 1].map(|id| spawn(worker_config(id, address.port(), &[]), &data));
+    while timeout(PATIENCE, rounds.recv()).await.unwrap().unwrap().round < 3 {}
+    master.shutdown().await.unwrap();
+    let listener = TcpListener::bind(address).await.unwrap();
+    let master = Master::start(master_config(dir.path(), 8), Some(listener)).await.unwrap();
+    for worker in workers {
+        let summary = timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap();
+        assert_eq!(summary.rounds, 8);
+    }
+    assert!(master.is_finished());
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_does_not_fit_ends_with_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = digits();
+    let master = Master::start(master_config(dir.path(), 5), None).await.unwrap();
+    let port = master.local_addr().port();
+    let too_large = spawn(worker_config(0, port, &["--model-dim=100"]), &data);
+    let error = timeout(PATIENCE, too_large).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.exit_code(), 66);
+    assert!(error.to_string().contains("MODEL_DIM"), "{error}");
+    let no_token = spawn(worker_config(0, port, &["--fl-token=wrong"]), &data);
+    let error = timeout(PATIENCE, no_token).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.exit_code(), 69);
+    assert!(error.to_string().contains("FL_TOKEN"), "{error}");
+    master.shutdown().await.unwrap();
+}
