@@ -14,6 +14,12 @@ pub enum Purpose {
     Rounding = 3,
     /// Jitter of waiting times.
     Jitter = 4,
+    /// How much a virtual client trains in a round.
+    Work = 5,
+    /// Speed and bandwidth of a virtual client.
+    Hardware = 6,
+    /// Whether a virtual client vanishes in a round.
+    Dropout = 7,
 }
 
 /// The generator of `(seed, name, round)` for one purpose.

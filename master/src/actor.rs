@@ -19,8 +19,8 @@ const QUEUE: usize = 1024;
 /// The answer to an offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Go on; [`ActorHandle::commit`] or [`ActorHandle::abort`] must follow.
-    Admitted,
+    /// Go on in this round; [`ActorHandle::commit`] or [`ActorHandle::abort`] must follow.
+    Admitted(u64),
     /// Not taken, and the round that the master is in.
     Refused(Refusal, u64),
 }
@@ -211,7 +211,7 @@ impl Actor {
         let mut closes = false;
         for effect in self.state.step(event, now) {
             match effect {
-                Effect::Admit(id) => self.answer(id, Admission::Admitted),
+                Effect::Admit(id) => self.answer(id, Admission::Admitted(self.state.round())),
                 Effect::Refuse(id, refusal) => {
                     self.answer(id, Admission::Refused(refusal, self.state.round()));
                 }

@@ -1,7 +1,7 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
 use crate::{
-    aggregate::Strategy,
+    aggregate::{ServerOptions, Strategy},
     config::{
         AggregationConfig, Config, Limits, MetricsConfig, ModelConfig, NormAction, RoundConfig, Secret,
         SettingError, StoreConfig, TaskHints, TlsConfig,
@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, env = "EVAL_EVERY", default_value_t = 1, help_heading = MODEL)]
     pub eval_every: u64,
 
-    /// Updates that close a round, 1 to 1000000 [default: CLIENTS_PER_ROUND, or 2 without it]
+    /// Updates that close a round, 1 to 1000000 [default: fedbuff's K, CLIENTS_PER_ROUND, or 2]
     #[arg(long, env = "AGG_MIN_CLIENTS", help_heading = ROUNDS)]
     pub agg_min_clients: Option<usize>,
     /// Rounds until the training is over, 0 = no end
@@ -74,12 +74,30 @@ pub struct Args {
     #[arg(long, env = "TASK_TIMEOUT_S", default_value_t = 120.0, help_heading = ROUNDS)]
     pub task_timeout_s: f64,
 
-    /// How updates become the next model: fedavg
+    /// How updates become the next model: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova,
+    /// scaffold:N (N workers in all), fedbuff:K (asynchronous, K updates make a model), median,
+    /// trimmed_mean:F, krum:F, multikrum:F:M (F hostile updates are borne)
     #[arg(long, env = "STRATEGY", default_value = "fedavg", help_heading = AGGREGATION)]
     pub strategy: String,
-    /// Step size of the server, 1e-6 to 1000
-    #[arg(long, env = "SERVER_LR", default_value_t = 1.0, help_heading = AGGREGATION)]
-    pub server_lr: f64,
+    /// Step size of the server, 1e-6 to 1000 [default: 1, or 0.01 with fedadagrad, fedyogi, fedadam]
+    #[arg(long, env = "SERVER_LR", help_heading = AGGREGATION)]
+    pub server_lr: Option<f64>,
+    /// Server momentum of fedavgm, fedadagrad, fedyogi, fedadam, 0 to below 1
+    #[arg(long, env = "SERVER_BETA1", default_value_t = 0.9, help_heading = AGGREGATION)]
+    pub server_beta1: f64,
+    /// Memory of the second moment of fedyogi and fedadam, 0 to below 1
+    #[arg(long, env = "SERVER_BETA2", default_value_t = 0.99, help_heading = AGGREGATION)]
+    pub server_beta2: f64,
+    /// Adaptivity of fedadagrad, fedyogi, fedadam: the smaller, the more alike are all steps, 1e-9 to 1
+    #[arg(long, env = "SERVER_TAU", default_value_t = 1e-3, help_heading = AGGREGATION)]
+    pub server_tau: f64,
+    /// Rounds that an update may be late with fedbuff, 0 to 1000000
+    #[arg(long, env = "MAX_STALENESS", default_value_t = 100, help_heading = AGGREGATION)]
+    pub max_staleness: u64,
+    /// Memory for the updates of a round in MB; median, trimmed_mean, krum and multikrum keep 4 bytes for
+    /// each parameter and update
+    #[arg(long, env = "MAX_BUFFER_MB", default_value_t = 512, help_heading = AGGREGATION)]
+    pub max_buffer_mb: usize,
     /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit
     #[arg(long, env = "MAX_UPDATE_NORM", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub max_update_norm: f64,
@@ -102,6 +120,9 @@ pub struct Args {
     /// Proposed learning rate, 1e-9 to 1000
     #[arg(long, env = "LR", help_heading = TASK)]
     pub lr: Option<f32>,
+    /// How the proposed LR changes from round to round: constant, exp:F, step:N:F, cosine:N, warmup:N
+    #[arg(long, env = "LR_SCHEDULE", default_value = "constant", help_heading = TASK)]
+    pub lr_schedule: String,
     /// Proposed weight of FedProx's proximal term, 0 to 1000
     #[arg(long, env = "MU", help_heading = TASK)]
     pub mu: Option<f32>,
@@ -199,6 +220,11 @@ impl Args {
     /// The first setting whose value is refused.
     pub fn check(self) -> Result<Config, SettingError> {
         let clients_per_round = (self.clients_per_round > 0).then_some(self.clients_per_round);
+        let strategy = parse::<Strategy>("STRATEGY", &self.strategy)?;
+        let buffer = match strategy {
+            Strategy::FedBuff { buffer } => Some(buffer),
+            _ => None,
+        };
         let config = Config {
             bind: self.bind,
             seed: self.seed,
@@ -211,7 +237,7 @@ impl Args {
                 eval_every: self.eval_every,
             },
             round: RoundConfig {
-                min_clients: self.agg_min_clients.or(clients_per_round).unwrap_or(2),
+                min_clients: self.agg_min_clients.or(buffer).or(clients_per_round).unwrap_or(2),
                 rounds: self.rounds,
                 deadline_s: (self.round_deadline_s != 0.0).then_some(self.round_deadline_s),
                 min_at_deadline: self.round_min_at_deadline,
@@ -220,8 +246,15 @@ impl Args {
                 task_timeout_s: self.task_timeout_s,
             },
             aggregation: AggregationConfig {
-                strategy: parse::<Strategy>("STRATEGY", &self.strategy)?,
-                server_lr: self.server_lr,
+                strategy,
+                server: ServerOptions {
+                    lr: self.server_lr.unwrap_or(strategy.default_server_lr()),
+                    beta1: self.server_beta1,
+                    beta2: self.server_beta2,
+                    tau: self.server_tau,
+                },
+                max_staleness: self.max_staleness,
+                max_buffer_mb: self.max_buffer_mb,
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
                 threads: self.decode_threads,
@@ -231,6 +264,7 @@ impl Args {
                 local_epochs: self.local_epochs,
                 batch_size: self.batch_size,
                 lr: self.lr,
+                lr_schedule: parse("LR_SCHEDULE", &self.lr_schedule)?,
                 mu: self.mu,
                 quantizer: filled(self.quantizer),
                 bits: self.bits,

@@ -1,7 +1,8 @@
 //! From a round's sum to the next model, off the async threads.
 
 use crate::{
-    config::RoundConfig,
+    aggregate::{ServerState, Totals},
+    config::Config,
     global::{self, Global},
     round::{Contribution, RoundState, Rules},
     state::Shared,
@@ -10,6 +11,7 @@ use crate::{
 use bytes::Bytes;
 use fl_protocol::{HistoryRecord, WorkerId};
 use std::{
+    collections::BTreeMap,
     sync::{Arc, PoisonError, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -19,16 +21,18 @@ use tracing::error;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The rules that the settings make.
-pub(crate) fn rules(config: &RoundConfig, seed: u64, remember: usize) -> Rules {
+pub(crate) fn rules(config: &Config) -> Rules {
+    let Config { round, aggregation, .. } = config;
     Rules {
-        target: config.min_clients,
-        deadline_s: config.deadline_s,
-        min_at_deadline: config.min_at_deadline,
-        sample: config.sample(),
-        task_timeout_s: config.task_timeout_s,
-        rounds: config.rounds,
-        seed,
-        remember,
+        target: round.min_clients,
+        deadline_s: round.deadline_s,
+        min_at_deadline: round.min_at_deadline,
+        sample: round.sample(),
+        task_timeout_s: round.task_timeout_s,
+        rounds: round.rounds,
+        seed: config.seed,
+        remember: config.store.keep_rounds,
+        max_staleness: aggregation.strategy.is_asynchronous().then_some(aggregation.max_staleness),
     }
 }
 
@@ -37,7 +41,10 @@ pub(crate) fn rules(config: &RoundConfig, seed: u64, remember: usize) -> Rules {
 pub(crate) struct Batch {
     pub(crate) round: u64,
     pub(crate) participants: Vec<WorkerId>,
-    pub(crate) total_samples: u64,
+    pub(crate) totals: Totals,
+    /// Asynchronous operation: what each worker's newest update was trained from.
+    pub(crate) newest: BTreeMap<WorkerId, u64>,
+    num_samples: u64,
     opened: f64,
     closed: f64,
     bytes_up: u64,
@@ -48,12 +55,13 @@ pub(crate) struct Batch {
 
 impl Batch {
     pub(crate) fn of(state: &RoundState, now: f64) -> Self {
-        Self::new(
+        let batch = Self::new(
             state.round(),
             state.contributions().map(|(worker, c)| (worker.clone(), c.clone())).collect(),
             (state.opened(), now),
             state.accepted() < state.target(),
-        )
+        );
+        Self { newest: state.newest().clone(), ..batch }
     }
 
     pub(crate) fn new(
@@ -65,7 +73,10 @@ impl Batch {
         // A replay has them in the journal's order; participants are looked up in a sorted list.
         updates.sort_by(|a, b| a.0.cmp(&b.0));
         let mut loss = (0.0, 0.0);
+        let mut totals = Totals { updates: updates.len(), ..Totals::default() };
         for (_, update) in &updates {
+            totals.samples += update.num_samples as f64;
+            totals.sample_steps += update.num_samples as f64 * update.local_norm;
             if let Some(value) = update.loss {
                 loss.0 += value * update.num_samples as f64;
                 loss.1 += update.num_samples as f64;
@@ -73,13 +84,25 @@ impl Batch {
         }
         Self {
             round,
-            total_samples: updates.iter().map(|(_, update)| update.num_samples).sum(),
+            totals,
+            newest: BTreeMap::new(),
+            num_samples: updates.iter().map(|(_, update)| update.num_samples).sum(),
             bytes_up: updates.iter().map(|(_, update)| update.bytes).sum(),
             train_loss: (loss.1 > 0.0).then(|| loss.0 / loss.1),
             participants: updates.into_iter().map(|(worker, _)| worker).collect(),
             opened,
             closed,
             early,
+        }
+    }
+
+    pub(crate) fn checkpoint(&self, next: &Global, server: &ServerState) -> Checkpoint {
+        Checkpoint {
+            round: next.round,
+            participants: self.participants.clone(),
+            newest: self.newest.clone(),
+            model: next.bytes.clone(),
+            server: server.clone(),
         }
     }
 
@@ -91,7 +114,7 @@ impl Batch {
             finished_ts: self.closed,
             duration_s: self.closed - self.opened,
             participants: self.participants.len() as u64,
-            num_samples: self.total_samples,
+            num_samples: self.num_samples,
             train_loss: self.train_loss,
             test_accuracy: None,
             test_loss: None,
@@ -150,16 +173,11 @@ fn make(shared: &Shared, batch: &Batch) -> anyhow::Result<(Global, Checkpoint, H
         &shared.global(),
         &shared.config.aggregation,
         &mut server,
-        &shared.sum,
-        batch.total_samples as f64,
+        &shared.collector,
+        &batch.totals,
     )?;
-    shared.sum.reset();
-    let checkpoint = Checkpoint {
-        round: global.round,
-        participants: batch.participants.clone(),
-        model: global.bytes.clone(),
-        server: server.clone(),
-    };
+    shared.collector.reset();
+    let checkpoint = batch.checkpoint(&global, &server);
     let bytes_down = shared.bytes_down.swap(0, Ordering::Relaxed);
     shared.metrics.aggregate_seconds.observe(started.elapsed().as_secs_f64());
     Ok((global, checkpoint, batch.record(shared.layout.parameters(), bytes_down)))

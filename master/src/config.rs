@@ -2,9 +2,10 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::aggregate::Strategy;
+use crate::aggregate::{ServerOptions, Strategy};
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
+use fl_protocol::LrSchedule;
 pub use fl_protocol::SettingError;
 use fl_protocol::{
     limits::{MAX_PARAMETERS, MAX_WAIT_S},
@@ -79,8 +80,13 @@ pub enum NormAction {
 pub struct AggregationConfig {
     /// `STRATEGY` (fedavg).
     pub strategy: Strategy,
-    /// `SERVER_LR` (1): step size of the server.
-    pub server_lr: f64,
+    /// `SERVER_LR` (1, or 0.01 with an adaptive strategy), `SERVER_BETA1` (0.9), `SERVER_BETA2` (0.99) and
+    /// `SERVER_TAU` (0.001): the server's step.
+    pub server: ServerOptions,
+    /// `MAX_STALENESS` (100): rounds that an update may be late with `fedbuff`.
+    pub max_staleness: u64,
+    /// `MAX_BUFFER_MB` (512): memory for the updates of a round, if the strategy keeps them.
+    pub max_buffer_mb: usize,
     /// `MAX_UPDATE_NORM` (0 = no limit): largest Euclidean norm of an update.
     pub max_update_norm: Option<f64>,
     /// `NORM_ACTION` (reject): what happens beyond it.
@@ -100,6 +106,8 @@ pub struct TaskHints {
     pub batch_size: Option<u32>,
     /// `LR` (none): learning rate.
     pub lr: Option<f32>,
+    /// `LR_SCHEDULE` (constant): how `LR` changes from round to round.
+    pub lr_schedule: LrSchedule,
     /// `MU` (none): weight of FedProx's proximal term.
     pub mu: Option<f32>,
     /// `QUANTIZER` (none).
@@ -211,7 +219,9 @@ impl Default for Config {
             },
             aggregation: AggregationConfig {
                 strategy: Strategy::FedAvg,
-                server_lr: 1.0,
+                server: ServerOptions::default(),
+                max_staleness: 100,
+                max_buffer_mb: 512,
                 max_update_norm: None,
                 norm_action: NormAction::Reject,
                 threads: 0,
@@ -242,7 +252,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), SettingError> {
         whole("MODEL_DIM", self.model.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
         self.validate_round()?;
-        number("SERVER_LR", self.aggregation.server_lr, 1e-6, 1000.0)?;
+        self.validate_aggregation()?;
         if let Some(norm) = self.aggregation.max_update_norm {
             number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;
         }
@@ -258,6 +268,51 @@ impl Config {
         }
         self.validate_limits()?;
         self.validate_task()
+    }
+
+    fn validate_aggregation(&self) -> Result<(), SettingError> {
+        let AggregationConfig { strategy, server, max_staleness, max_buffer_mb, .. } = &self.aggregation;
+        number("SERVER_LR", server.lr, 1e-6, 1000.0)?;
+        number("SERVER_BETA1", server.beta1, 0.0, 0.999_999)?;
+        number("SERVER_BETA2", server.beta2, 0.0, 0.999_999)?;
+        number("SERVER_TAU", server.tau, 1e-9, 1.0)?;
+        whole("MAX_STALENESS", *max_staleness, 0, 1_000_000)?;
+        whole("MAX_BUFFER_MB", *max_buffer_mb as u64, 1, 1 << 24)?;
+        let refuse = |reason: String| Err(SettingError::new("STRATEGY", strategy, reason));
+        let round = &self.round;
+        if let Strategy::FedBuff { buffer } = strategy {
+            if round.min_clients != *buffer {
+                return refuse(format!("{buffer} updates make a model: leave AGG_MIN_CLIENTS out"));
+            }
+            if round.clients_per_round.is_some() || round.deadline_s.is_some() {
+                return refuse(
+                    "leave CLIENTS_PER_ROUND and ROUND_DEADLINE_S out: everyone trains all the time".into(),
+                );
+            }
+        }
+        let least = strategy.least_updates();
+        let fewest = if round.deadline_s.is_some() { round.min_at_deadline } else { round.min_clients };
+        if fewest < least {
+            return refuse(format!("it needs {least} updates a round, the settings promise only {fewest}"));
+        }
+        Ok(())
+    }
+
+    /// Checks that the updates of a round fit into `MAX_BUFFER_MB`, if they are kept.
+    ///
+    /// # Errors
+    /// If they do not.
+    pub fn check_memory(&self, parameters: usize) -> Result<(), SettingError> {
+        let AggregationConfig { strategy, max_buffer_mb, .. } = self.aggregation;
+        let bytes = strategy.kept_bytes(self.round.min_clients, parameters);
+        if bytes > max_buffer_mb as u64 * 1_000_000 {
+            let (clients, mb) = (self.round.min_clients, bytes.div_ceil(1_000_000));
+            let reason = format!(
+                "{strategy} keeps {clients} updates of {parameters} parameters a round, that takes {mb} MB"
+            );
+            return Err(SettingError::new("MAX_BUFFER_MB", max_buffer_mb, reason));
+        }
+        Ok(())
     }
 
     fn validate_round(&self) -> Result<(), SettingError> {
@@ -354,7 +409,7 @@ mod tests {
     fn a_bad_value_is_refused_by_name() {
         assert_eq!(name_of(|c| c.round.min_clients = 0), "AGG_MIN_CLIENTS");
         assert_eq!(name_of(|c| c.model.model_dim = 0), "MODEL_DIM");
-        assert_eq!(name_of(|c| c.aggregation.server_lr = f64::NAN), "SERVER_LR");
+        assert_eq!(name_of(|c| c.aggregation.server.lr = f64::NAN), "SERVER_LR");
         assert_eq!(name_of(|c| c.token = Some(Secret("a b".into()))), "FL_TOKEN");
         assert_eq!(name_of(|c| c.task.bits = Some(9)), "BITS");
         assert_eq!(name_of(|c| c.task.quantizer = Some("zip".into())), "QUANTIZER");
@@ -378,6 +433,25 @@ mod tests {
             c.round.min_at_deadline = 3;
         };
         assert_eq!(name_of(deadline), "ROUND_MIN_AT_DEADLINE");
+    }
+
+    #[test]
+    fn a_strategy_that_the_rounds_cannot_serve_is_refused() {
+        let with = |strategy: &str, clients: usize| {
+            name_of(|c| {
+                c.aggregation.strategy = strategy.parse().unwrap();
+                c.round.min_clients = clients;
+            })
+        };
+        assert_eq!([with("krum:2", 6), with("krum:2", 7)], ["STRATEGY", "fine"]);
+        assert_eq!([with("multikrum:2:6", 7), with("multikrum:2:6", 8)], ["STRATEGY", "fine"]);
+        assert_eq!([with("trimmed_mean:2", 4), with("trimmed_mean:2", 5)], ["STRATEGY", "fine"]);
+        assert_eq!([with("fedbuff:3", 2), with("fedbuff:3", 3)], ["STRATEGY", "fine"]);
+        let mut config = Config::default();
+        config.aggregation.strategy = Strategy::Median;
+        config.round.min_clients = 10;
+        assert!(config.check_memory(12_800_000).is_ok(), "512 MB fit");
+        assert_eq!(config.check_memory(12_800_001).unwrap_err().name, "MAX_BUFFER_MB");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The global model in memory: the file that `GET /global` sends, and how the next one is made.
 
 use crate::{
-    aggregate::{ExactSum, ServerState},
+    aggregate::{Collector, ServerState, Strategy, Totals, next_parameters},
     config::{AggregationConfig, ModelConfig},
 };
 use anyhow::Context;
@@ -20,13 +20,31 @@ pub struct Global {
     pub bytes: Bytes,
     /// Names the content: quoted, as HTTP wants it.
     pub etag: String,
+    /// The server's control variate as a file like the model's, if the strategy has one.
+    pub control: Option<Bytes>,
 }
 
 impl Global {
     /// Names a file.
     pub fn new(round: u64, bytes: Bytes) -> Self {
         let digest = crate::store::checkpoint::hex(&Sha256::digest(&bytes)[..16]);
-        Self { round, bytes, etag: format!("\"{digest}\"") }
+        Self { round, bytes, etag: format!("\"{digest}\""), control: None }
+    }
+
+    /// Adds what else a strategy sends to the workers.
+    ///
+    /// # Errors
+    /// If the file is no model.
+    pub fn with_control(mut self, strategy: Strategy, server: &ServerState) -> Result<Self, ModelError> {
+        if strategy.uses_control() {
+            let mut model = GlobalModel::from_safetensors(&self.bytes)?;
+            match server.vectors.first() {
+                Some(control) => model.parameters.clone_from(control),
+                None => model.parameters.fill(0.0),
+            }
+            self.control = Some(model.to_safetensors()?.into());
+        }
+        Ok(self)
     }
 
     /// All parameters in canonical order.
@@ -91,8 +109,8 @@ impl Blueprint {
     }
 }
 
-/// The model after `global`, from the sum of its round's updates. If the result is not finite the
-/// parameters stay as they were: a round must not ruin the model.
+/// The model after `global`, from its round's updates. If the result is not finite the parameters stay
+/// as they were: a round must not ruin the model.
 ///
 /// # Errors
 /// If `global` is no model.
@@ -100,19 +118,21 @@ pub fn next(
     global: &Global,
     config: &AggregationConfig,
     server: &mut ServerState,
-    sum: &ExactSum,
-    total_weight: f64,
+    collected: &Collector,
+    totals: &Totals,
 ) -> Result<Global, ModelError> {
     let mut model = GlobalModel::from_safetensors(&global.bytes)?;
     let mut next_server = server.clone();
     let before = model.parameters.clone();
-    config.strategy.apply(&mut next_server, sum, total_weight, config.server_lr, &mut model.parameters);
-    if model.parameters.iter().all(|value| value.is_finite()) {
+    let (strategy, options) = (config.strategy, &config.server);
+    next_parameters(strategy, options, &mut next_server, collected, totals, &mut model.parameters);
+    let vectors = std::iter::once(&model.parameters).chain(&next_server.vectors);
+    if vectors.flatten().all(|value| value.is_finite()) {
         *server = next_server;
     } else {
         tracing::error!(round = global.round, "the average is not finite: the model stays as it was");
         model.parameters = before;
     }
     model.round = global.round + 1;
-    Ok(Global::new(model.round, model.to_safetensors()?.into()))
+    Global::new(model.round, model.to_safetensors()?.into()).with_control(strategy, server)
 }

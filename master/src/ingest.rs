@@ -78,14 +78,14 @@ async fn take_in(
     if shared.durable.as_ref().is_some_and(|durable| durable.writer.is_failing()) {
         return Err(storage_unavailable());
     }
-    match shared.actor.offer(meta.worker_id.clone(), meta.round).await.map_err(|_| draining())? {
-        Admission::Admitted => {}
+    let round = match shared.actor.offer(meta.worker_id.clone(), meta.round).await.map_err(|_| draining())? {
+        Admission::Admitted(round) => round,
         Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
-    }
+    };
     let record = RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes };
-    match admitted(shared, body, &record, meta.round).await {
-        Ok(()) => {
-            let (contribution, status) = account(&meta, &record);
+    match admitted(shared, body, &record, round).await {
+        Ok(local_norm) => {
+            let (contribution, status) = account(&meta, local_norm, &record);
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
         }
         Err(rejection) => {
@@ -95,18 +95,25 @@ async fn take_in(
     }
 }
 
-/// Adds an admitted update and makes it durable, or leaves no trace of it.
-async fn admitted(shared: &Arc<Shared>, body: Bytes, meta: &RecordMeta, round: u64) -> Result<(), Rejection> {
-    on_pool(shared, body.clone(), |term, shared| term.add_to(&shared.sum)).await?;
-    let Some(durable) = &shared.durable else { return Ok(()) };
+/// Adds an admitted update and makes it durable, or leaves no trace of it. Gives what its local steps
+/// are worth.
+async fn admitted(
+    shared: &Arc<Shared>,
+    body: Bytes,
+    meta: &RecordMeta,
+    round: u64,
+) -> Result<f64, Rejection> {
+    let add = |term: &Term<'_>, shared: &Shared| term.add_to(&shared.collector).map(|()| term.local_norm);
+    let local_norm = on_pool(shared, body.clone(), round, add).await?;
+    let Some(durable) = &shared.durable else { return Ok(local_norm) };
     let record = Record { kind: RecordKind::Update, meta: meta.clone(), body: body.clone() };
     if let Ok(Ok(())) = durable.journal.append(round, record).await {
-        return Ok(());
+        return Ok(local_norm);
     }
     let job_shared = shared.clone();
     let removed = shared.pool.run_always(move || {
-        with_term(&job_shared, &body, |term| {
-            term.take_from(&job_shared.sum);
+        with_term(&job_shared, &body, round, |term| {
+            term.take_from(&job_shared.collector);
             Ok(())
         })
     });
@@ -114,27 +121,30 @@ async fn admitted(shared: &Arc<Shared>, body: Bytes, meta: &RecordMeta, round: u
     Err(storage_unavailable())
 }
 
-async fn on_pool(
+async fn on_pool<T: Send + 'static>(
     shared: &Arc<Shared>,
     body: Bytes,
-    f: impl FnOnce(&Term<'_>, &Shared) -> Result<(), Rejection> + Send + 'static,
-) -> Result<(), Rejection> {
+    round: u64,
+    f: impl FnOnce(&Term<'_>, &Shared) -> Result<T, Rejection> + Send + 'static,
+) -> Result<T, Rejection> {
     let job_shared = shared.clone();
     let job = move || {
         let started = Instant::now();
-        let result = with_term(&job_shared, &body, |term| f(term, &job_shared));
+        let result = with_term(&job_shared, &body, round, |term| f(term, &job_shared));
         job_shared.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
     shared.pool.run(job).await.map_err(pool_rejection)?
 }
 
-fn with_term(
+fn with_term<T>(
     shared: &Shared,
     body: &[u8],
-    f: impl FnOnce(&Term<'_>) -> Result<(), Rejection>,
-) -> Result<(), Rejection> {
-    f(&Term::new(body, &shared.layout, &shared.config.aggregation, shared.config.round.min_clients)?)
+    round: u64,
+    f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
+) -> Result<T, Rejection> {
+    let config = &shared.config;
+    f(&Term::new(body, &shared.layout, &config.aggregation, config.round.min_clients, round)?)
 }
 
 /// The container of a JSON update: from here on both formats take one path.
@@ -181,9 +191,18 @@ fn refuse(
 }
 
 /// What an accepted update counts for, and what is shown of it.
-pub(crate) fn account(meta: &UpdateMeta, record: &RecordMeta) -> (Contribution, WorkerStatus) {
-    let contribution =
-        Contribution { num_samples: meta.num_samples, loss: meta.loss, bytes: record.wire_bytes };
+pub(crate) fn account(
+    meta: &UpdateMeta,
+    local_norm: f64,
+    record: &RecordMeta,
+) -> (Contribution, WorkerStatus) {
+    let contribution = Contribution {
+        num_samples: meta.num_samples,
+        local_norm,
+        base: meta.round,
+        loss: meta.loss,
+        bytes: record.wire_bytes,
+    };
     let status = WorkerStatus {
         ip: record.ip.clone(),
         round: meta.round,

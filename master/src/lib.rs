@@ -2,6 +2,7 @@
 //!
 //! - [`Args`] are the raw settings, [`Config`] the checked ones.
 //! - [`Master::start`] loads the state, opens the port and runs until [`Master::shutdown`].
+//! - [`Core`] is the same federation without a server, for a simulator.
 //! - [`round`] and [`aggregate`] are the logic without I/O, usable without a server.
 
 mod actor;
@@ -11,6 +12,7 @@ mod cli;
 mod clock;
 mod close;
 pub mod config;
+mod core;
 mod evaluate;
 mod events;
 mod global;
@@ -25,6 +27,7 @@ mod state;
 pub mod store;
 pub mod update;
 
+pub use crate::core::Core;
 pub use cli::{Args, LogFormat};
 pub use config::{Config, SettingError};
 pub use events::MasterEvent;

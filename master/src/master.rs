@@ -51,6 +51,7 @@ impl Master {
         let acceptor = config.tls.as_ref().map(tls::acceptor).transpose()?;
         let model = config.model.clone();
         let blueprint = spawn_blocking(move || Blueprint::new(&model)).await??;
+        config.check_memory(blueprint.layout.parameters())?;
         let listener = match listener {
             Some(listener) => listener,
             None => TcpListener::bind(config.bind)
@@ -135,6 +136,7 @@ impl Master {
 pub fn check(config: &Config) -> anyhow::Result<u64> {
     config.tls.as_ref().map(tls::acceptor).transpose()?;
     let blueprint = Blueprint::new(&config.model)?;
+    config.check_memory(blueprint.layout.parameters())?;
     if !config.store.durable {
         return Ok(0);
     }
@@ -150,7 +152,7 @@ async fn assemble(
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let pool = Pool::new(config.decode_threads(), config.limits.max_queue)?;
     let (recovered, durable) = load(&config, &blueprint, clock.now(), metrics.clone()).await?;
-    let Recovered { global, server, sum, state, board, .. } = recovered;
+    let Recovered { global, server, collector, state, board, .. } = recovered;
     let finished = state.finishes_with(global.round);
     metrics.global_round.set(global.round as i64);
     metrics.pending_updates.set(board.pending_updates as i64);
@@ -159,7 +161,7 @@ async fn assemble(
     let shared = Arc::new(Shared {
         model_name: blueprint.spec.name.clone(),
         layout: blueprint.layout.clone(),
-        sum,
+        collector,
         server: Mutex::new(server),
         actor: handle,
         published,

@@ -4,7 +4,7 @@
 //! journal, so the rounds since are made again from their journals, to the bit.
 
 use crate::{
-    aggregate::{ExactSum, ServerState},
+    aggregate::{Collector, ServerState},
     close::{self, Batch},
     config::Config,
     events::Board,
@@ -15,13 +15,14 @@ use crate::{
     update::Term,
 };
 use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
+use std::collections::BTreeMap;
 use tracing::info;
 
 /// Everything that a master goes on with.
 pub(crate) struct Recovered {
     pub(crate) global: Global,
     pub(crate) server: ServerState,
-    pub(crate) sum: ExactSum,
+    pub(crate) collector: Collector,
     pub(crate) state: RoundState,
     pub(crate) board: Board,
     /// The open round's journal and its valid length.
@@ -35,19 +36,16 @@ type Accepted = (WorkerId, Contribution, WorkerStatus);
 
 /// Starts without a state on disk.
 pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow::Result<Recovered> {
+    let (strategy, server) = (config.aggregation.strategy, ServerState::default());
     Ok(Recovered {
-        global: blueprint.initial(config.seed)?,
-        server: ServerState::default(),
-        sum: ExactSum::new(blueprint.layout.parameters()),
-        state: RoundState::new(rules(config), 0, Vec::new(), now),
+        global: blueprint.initial(config.seed)?.with_control(strategy, &server)?,
+        server,
+        collector: Collector::new(strategy, blueprint.layout.parameters()),
+        state: RoundState::new(close::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
         resume: None,
         remade: Vec::new(),
     })
-}
-
-fn rules(config: &Config) -> crate::round::Rules {
-    close::rules(&config.round, config.seed, config.store.keep_rounds)
 }
 
 /// Goes on with what `store` holds; an empty folder gets the first checkpoint.
@@ -66,19 +64,21 @@ pub(crate) fn recover(
         store.write_checkpoint(&Checkpoint {
             round: 0,
             participants: Vec::new(),
+            newest: BTreeMap::new(),
             model: recovered.global.bytes.clone(),
             server: ServerState::default(),
         })?;
         return Ok(recovered);
     };
     let mut global = blueprint.check(checkpoint.round, checkpoint.model)?;
-    let mut server = checkpoint.server;
-    let sum = ExactSum::new(blueprint.layout.parameters());
+    let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
+    let strategy = config.aggregation.strategy;
+    let collector = Collector::new(strategy, blueprint.layout.parameters());
     let mut board = Board::new(history);
     let mut remade = Vec::new();
     let (resume, open) = loop {
         let round = global.round;
-        let Some((replayed, updates)) = replay(config, blueprint, store, round, Some(&sum))? else {
+        let Some((replayed, updates)) = replay(config, blueprint, store, round, Some(&collector))? else {
             break (None, Vec::new());
         };
         for (worker, _, status) in &updates {
@@ -88,7 +88,12 @@ pub(crate) fn recover(
         if !(replayed.closed || full || store.has_journal(round + 1)) {
             break (Some((round, replayed.valid_len)), updates);
         }
-        let (checkpoint, record, next) = remake(config, blueprint, &global, &mut server, &sum, &updates)?;
+        if strategy.is_asynchronous() {
+            newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
+        }
+        let (mut checkpoint, record, next) =
+            remake(config, blueprint, &global, &mut server, &collector, &updates)?;
+        checkpoint.newest = newest.clone();
         participants.push((round, checkpoint.participants.clone()));
         board.record(record.clone());
         remade.push((checkpoint, record));
@@ -96,12 +101,14 @@ pub(crate) fn recover(
     };
     info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     board.pending_updates = open.len() as u64;
-    let mut state = RoundState::new(rules(config), global.round, participants, now);
+    let global = global.with_control(strategy, &server)?;
+    let state = RoundState::new(close::rules(config), global.round, participants, now);
+    let mut state = state.with_newest(newest);
     for (worker, contribution, _) in open {
-        state.step(Event::Offer { id: 0, worker: worker.clone(), round: global.round }, now);
+        state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, sum, state, board, resume, remade })
+    Ok(Recovered { global, server, collector, state, board, resume, remade })
 }
 
 /// Reads every file of the state without changing anything.
@@ -117,13 +124,13 @@ pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> a
     Ok(checkpoint.round)
 }
 
-/// A round's journal: its updates, added to `sum` if there is one.
+/// A round's journal: its updates, added to `collector` if there is one.
 fn replay(
     config: &Config,
     blueprint: &Blueprint,
     store: &Store,
     round: u64,
-    sum: Option<&ExactSum>,
+    collector: Option<&Collector>,
 ) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
@@ -135,12 +142,13 @@ fn replay(
             path: config.store.state_dir.clone(),
             reason: format!("an accepted update of round {round} no longer is: {msg}"),
         };
-        let term = Term::new(&record.body, &blueprint.layout, &config.aggregation, config.round.min_clients)
+        let terms = config.round.min_clients;
+        let term = Term::new(&record.body, &blueprint.layout, &config.aggregation, terms, round)
             .map_err(|rejection| refused(rejection.msg))?;
-        if let Some(sum) = sum {
-            term.add_to(sum).map_err(|rejection| refused(rejection.msg))?;
+        if let Some(collector) = collector {
+            term.add_to(collector).map_err(|rejection| refused(rejection.msg))?;
         }
-        let (contribution, status) = account(&term.meta, &record.meta);
+        let (contribution, status) = account(&term.meta, term.local_norm, &record.meta);
         updates.push((term.meta.worker_id.clone(), contribution, status));
         Ok(())
     };
@@ -152,20 +160,14 @@ fn remake(
     blueprint: &Blueprint,
     global: &Global,
     server: &mut ServerState,
-    sum: &ExactSum,
+    collector: &Collector,
     updates: &[Accepted],
 ) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
     let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
     let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
     let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
     let batch = Batch::new(global.round, contributions, span, false);
-    let next = global::next(global, &config.aggregation, server, sum, batch.total_samples as f64)?;
-    sum.reset();
-    let checkpoint = Checkpoint {
-        round: next.round,
-        participants: batch.participants.clone(),
-        model: next.bytes.clone(),
-        server: server.clone(),
-    };
-    Ok((checkpoint, batch.record(blueprint.layout.parameters(), 0), next))
+    let next = global::next(global, &config.aggregation, server, collector, &batch.totals)?;
+    collector.reset();
+    Ok((batch.checkpoint(&next, server), batch.record(blueprint.layout.parameters(), 0), next))
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     actor::ActorHandle,
-    aggregate::{ExactSum, ServerState},
+    aggregate::{Collector, ServerState},
     clock::Clock,
     config::Config,
     evaluate::Evaluator,
@@ -53,7 +53,7 @@ pub struct Shared {
     /// The model's tensors.
     pub layout: ModelLayout,
     /// The open round's updates.
-    pub sum: ExactSum,
+    pub collector: Collector,
     /// What the strategy carries from round to round.
     pub server: Mutex<ServerState>,
     /// The task that owns the round.

@@ -1,7 +1,7 @@
 //! What an update contributes: the checks that need the settings, and the term of the sum.
 
 use crate::{
-    aggregate::ExactSum,
+    aggregate::{Collector, ExactSum, Strategy, collector::Vector},
     config::{AggregationConfig, NormAction},
 };
 use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta};
@@ -44,13 +44,16 @@ impl From<UpdateError> for Rejection {
 pub struct Term<'a> {
     /// Who and what.
     pub meta: UpdateMeta,
+    /// `|a_k|_1` of FedNova: the local steps, or what the worker says they are worth.
+    pub local_norm: f64,
     update: Update<'a>,
     weight: f64,
+    control_weight: f64,
 }
 
 impl<'a> Term<'a> {
     /// Checks a body from its first byte to its last. `terms` is how many of its size the sum must
-    /// have room for.
+    /// have room for, `round` the open round.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -59,12 +62,20 @@ impl<'a> Term<'a> {
         layout: &'a ModelLayout,
         config: &AggregationConfig,
         terms: usize,
+        round: u64,
     ) -> Result<Self, Rejection> {
         let update = Update::parse(body, layout)?;
         let meta = update.meta.clone();
-        let weight = meta.num_samples as f64;
+        let strategy = config.strategy;
+        check_control(&update, strategy)?;
+        let local_norm = local_norm(&meta, strategy)?;
+        let weight = match strategy.keeps_updates() {
+            true => 1.0,
+            false => strategy.weight(meta.num_samples, local_norm, round.saturating_sub(meta.round)),
+        };
         let share = ExactSum::share(terms);
-        if weight * f64::from(update.max_abs) > share {
+        if !strategy.keeps_updates() && weight * f64::from(update.max_abs.max(update.control_max_abs)) > share
+        {
             return Err(Rejection::new(
                 ErrorCode::NormTooLarge,
                 format!(
@@ -76,21 +87,69 @@ impl<'a> Term<'a> {
             Some(limit) => clip(&update, limit, config.norm_action)?,
             None => 1.0,
         };
-        Ok(Self { meta, update, weight: weight * scale })
+        Ok(Self { meta, local_norm, update, weight: weight * scale, control_weight: weight })
+    }
+
+    /// Calls `f` with what the collector takes: the update, and the change of the control variate.
+    fn vectors<T>(&self, f: impl FnOnce(&Vector<'_>, Option<&Vector<'_>>) -> T) -> T {
+        let update = Vector {
+            weight: self.weight,
+            max_abs: self.update.max_abs,
+            chunks: &|f| self.update.for_each_chunk(f),
+        };
+        let control = Vector {
+            weight: self.control_weight,
+            max_abs: self.update.control_max_abs,
+            chunks: &|f| self.update.for_each_control_chunk(f),
+        };
+        f(&update, (!self.update.control.is_empty()).then_some(&control))
     }
 
     /// Adds it.
     ///
     /// # Errors
     /// If the sum has no room for it; it is unchanged then.
-    pub fn add_to(&self, sum: &ExactSum) -> Result<(), Rejection> {
-        sum.add(self.weight, self.update.max_abs, |f| self.update.for_each_chunk(f))
+    pub fn add_to(&self, collector: &Collector) -> Result<(), Rejection> {
+        self.vectors(|update, control| collector.add(&self.meta.worker_id, update, control))
             .map_err(|error| Rejection::new(ErrorCode::NormTooLarge, error.to_string()))
     }
 
     /// Takes it out again.
-    pub fn take_from(&self, sum: &ExactSum) {
-        sum.subtract(self.weight, self.update.max_abs, |f| self.update.for_each_chunk(f));
+    pub fn take_from(&self, collector: &Collector) {
+        self.vectors(|update, control| collector.remove(&self.meta.worker_id, update, control));
+    }
+}
+
+/// Control variates come exactly when the strategy needs them.
+fn check_control(update: &Update<'_>, strategy: Strategy) -> Result<(), Rejection> {
+    match (strategy.uses_control(), update.control.is_empty()) {
+        (true, true) => Err(Rejection::new(
+            ErrorCode::WrongTensors,
+            format!(
+                "{strategy} needs the change of the control variate, tensors `control.NAME`: take both models of `GET /task`"
+            ),
+        )),
+        (false, false) => {
+            Err(Rejection::new(ErrorCode::WrongTensors, format!("{strategy} takes no control variates")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Most plain SGD steps that local work may claim to be worth.
+const MAX_LOCAL_NORM: f64 = 1e7;
+
+fn local_norm(meta: &UpdateMeta, strategy: Strategy) -> Result<f64, Rejection> {
+    let claimed = meta.local_norm.or(meta.local_steps.map(f64::from));
+    match claimed {
+        Some(norm) if norm > 0.0 && norm <= MAX_LOCAL_NORM => Ok(norm),
+        None if strategy != Strategy::FedNova => Ok(1.0),
+        _ => Err(Rejection::new(
+            ErrorCode::Malformed,
+            format!(
+                "its metadata needs `local_steps` (and `local_norm`, if any) above 0, at most {MAX_LOCAL_NORM:.0}"
+            ),
+        )),
     }
 }
 

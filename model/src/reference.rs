@@ -177,9 +177,12 @@ impl BurnTrainer {
         loss
     }
 
+    pub(crate) fn set_drift(&mut self, drift: &[f32]) {
+        self.state.set_drift(drift);
+    }
+
     pub(crate) fn train_step(&mut self, x: &[f32], y: &[u32], config: &SgdConfig) -> f32 {
-        let plain = SgdConfig { lr: config.lr, ..SgdConfig::default() };
-        if *config == plain {
+        if self.state.is_plain(config) {
             let (loss, gradients) = self.backward(x, y);
             self.net = self.net.clone().map(&mut Descend { lr: config.lr, gradients });
             self.dropout.1 += 1;

@@ -6,7 +6,8 @@ use crate::error::ModelError;
 ///
 /// With `g` the mean gradient of the batch, scaled down to `clip_norm` if it is longer:
 /// `d = g + weight_decay * w + mu * (w - w_global)`, `v = momentum * v + d`, `w = w - lr * v`.
-/// That is PyTorch's SGD with FedProx's proximal term (Li et al. 2020, eq. 2).
+/// That is PyTorch's SGD with FedProx's proximal term (Li et al. 2020, eq. 2). A trainer that was given
+/// a drift adds it to `g` after the clipping (SCAFFOLD; Karimireddy et al. 2020, eq. 3).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SgdConfig {
     /// Learning rate; above 0.
@@ -58,6 +59,8 @@ pub(crate) struct SgdState {
     anchor: Vec<f32>,
     /// `v`; empty until momentum is first used.
     velocity: Vec<f32>,
+    /// Added to every gradient; empty if there is none.
+    drift: Vec<f32>,
 }
 
 impl SgdState {
@@ -66,12 +69,27 @@ impl SgdState {
         self.anchor.clear();
         self.anchor.extend_from_slice(parameters);
         self.velocity.clear();
+        self.drift.clear();
+    }
+
+    /// Adds `drift` to every gradient from now on, until the next reset.
+    pub(crate) fn set_drift(&mut self, drift: &[f32]) {
+        self.drift.clear();
+        self.drift.extend_from_slice(drift);
+    }
+
+    /// Whether a step is `w = w - lr * g` and nothing else.
+    pub(crate) fn is_plain(&self, config: &SgdConfig) -> bool {
+        self.drift.is_empty() && *config == SgdConfig { lr: config.lr, ..SgdConfig::default() }
     }
 
     /// Moves `parameters` by one step along `gradient`, which it may scale.
     pub(crate) fn step(&mut self, parameters: &mut [f32], gradient: &mut [f32], config: &SgdConfig) {
         if let Some(max_norm) = config.clip_norm {
             clip(gradient, max_norm);
+        }
+        for (g, drift) in gradient.iter_mut().zip(&self.drift) {
+            *g += drift;
         }
         let SgdConfig { lr, momentum, weight_decay, mu, .. } = *config;
         if momentum == 0.0 && weight_decay == 0.0 && mu == 0.0 {

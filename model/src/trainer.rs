@@ -118,6 +118,19 @@ impl Trainer {
         }
     }
 
+    /// Adds `drift` to every gradient until the next [`Trainer::set_parameters`]: SCAFFOLD's correction
+    /// `c - c_i` of the drift of local training (Karimireddy et al. 2020, eq. 3).
+    ///
+    /// # Panics
+    /// If there are not [`Trainer::num_parameters`] values.
+    pub fn set_drift(&mut self, drift: &[f32]) {
+        assert_eq!(drift.len(), self.parameters, "as many values as the network has parameters");
+        match &mut self.engine {
+            Engine::Burn(trainer) => trainer.set_drift(drift),
+            Engine::Fast(trainer) => trainer.set_drift(drift),
+        }
+    }
+
     /// Copies the parameters out.
     ///
     /// # Panics

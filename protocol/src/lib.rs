@@ -12,6 +12,7 @@
 pub mod error;
 pub mod layout;
 pub mod limits;
+mod schedule;
 pub mod settings;
 pub mod types;
 pub mod update;
@@ -19,6 +20,7 @@ pub mod worker_id;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
+pub use schedule::LrSchedule;
 pub use settings::SettingError;
 pub use types::{
     GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,

@@ -99,6 +99,9 @@ pub struct TaskBody {
     /// Bits per code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
+    /// Whether to train with control variates (SCAFFOLD): they are at `GET /control`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub control: bool,
     /// Seconds left until the round closes without this worker, if it has a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_s: Option<f64>,

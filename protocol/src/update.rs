@@ -34,6 +34,9 @@ pub struct UpdateMeta {
     pub compute_factor: Option<f64>,
     /// SGD steps that were made.
     pub local_steps: Option<u32>,
+    /// How far these steps go, in plain SGD steps: `|a_k|_1` of FedNova (Wang et al. 2020, section 4).
+    /// Left out where it equals `local_steps`.
+    pub local_norm: Option<f64>,
 }
 
 /// Why a container was refused.
@@ -86,6 +89,10 @@ pub struct Update<'a> {
     pub payloads: Vec<Payload<'a>>,
     /// An upper bound of the magnitude of every decoded value; at most [`MAX_DELTA_ABS`].
     pub max_abs: f32,
+    /// SCAFFOLD's change of the worker's control variate, tensor by tensor; empty if there is none.
+    pub control: Vec<Payload<'a>>,
+    /// The same bound for `control`.
+    pub control_max_abs: f32,
     layout: &'a ModelLayout,
 }
 
@@ -97,28 +104,35 @@ impl<'a> Update<'a> {
         let meta = read_meta(body)?;
         let file =
             SafeTensors::deserialize(body).map_err(|error| UpdateError::Malformed(error.to_string()))?;
-        if let Some(name) = file.names().iter().find(|name| layout.tensors().iter().all(|t| t.name != **name))
-        {
+        let known = |name: &str| {
+            let name = name.strip_prefix(CONTROL_PREFIX).unwrap_or(name);
+            layout.tensors().iter().any(|tensor| tensor.name == name)
+        };
+        if let Some(name) = file.names().iter().find(|name| !known(name)) {
             return Err(UpdateError::WrongTensors(format!("the model has no tensor `{}`", shorten(name))));
         }
-        let mut payloads = Vec::with_capacity(layout.tensors().len());
-        let mut max_abs = 0.0f32;
-        for tensor in layout.tensors() {
-            let view = file
-                .tensor(&tensor.name)
-                .map_err(|_| UpdateError::WrongTensors(format!("tensor `{}` is missing", tensor.name)))?;
-            let bytes = slice_of(body, view.data());
-            let (payload, magnitude) = read_payload(bytes, &view, &tensor.name, &tensor.shape)?;
-            max_abs = max_abs.max(magnitude);
-            payloads.push(payload);
-        }
-        Ok(Self { meta, payloads, max_abs, layout })
+        let (payloads, max_abs) = read_payloads(body, &file, layout, "")?;
+        let has_control = file.names().iter().any(|name| name.starts_with(CONTROL_PREFIX));
+        let (control, control_max_abs) = match has_control {
+            true => read_payloads(body, &file, layout, CONTROL_PREFIX)?,
+            false => (Vec::new(), 0.0),
+        };
+        Ok(Self { meta, payloads, max_abs, control, control_max_abs, layout })
     }
 
     /// Decodes in flat order, a chunk at a time: `f(offset, values)`. Every value is finite and at
     /// most [`MAX_DELTA_ABS`] in magnitude.
-    pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
-        for (tensor, payload) in self.layout.tensors().iter().zip(&self.payloads) {
+    pub fn for_each_chunk(&self, f: impl FnMut(usize, &[f32])) {
+        self.decode(&self.payloads, f);
+    }
+
+    /// The same for the change of the control variate; nothing if there is none.
+    pub fn for_each_control_chunk(&self, f: impl FnMut(usize, &[f32])) {
+        self.decode(&self.control, f);
+    }
+
+    fn decode(&self, payloads: &[Payload<'_>], mut f: impl FnMut(usize, &[f32])) {
+        for (tensor, payload) in self.layout.tensors().iter().zip(payloads) {
             match payload {
                 Payload::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, tensor.offset, &mut f),
                 Payload::F16(bytes) => {
@@ -151,7 +165,11 @@ pub enum Encoded<'a> {
     Stream(&'a [u8]),
 }
 
-/// Writes a container. `tensors` are in the order of `layout`.
+/// Before the name of a model tensor: the change of SCAFFOLD's control variate.
+const CONTROL_PREFIX: &str = "control.";
+
+/// Writes a container. `tensors` are in the order of `layout`; twice as many carry the change of the
+/// worker's control variate in their second half.
 ///
 /// # Errors
 /// If the lengths do not fit the layout; a caller that encodes by the layout never sees it.
@@ -160,20 +178,23 @@ pub fn write(
     layout: &ModelLayout,
     tensors: &[Encoded<'_>],
 ) -> Result<Vec<u8>, UpdateError> {
-    if tensors.len() != layout.tensors().len() {
+    let own = layout.tensors().len();
+    if tensors.len() != own && tensors.len() != 2 * own {
         return Err(UpdateError::WrongTensors(format!(
             "{} tensors given, the model has {}",
             tensors.len(),
             layout.tensors().len()
         )));
     }
-    let views = layout.tensors().iter().zip(tensors).map(|(tensor, encoded)| {
+    let named = layout.tensors().iter().chain(layout.tensors()).zip(tensors).enumerate();
+    let views = named.map(|(index, (tensor, encoded))| {
+        let prefix = if index < own { "" } else { CONTROL_PREFIX };
         let (dtype, shape, data): (_, _, &[u8]) = match encoded {
             Encoded::F32(values) => (Dtype::F32, tensor.shape.clone(), bytemuck::cast_slice(values)),
             Encoded::Stream(bytes) => (Dtype::U8, vec![bytes.len()], bytes),
         };
         TensorView::new(dtype, shape, data)
-            .map(|view| (tensor.name.as_str(), view))
+            .map(|view| (format!("{prefix}{}", tensor.name), view))
             .map_err(|error| UpdateError::WrongTensors(format!("tensor `{}`: {error}", tensor.name)))
     });
     let views = views.collect::<Result<Vec<_>, _>>()?;
@@ -196,6 +217,7 @@ fn meta_to_map(meta: &UpdateMeta) -> HashMap<String, String> {
     put("accuracy", meta.accuracy.map(|v| v.to_string()));
     put("compute_factor", meta.compute_factor.map(|v| v.to_string()));
     put("local_steps", meta.local_steps.map(|v| v.to_string()));
+    put("local_norm", meta.local_norm.map(|v| v.to_string()));
     map
 }
 
@@ -226,10 +248,14 @@ fn read_meta(body: &[u8]) -> Result<UpdateMeta, UpdateError> {
         accuracy: optional(map, "accuracy")?,
         compute_factor: optional(map, "compute_factor")?,
         local_steps: optional(map, "local_steps")?,
+        local_norm: optional(map, "local_norm")?,
     };
-    for (key, value) in
-        [("loss", meta.loss), ("accuracy", meta.accuracy), ("compute_factor", meta.compute_factor)]
-    {
+    for (key, value) in [
+        ("loss", meta.loss),
+        ("accuracy", meta.accuracy),
+        ("compute_factor", meta.compute_factor),
+        ("local_norm", meta.local_norm),
+    ] {
         if value.is_some_and(|v| !v.is_finite()) {
             return Err(UpdateError::NonFinite(format!("`{key}`")));
         }
@@ -263,6 +289,28 @@ fn optional<T: FromStr>(map: &HashMap<String, String>, key: &str) -> Result<Opti
 fn slice_of<'a>(body: &'a [u8], view: &[u8]) -> &'a [u8] {
     let start = view.as_ptr() as usize - body.as_ptr() as usize;
     &body[start..start + view.len()]
+}
+
+/// One payload per model tensor, and a bound of their magnitudes.
+fn read_payloads<'a>(
+    body: &'a [u8],
+    file: &SafeTensors<'_>,
+    layout: &ModelLayout,
+    prefix: &str,
+) -> Result<(Vec<Payload<'a>>, f32), UpdateError> {
+    let mut payloads = Vec::with_capacity(layout.tensors().len());
+    let mut max_abs = 0.0f32;
+    for tensor in layout.tensors() {
+        let name = format!("{prefix}{}", tensor.name);
+        let view = file
+            .tensor(&name)
+            .map_err(|_| UpdateError::WrongTensors(format!("tensor `{name}` is missing")))?;
+        let bytes = slice_of(body, view.data());
+        let (payload, magnitude) = read_payload(bytes, &view, &name, &tensor.shape)?;
+        max_abs = max_abs.max(magnitude);
+        payloads.push(payload);
+    }
+    Ok((payloads, max_abs))
 }
 
 fn read_payload<'a>(
@@ -370,6 +418,7 @@ pub fn from_json(update: &crate::UpdateJson, layout: &ModelLayout) -> Result<Vec
         accuracy: None,
         compute_factor: update.compute_factor,
         local_steps: None,
+        local_norm: None,
     };
     let tensors: Vec<_> = layout
         .tensors()

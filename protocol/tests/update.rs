@@ -24,6 +24,7 @@ fn meta() -> UpdateMeta {
         accuracy: Some(0.5),
         compute_factor: Some(1.5),
         local_steps: Some(5),
+        local_norm: None,
     }
 }
 

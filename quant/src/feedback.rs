@@ -22,6 +22,11 @@ impl Feedback {
         Self { residual: vec![0.0; parameters] }
     }
 
+    /// Goes on with a residual that was set aside.
+    pub fn from_residual(residual: Vec<f32>) -> Self {
+        Self { residual }
+    }
+
     /// The residual as it is.
     pub fn residual(&self) -> &[f32] {
         &self.residual

@@ -65,6 +65,9 @@ pub struct Args {
     /// Learning rate, above 0, at most 1000 [default: the master's, or 0.05]
     #[arg(long, env = "LR", help_heading = TRAINING)]
     pub lr: Option<f32>,
+    /// How LR changes from round to round: constant, exp:F, step:N:F, cosine:N, warmup:N
+    #[arg(long, env = "LR_SCHEDULE", default_value = "constant", help_heading = TRAINING)]
+    pub lr_schedule: String,
     /// Momentum, 0 to below 1
     #[arg(long, env = "MOMENTUM", default_value_t = 0.0, help_heading = TRAINING)]
     pub momentum: f32,
@@ -165,6 +168,7 @@ impl Args {
                 local_epochs: self.local_epochs,
                 batch_size: self.batch_size,
                 lr: self.lr,
+                lr_schedule: parse("LR_SCHEDULE", &self.lr_schedule)?,
                 mu: self.mu,
                 quantizer: filled(self.quantizer).map(|name| parse("QUANTIZER", &name)).transpose()?,
                 bits: self.bits,

@@ -141,7 +141,19 @@ impl MasterClient {
     /// # Errors
     /// See [`CallError`].
     pub async fn global(&self) -> Result<Bytes, CallError> {
-        let request = self.http.get(format!("{}/global", self.base)).timeout(TRANSFER_TIMEOUT);
+        self.model("global").await
+    }
+
+    /// `GET /control`: the server's control variate, in a file like the model's.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn control(&self) -> Result<Bytes, CallError> {
+        self.model("control").await
+    }
+
+    async fn model(&self, path: &str) -> Result<Bytes, CallError> {
+        let request = self.http.get(format!("{}/{path}", self.base)).timeout(TRANSFER_TIMEOUT);
         let response = self.send(request).await?;
         body(response, MAX_PARAMETERS * 4 + MAX_JSON_BYTES).await
     }

@@ -4,7 +4,7 @@ use fl_datasets::{DatasetSpec, Partition};
 use fl_model::{Backend, SgdConfig};
 pub use fl_protocol::SettingError;
 use fl_protocol::{
-    TaskBody, WorkerId,
+    LrSchedule, TaskBody, WorkerId,
     settings::{number, whole},
 };
 use fl_quant::{Scheme, Spec};
@@ -21,6 +21,8 @@ pub struct Own {
     pub batch_size: Option<u32>,
     /// `LR`.
     pub lr: Option<f32>,
+    /// `LR_SCHEDULE`: of `LR` alone; the master's rate comes with its own schedule.
+    pub lr_schedule: LrSchedule,
     /// `MU`.
     pub mu: Option<f32>,
     /// `QUANTIZER`.
@@ -100,6 +102,34 @@ pub struct Plan {
     pub sgd: SgdConfig,
     /// How the update is encoded; its seed is set for each round.
     pub encoding: Spec,
+    /// Reported as `compute_factor` instead of the measured seconds; for a clock that is not the wall's.
+    pub compute_factor: Option<f64>,
+}
+
+impl Plan {
+    /// Samples that a client with `own` samples trains on, those of all steps counted.
+    pub fn samples(&self, own: usize) -> u64 {
+        match self.work {
+            Work::Steps(steps) => u64::from(steps) * self.batch_size.min(own) as u64,
+            Work::Epochs(epochs) => u64::from(epochs) * own as u64,
+        }
+    }
+
+    /// What `steps` steps are worth in plain SGD steps, if not as many: `|a|_1` of FedNova, how far
+    /// gradients of 1 would move the model, by the learning rate (Wang et al. 2020, section 4).
+    pub fn local_norm(&self, steps: u32) -> Option<f64> {
+        let SgdConfig { lr, momentum, mu, .. } = self.sgd;
+        if momentum == 0.0 && mu == 0.0 {
+            return None;
+        }
+        let (lr, momentum, mu) = (f64::from(lr), f64::from(momentum), f64::from(mu));
+        let (mut velocity, mut moved) = (0.0, 0.0);
+        for _ in 0..steps {
+            velocity = momentum * velocity + 1.0 - mu * moved;
+            moved += lr * velocity;
+        }
+        Some(moved / lr).filter(|norm| *norm > 0.0)
+    }
 }
 
 impl Config {
@@ -115,7 +145,7 @@ impl Config {
             (None, None, None, None) => Work::Steps(5),
         };
         let sgd = SgdConfig {
-            lr: own.lr.or(task.lr).unwrap_or(0.05),
+            lr: own.lr.map(|lr| own.lr_schedule.at(lr, task.round)).or(task.lr).unwrap_or(0.05),
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             mu: own.mu.or(task.mu).unwrap_or(0.0),
@@ -127,6 +157,7 @@ impl Config {
             batch_size: own.batch_size.or(task.batch_size).unwrap_or(64).max(1) as usize,
             sgd,
             encoding: self.encoding(task)?,
+            compute_factor: None,
         })
     }
 
@@ -171,6 +202,9 @@ impl Config {
         some("BATCH_SIZE", self.own.batch_size, 1_000_000)?;
         some("BITS", self.own.bits.map(u32::from), 8)?;
         number("LR", self.own.lr.unwrap_or(1.0), 1e-9, 1000.0)?;
+        if self.own.lr.is_none() && self.own.lr_schedule != LrSchedule::Constant {
+            return Err(SettingError::new("LR_SCHEDULE", self.own.lr_schedule, "set LR too"));
+        }
         number("MU", self.own.mu.unwrap_or(0.0), 0.0, 1000.0)?;
         number("MOMENTUM", self.momentum, 0.0, 0.999_999)?;
         number("WEIGHT_DECAY", self.weight_decay, 0.0, 1000.0)?;
@@ -206,6 +240,7 @@ mod tests {
             mu: None,
             quantizer: Some("SDQ".into()),
             bits: Some(8),
+            control: false,
             deadline_s: None,
         }
     }
@@ -227,6 +262,26 @@ mod tests {
         let plan = own.plan(&task()).unwrap();
         assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Epochs(2), 32, 0.5));
         assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::StocQ, 2));
+    }
+
+    #[test]
+    fn the_own_rate_follows_its_own_schedule() {
+        let own = config(&["--lr=0.8", "--lr-schedule=step:3:0.5"]);
+        assert_eq!(own.plan(&task()).unwrap().sgd.lr, 0.4, "the task is of round 3");
+        let bad = Args::parse_from(["fl-worker", "--worker-id=w", "--lr-schedule=exp:0.9"]).check();
+        assert_eq!(bad.unwrap_err().name, "LR_SCHEDULE");
+    }
+
+    #[test]
+    fn what_local_work_is_worth_is_that_of_fednova() {
+        let plan = |args: &[&str]| config(args).plan(&task()).unwrap();
+        assert_eq!(plan(&[]).local_norm(5), None);
+        // Wang et al. 2020, section 4: (1 - (1 - lr mu)^n) / (lr mu) for FedProx.
+        let prox = plan(&["--lr=0.1", "--mu=1"]).local_norm(5).unwrap();
+        assert!((prox - (1.0 - 0.9f64.powi(5)) / 0.1).abs() < 1e-6);
+        // (n - rho (1 - rho^n) / (1 - rho)) / (1 - rho) for momentum.
+        let momentum = plan(&["--momentum=0.5"]).local_norm(5).unwrap();
+        assert!((momentum - 2.0 * (5.0 - (1.0 - 0.5f64.powi(5)))).abs() < 1e-6);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //!
 //! - [`Args`] are the raw settings, [`Config`] the checked ones.
 //! - [`LocalClient`] is a worker without a network: global model in, update container out.
+//! - [`Engine`] and [`ClientState`] are its two halves: what trains, and what one client carries on.
 //! - [`run`] is the loop around it over HTTP.
 //!
 //! `fl run` starts several of them in one process over one shared data set.
 
 mod backoff;
 mod ballast;
+mod batches;
 mod cli;
 mod client;
 mod config;
@@ -20,6 +22,6 @@ pub use ballast::Ballast;
 pub use cli::{Args, LogFormat};
 pub use client::{CallError, MasterClient};
 pub use config::{Config, Own, Plan, SettingError, Work};
-pub use local::{LocalClient, LocalUpdate, SetupError};
+pub use local::{Carried, ClientState, Engine, LocalClient, LocalUpdate, SetupError, StartingPoint};
 pub use metrics::health_check;
 pub use run::{RoundReport, Summary, WorkerError, run};

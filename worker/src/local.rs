@@ -1,6 +1,12 @@
 //! A worker without a network: the global model goes in, an update container comes out.
+//!
+//! An [`Engine`] trains and holds nothing of a client; a [`ClientState`] is what one client carries from
+//! round to round. A worker has one of each, a simulator an engine per thread for all its clients.
 
-use crate::config::{Config, Plan, Work};
+use crate::{
+    batches::Batches,
+    config::{Config, Plan},
+};
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_model::{GlobalModel, Layer, ModelError, ModelSpec, Trainer};
@@ -8,8 +14,8 @@ use fl_protocol::{
     ModelLayout, Normalization, UpdateMeta, WorkerId,
     update::{self, Encoded},
 };
-use fl_quant::{Encoder, Feedback, encode_update};
-use rand::{RngExt, rngs::ChaCha8Rng, seq::SliceRandom};
+use fl_quant::{Encoder, Feedback, Spec, Stream, encode_update};
+use rand::{RngExt, seq::SliceRandom};
 use std::{
     ops::ControlFlow,
     sync::Arc,
@@ -74,27 +80,63 @@ pub struct LocalUpdate {
     pub encode_time: Duration,
 }
 
-/// The local side of the federation: data, network, error-feedback residual.
-pub struct LocalClient {
-    worker_id: WorkerId,
-    seed: u64,
+/// What a client carries from round to round.
+#[derive(Debug, Clone, Default)]
+pub struct Carried {
+    /// What quantization lost of earlier updates.
+    pub feedback: Feedback,
+    /// SCAFFOLD's control variate `c_i`; empty stands for zero.
+    pub control: Vec<f32>,
+}
+
+/// One client: its name, its samples, and what it carries on.
+#[derive(Debug, Clone)]
+pub struct ClientState {
+    /// Its name.
+    pub worker_id: WorkerId,
+    /// Seed of its batches and of its stochastic rounding.
+    pub seed: u64,
+    /// Its training samples.
+    pub indices: Vec<u32>,
+    /// What it carries from round to round.
+    pub carried: Carried,
+}
+
+impl ClientState {
+    /// A client that has not trained yet, with the part of the data that the settings give it.
+    ///
+    /// # Errors
+    /// If that part is empty.
+    pub fn new(config: &Config, data: &Dataset) -> Result<Self, SetupError> {
+        let indices = own_indices(config, data);
+        if indices.is_empty() {
+            return Err(SetupError::NoData);
+        }
+        let (worker_id, seed) = (config.worker_id.clone(), config.seed);
+        Ok(Self { worker_id, seed, indices, carried: Carried::default() })
+    }
+}
+
+/// Trains clients, one after the other: network, buffers, shared data.
+pub struct Engine {
     data: Arc<Dataset>,
-    indices: Vec<u32>,
     spec: ModelSpec,
     layout: ModelLayout,
     shapes: Vec<Vec<usize>>,
     normalization: Normalization,
     trainer: Trainer,
-    feedback: Feedback,
     encoder: Encoder,
     streams: Vec<Vec<u8>>,
     /// Local minus global parameters plus the residual: what the last update encoded.
     delta: Vec<f32>,
+    /// The change of the control variate, and its streams; empty without one.
+    control: Vec<f32>,
+    control_streams: Vec<Vec<u8>>,
     batch: (Vec<f32>, Vec<u32>),
 }
 
-impl LocalClient {
-    /// Prepares the worker's part of the data and the network of `global`.
+impl Engine {
+    /// Prepares the network of `global`.
     ///
     /// # Errors
     /// If the model does not fit this worker's settings or data.
@@ -117,20 +159,14 @@ impl LocalClient {
         data.train
             .check_normalization(&global.normalization)
             .map_err(|error| SetupError::Normalization(error.to_string()))?;
-        let indices = own_indices(config, &data);
-        if indices.is_empty() {
-            return Err(SetupError::NoData);
-        }
         let convolutional = spec.layers.iter().any(|layer| matches!(layer, Layer::Conv2d { .. }));
         Ok(Self {
-            worker_id: config.worker_id.clone(),
-            seed: config.seed,
-            indices,
             trainer: Trainer::new(spec, config.backend, config.training_threads(convolutional))?,
-            feedback: Feedback::new(found),
             encoder: Encoder::default(),
             streams: Vec::new(),
             delta: vec![0.0; found],
+            control: Vec::new(),
+            control_streams: Vec::new(),
             batch: (Vec::new(), Vec::new()),
             shapes: layout.shapes(),
             normalization: global.normalization.clone(),
@@ -140,42 +176,34 @@ impl LocalClient {
         })
     }
 
-    /// Whether `global` is of the network that this client was made for.
-    pub fn fits(&self, global: &GlobalModel) -> bool {
-        self.spec == global.spec && self.normalization == global.normalization
+    /// The trainer, for other uses of the network between two rounds.
+    pub fn trainer(&mut self) -> &mut Trainer {
+        &mut self.trainer
     }
 
-    /// Samples of this worker.
-    pub fn num_samples(&self) -> usize {
-        self.indices.len()
-    }
-
-    /// Parameters of the network.
-    pub fn num_parameters(&self) -> usize {
-        self.layout.parameters()
-    }
-
-    /// Trains from `global` for one round and encodes what changed.
+    /// Trains `client` from `global` for one round and encodes what changed. With the server's control
+    /// variate `control` it trains by SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II).
     ///
     /// `before_step` is called before each step and may end the round early; then there is no update.
-    /// The same `(seed, worker id, round)` and model give the same bytes.
+    /// The same `(seed, worker id, round)`, model and carried state give the same bytes, but for the
+    /// time that the training took.
     ///
     /// # Errors
     /// If the training diverges.
     pub fn train(
         &mut self,
-        round: u64,
-        global: &[f32],
+        client: &ClientState,
+        from: &StartingPoint<'_>,
         plan: &Plan,
         mut before_step: impl FnMut() -> ControlFlow<()>,
     ) -> Result<Option<LocalUpdate>, ModelError> {
         let started = Instant::now();
-        self.trainer.set_parameters(global);
-        let mut batches = Batches::new(
-            self.indices.clone(),
-            plan,
-            seeded_rng(self.seed, self.worker_id.as_str(), round, Purpose::Batches),
-        );
+        self.trainer.set_parameters(from.parameters);
+        if let Some(control) = from.control {
+            self.set_drift(control, &client.carried.control);
+        }
+        let rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Batches);
+        let mut batches = Batches::new(client.indices.clone(), plan, rng);
         let (mut loss, mut steps) = (0.0f64, 0u32);
         while let Some(indices) = batches.next() {
             if before_step().is_break() {
@@ -187,62 +215,154 @@ impl LocalClient {
             steps += 1;
         }
         let train_time = started.elapsed();
-        let (body, encode_time) =
-            self.encode(round, global, plan, loss / f64::from(steps), steps, train_time)?;
+        let meta = UpdateMeta {
+            worker_id: client.worker_id.clone(),
+            round: from.round,
+            num_samples: client.indices.len() as u64,
+            loss: Some(loss / f64::from(steps)),
+            accuracy: None,
+            compute_factor: plan.compute_factor.or(Some(train_time.as_secs_f64())),
+            local_steps: Some(steps),
+            local_norm: plan.local_norm(steps),
+        };
+        let started = Instant::now();
+        let body = self.encode(client, from, plan, &meta)?;
         Ok(Some(LocalUpdate {
             body: body.into(),
             loss: loss / f64::from(steps),
-            num_samples: self.indices.len() as u64,
+            num_samples: meta.num_samples,
             steps,
             train_time,
-            encode_time,
+            encode_time: started.elapsed(),
         }))
+    }
+
+    /// `c - c_i` goes into every gradient.
+    fn set_drift(&mut self, control: &[f32], own: &[f32]) {
+        self.control.clear();
+        self.control.extend_from_slice(control);
+        for (drift, own) in self.control.iter_mut().zip(own) {
+            *drift -= own;
+        }
+        self.trainer.set_drift(&self.control);
     }
 
     fn encode(
         &mut self,
-        round: u64,
-        global: &[f32],
+        client: &ClientState,
+        from: &StartingPoint<'_>,
         plan: &Plan,
-        loss: f64,
-        steps: u32,
-        train_time: Duration,
-    ) -> Result<(Vec<u8>, Duration), ModelError> {
-        let started = Instant::now();
+        meta: &UpdateMeta,
+    ) -> Result<Vec<u8>, ModelError> {
         self.trainer.parameters(&mut self.delta);
-        for (local, global) in self.delta.iter_mut().zip(global) {
+        for (local, global) in self.delta.iter_mut().zip(from.parameters) {
             *local -= global;
         }
-        self.feedback.add_to(&mut self.delta);
         let mut spec = plan.encoding;
-        spec.seed = seeded_rng(self.seed, self.worker_id.as_str(), round, Purpose::Rounding).random();
+        let mut rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Rounding);
+        spec.seed = rng.random();
+        self.control_streams.clear();
+        if let Some(control) = from.control {
+            let length = meta.local_steps.unwrap_or(1) as f32 * plan.sgd.lr;
+            self.control.clear();
+            self.control.extend(self.delta.iter().zip(control).map(|(delta, c)| -c - delta / length));
+            let spec = Spec { seed: rng.random(), ..spec };
+            encode_update(&mut self.encoder, &self.control, &self.shapes, &spec, &mut self.control_streams)
+                .map_err(|_| ModelError::Diverged)?;
+        }
+        client.carried.feedback.add_to(&mut self.delta);
         // The only inputs that can fail are values that are not finite: training went astray.
         encode_update(&mut self.encoder, &self.delta, &self.shapes, &spec, &mut self.streams)
             .map_err(|_| ModelError::Diverged)?;
-        let meta = UpdateMeta {
-            worker_id: self.worker_id.clone(),
-            round,
-            num_samples: self.indices.len() as u64,
-            loss: Some(loss),
-            accuracy: None,
-            compute_factor: Some(train_time.as_secs_f64()),
-            local_steps: Some(steps),
-        };
-        let tensors: Vec<_> = self.streams.iter().map(|stream| Encoded::Stream(stream)).collect();
-        let body = update::write(&meta, &self.layout, &tensors)
-            .map_err(|error| ModelError::BadFile(error.to_string()))?;
-        Ok((body, started.elapsed()))
+        let streams = self.streams.iter().chain(&self.control_streams);
+        let tensors: Vec<_> = streams.map(|stream| Encoded::Stream(stream)).collect();
+        update::write(meta, &self.layout, &tensors).map_err(|error| ModelError::BadFile(error.to_string()))
     }
 
-    /// The last update counts: what its encoding lost goes into the next one.
+    /// The last update, which was `client`'s, counts: what its encoding lost goes into the next one, and
+    /// the control variate moves by what the master decodes, so that the master's stays their mean.
     ///
-    /// An update that the master refuses leaves the residual as it was. Its delta was made for a model
-    /// that is no more, and keeping the deltas of a worker that is always late would add up without end.
-    pub fn settle(&mut self) {
-        let lengths = self.layout.tensors().iter().map(|tensor| tensor.len);
-        // The streams are this client's own and complete: they decode.
-        let settled = self.feedback.settle(&self.delta, &self.streams, lengths);
+    /// An update that the master refuses leaves both as they were. Its delta was made for a model that is
+    /// no more, and keeping the deltas of a worker that is always late would add up without end.
+    pub fn settle(&self, client: &mut ClientState) {
+        let tensors = self.layout.tensors();
+        let Carried { feedback, control } = &mut client.carried;
+        // The streams are this engine's own and complete: they decode.
+        let settled = feedback.settle(&self.delta, &self.streams, tensors.iter().map(|tensor| tensor.len));
         debug_assert!(settled.is_ok());
+        if self.control_streams.is_empty() {
+            return;
+        }
+        control.resize(self.layout.parameters(), 0.0);
+        for (tensor, bytes) in tensors.iter().zip(&self.control_streams) {
+            let Ok(stream) = Stream::parse(bytes, tensor.len) else { continue };
+            stream.for_each_chunk(|offset, values| {
+                let own = &mut control[tensor.offset + offset..];
+                own.iter_mut().zip(values).for_each(|(own, value)| *own += value);
+            });
+        }
+    }
+}
+
+/// What a round starts from.
+#[derive(Debug, Clone, Copy)]
+pub struct StartingPoint<'a> {
+    /// Its number.
+    pub round: u64,
+    /// The global model.
+    pub parameters: &'a [f32],
+    /// The server's control variate, if the round is one of SCAFFOLD.
+    pub control: Option<&'a [f32]>,
+}
+
+/// The local side of the federation: an engine with its one client.
+pub struct LocalClient {
+    engine: Engine,
+    state: ClientState,
+}
+
+impl LocalClient {
+    /// Prepares the worker's part of the data and the network of `global`.
+    ///
+    /// # Errors
+    /// If the model does not fit this worker's settings or data.
+    pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
+        let engine = Engine::new(config, data, global)?;
+        let state = ClientState::new(config, &engine.data)?;
+        Ok(Self { engine, state })
+    }
+
+    /// Whether `global` is of the network that this client was made for.
+    pub fn fits(&self, global: &GlobalModel) -> bool {
+        self.engine.spec == global.spec && self.engine.normalization == global.normalization
+    }
+
+    /// Samples of this worker.
+    pub fn num_samples(&self) -> usize {
+        self.state.indices.len()
+    }
+
+    /// Parameters of the network.
+    pub fn num_parameters(&self) -> usize {
+        self.engine.layout.parameters()
+    }
+
+    /// See [`Engine::train`].
+    ///
+    /// # Errors
+    /// If the training diverges.
+    pub fn train(
+        &mut self,
+        from: &StartingPoint<'_>,
+        plan: &Plan,
+        before_step: impl FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<LocalUpdate>, ModelError> {
+        self.engine.train(&self.state, from, plan, before_step)
+    }
+
+    /// See [`Engine::settle`].
+    pub fn settle(&mut self) {
+        self.engine.settle(&mut self.state);
     }
 }
 
@@ -267,86 +387,4 @@ fn own_indices(config: &Config, data: &Dataset) -> Vec<u32> {
         own.truncate(config.dataset_size);
     }
     own
-}
-
-/// Draws batches without replacement, reshuffling after each pass.
-struct Batches {
-    order: Vec<u32>,
-    rng: ChaCha8Rng,
-    size: usize,
-    next: usize,
-    left: Work,
-}
-
-impl Batches {
-    fn new(order: Vec<u32>, plan: &Plan, rng: ChaCha8Rng) -> Self {
-        let next = order.len();
-        Self { size: plan.batch_size.min(order.len()), order, rng, next, left: plan.work }
-    }
-
-    /// The next batch's indices. With steps every batch is full; with epochs the last one of a pass may
-    /// be smaller, so that each sample is seen once.
-    fn next(&mut self) -> Option<&[u32]> {
-        match &mut self.left {
-            Work::Steps(0) => return None,
-            Work::Steps(left) => {
-                *left -= 1;
-                if self.next + self.size > self.order.len() {
-                    self.shuffle();
-                }
-            }
-            Work::Epochs(left) => {
-                if self.next == self.order.len() {
-                    if *left == 0 {
-                        return None;
-                    }
-                    *left -= 1;
-                    self.shuffle();
-                }
-            }
-        }
-        let start = self.next;
-        self.next = (start + self.size).min(self.order.len());
-        Some(&self.order[start..self.next])
-    }
-
-    fn shuffle(&mut self) {
-        self.order.shuffle(&mut self.rng);
-        self.next = 0;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fl_model::SgdConfig;
-    use fl_quant::{Scheme, Spec};
-    use rand::SeedableRng;
-
-    fn batches(samples: u32, batch_size: usize, work: Work) -> Vec<Vec<u32>> {
-        let plan = Plan { work, batch_size, sgd: SgdConfig::default(), encoding: Spec::new(Scheme::None, 8) };
-        let mut batches = Batches::new((0..samples).collect(), &plan, ChaCha8Rng::seed_from_u64(1));
-        let mut all = Vec::new();
-        while let Some(batch) = batches.next() {
-            all.push(batch.to_vec());
-        }
-        all
-    }
-
-    #[test]
-    fn an_epoch_sees_every_sample_once() {
-        let all = batches(10, 4, Work::Epochs(2));
-        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2, 4, 4, 2]);
-        let mut first = all[..3].concat();
-        first.sort_unstable();
-        assert_eq!(first, (0..10).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn steps_are_full_batches_however_few_the_samples() {
-        assert!(batches(10, 4, Work::Steps(7)).iter().all(|batch| batch.len() == 4));
-        let small = batches(3, 64, Work::Steps(5));
-        assert_eq!(small.len(), 5);
-        assert!(small.iter().all(|batch| batch.len() == 3));
-    }
 }

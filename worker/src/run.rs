@@ -5,7 +5,7 @@ use crate::{
     ballast::{Ballast, BallastError},
     client::{CallError, MasterClient},
     config::{Config, SettingError},
-    local::{LocalClient, LocalUpdate, SetupError},
+    local::{LocalClient, LocalUpdate, SetupError, StartingPoint},
     metrics::{self, Metrics},
 };
 use bytes::Bytes;
@@ -201,6 +201,16 @@ struct Session {
 /// The worker is to end.
 struct Stopped;
 
+/// What a training came to.
+enum Trained {
+    /// An update of a round.
+    Update(u64, LocalUpdate),
+    /// Model and control variate are of different rounds: ask again.
+    OtherRounds,
+    /// The worker is to end.
+    Stopped,
+}
+
 impl Session {
     async fn start(
         config: Config,
@@ -265,7 +275,16 @@ impl Session {
     async fn round(&mut self, task: &TaskBody) -> Result<Result<(), Stopped>, WorkerError> {
         let client = self.client.clone();
         let Ok(file) = self.retry(|| client.global()).await? else { return Ok(Err(Stopped)) };
-        let Some(update) = self.train(file, task).await? else { return Ok(Err(Stopped)) };
+        let mut control = None;
+        if task.control {
+            let Ok(file) = self.retry(|| client.control()).await? else { return Ok(Err(Stopped)) };
+            control = Some(file);
+        }
+        let update = match self.train(file, control, task).await? {
+            Trained::Update(round, update) => (round, update),
+            Trained::OtherRounds => return Ok(Ok(())),
+            Trained::Stopped => return Ok(Err(Stopped)),
+        };
         let (round, update) = update;
         let started = Instant::now();
         match self.retry_update(&client, &update.body).await? {
@@ -276,12 +295,13 @@ impl Session {
         Ok(Ok(()))
     }
 
-    /// Trains on a thread of its own. None if the worker is to end.
+    /// Trains on a thread of its own.
     async fn train(
         &mut self,
         file: Bytes,
+        control: Option<Bytes>,
         task: &TaskBody,
-    ) -> Result<Option<(u64, LocalUpdate)>, WorkerError> {
+    ) -> Result<Trained, WorkerError> {
         let plan = self.config.plan(task).map_err(|reason| WorkerError::Refused {
             error: CallError::BadAnswer(format!("the task cannot be done: {reason}")),
         })?;
@@ -291,21 +311,35 @@ impl Session {
         let work = move || -> Result<_, WorkerError> {
             let global = GlobalModel::from_safetensors(&file)?;
             drop(file);
+            let control = control.map(|file| GlobalModel::from_safetensors(&file)).transpose()?;
             let mut ballast = ballast.unwrap_or_default();
             let mut local = match local.filter(|local| local.fits(&global)) {
                 Some(local) => local,
                 None => LocalClient::new(&config, data, &global)?,
             };
-            let update = local.train(global.round, &global.parameters, &plan, || {
+            // A round may have closed between the two downloads.
+            if control.as_ref().is_some_and(|control| control.round != global.round) {
+                return Ok((local, ballast, Trained::OtherRounds));
+            }
+            let from = StartingPoint {
+                round: global.round,
+                parameters: &global.parameters,
+                control: control.as_ref().map(|control| control.parameters.as_slice()),
+            };
+            let update = local.train(&from, &plan, || {
                 ballast.touch();
                 if *stopped.borrow() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
-            Ok((local, ballast, update.map(|update| (global.round, update))))
+            Ok((
+                local,
+                ballast,
+                update.map_or(Trained::Stopped, |update| Trained::Update(global.round, update)),
+            ))
         };
-        let (local, ballast, update) = spawn_blocking(work).await??;
+        let (local, ballast, trained) = spawn_blocking(work).await??;
         self.local = Some(local);
         self.ballast = Some(ballast);
-        Ok(update)
+        Ok(trained)
     }
 
     /// Hands the update in. `Ok(None)`: it came for the wrong round and is dropped.

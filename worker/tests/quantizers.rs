@@ -4,10 +4,10 @@
 
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_master::aggregate::{ExactSum, ServerState, Strategy};
+use fl_master::aggregate::ExactSum;
 use fl_model::{Backend, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, Trainer, init_parameters};
 use fl_protocol::{TaskAction, TaskBody, Update};
-use fl_worker::{Args, LocalClient};
+use fl_worker::{Args, LocalClient, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
 const WORKERS: usize = 4;
@@ -61,19 +61,21 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
             mu: None,
             quantizer: None,
             bits: None,
+            control: false,
             deadline_s: None,
         };
         let mut samples = 0.0;
         for (client, config) in clients.iter_mut().zip(&configs) {
             let plan = config.plan(&task).unwrap();
-            let trained = client.train(round, &global.parameters, &plan, || ControlFlow::Continue(()));
+            let from = StartingPoint { round, parameters: &global.parameters, control: None };
+            let trained = client.train(&from, &plan, || ControlFlow::Continue(()));
             let update = trained.unwrap().unwrap();
             client.settle();
             let parsed = Update::parse(&update.body, &layout).unwrap();
             sum.add(update.num_samples as f64, parsed.max_abs, |f| parsed.for_each_chunk(f)).unwrap();
             samples += update.num_samples as f64;
         }
-        Strategy::FedAvg.apply(&mut ServerState::default(), &sum, samples, 1.0, &mut global.parameters);
+        sum.for_each(|i, value| global.parameters[i] += (value / samples) as f32);
         sum.reset();
         global.round += 1;
     }

@@ -196,7 +196,8 @@ fn median_step_s(
     Ok(times[times.len() / 2])
 }
 
-fn peak_rss_mb() -> Option<f64> {
+/// The most memory that this process has had resident, in MB.
+pub fn peak_rss_mb() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

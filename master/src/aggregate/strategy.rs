@@ -1,64 +1,165 @@
-//! What the server does with the average of the updates.
+//! The server's strategies by name, and what each needs of a round.
 
-use super::ExactSum;
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 
-/// A server strategy.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A server strategy. Updates are weighted by their samples where nothing else is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strategy {
-    /// The average of the updates, weighted by samples (McMahan et al. 2017, algorithm 1).
+    /// `fedavg`: the average of the updates (McMahan et al. 2017, algorithm 1).
     FedAvg,
+    /// `fedavgm`: server momentum on the average (Hsu et al. 2019, section 4.3).
+    FedAvgM,
+    /// `fedadagrad`: Adagrad on the average (Reddi et al. 2021, algorithm 2).
+    FedAdagrad,
+    /// `fedyogi`: Yogi on the average (Reddi et al. 2021, algorithm 2).
+    FedYogi,
+    /// `fedadam`: Adam on the average (Reddi et al. 2021, algorithm 2).
+    FedAdam,
+    /// `fednova`: updates normalised by their local steps (Wang et al. 2020, eq. 6 and 7).
+    FedNova,
+    /// `scaffold:N`: control variates over N workers in all, unweighted (Karimireddy et al. 2020,
+    /// algorithm 1, option II).
+    Scaffold {
+        /// Workers in all, sampled or not.
+        workers: usize,
+    },
+    /// `fedbuff:K`: asynchronous; every K updates make a model, each weighted by `1 / sqrt(1 + s)` for
+    /// its staleness of s rounds (Nguyen et al. 2022, algorithm 1).
+    FedBuff {
+        /// Updates that make a model.
+        buffer: usize,
+    },
+    /// `median`: the median of each coordinate (Yin et al. 2018, definition 1).
+    Median,
+    /// `trimmed_mean:F`: the mean of each coordinate without its F smallest and F largest values (Yin et
+    /// al. 2018, definition 2).
+    TrimmedMean {
+        /// Values left out at each end.
+        cut: usize,
+    },
+    /// `krum:F`: the update that is nearest to its neighbours where F may be hostile (Blanchard et al.
+    /// 2017, section 4).
+    Krum {
+        /// Hostile updates that are to be borne.
+        hostile: usize,
+    },
+    /// `multikrum:F:M`: the mean of the M best by Krum's score (Blanchard et al. 2017, section 5).
+    MultiKrum {
+        /// Hostile updates that are to be borne.
+        hostile: usize,
+        /// Updates that are averaged.
+        chosen: usize,
+    },
 }
+
+/// All names, for messages.
+pub const STRATEGIES: &str = "fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova, scaffold:N, fedbuff:K, median, \
+trimmed_mean:F, krum:F, multikrum:F:M";
 
 /// A name that is no strategy's.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
-#[error("unknown strategy: use fedavg")]
+#[error("unknown strategy: use one of {STRATEGIES}, with whole numbers of 1 to 1000000")]
 pub struct UnknownStrategy;
 
 impl FromStr for Strategy {
     type Err = UnknownStrategy;
 
     fn from_str(s: &str) -> Result<Self, UnknownStrategy> {
-        match s {
-            "fedavg" => Ok(Self::FedAvg),
+        let parts: Vec<&str> = s.split(':').collect();
+        let count = |text: &str| match text.parse::<usize>() {
+            Ok(count @ 1..=1_000_000) => Ok(count),
             _ => Err(UnknownStrategy),
-        }
+        };
+        Ok(match parts[..] {
+            ["fedavg"] => Self::FedAvg,
+            ["fedavgm"] => Self::FedAvgM,
+            ["fedadagrad"] => Self::FedAdagrad,
+            ["fedyogi"] => Self::FedYogi,
+            ["fedadam"] => Self::FedAdam,
+            ["fednova"] => Self::FedNova,
+            ["scaffold", n] => Self::Scaffold { workers: count(n)? },
+            ["fedbuff", k] => Self::FedBuff { buffer: count(k)? },
+            ["median"] => Self::Median,
+            ["trimmed_mean", f] => Self::TrimmedMean { cut: count(f)? },
+            ["krum", f] => Self::Krum { hostile: count(f)? },
+            ["multikrum", f, m] => Self::MultiKrum { hostile: count(f)?, chosen: count(m)? },
+            _ => return Err(UnknownStrategy),
+        })
     }
 }
 
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::FedAvg => "fedavg",
-        })
+        match self {
+            Self::FedAvg => f.write_str("fedavg"),
+            Self::FedAvgM => f.write_str("fedavgm"),
+            Self::FedAdagrad => f.write_str("fedadagrad"),
+            Self::FedYogi => f.write_str("fedyogi"),
+            Self::FedAdam => f.write_str("fedadam"),
+            Self::FedNova => f.write_str("fednova"),
+            Self::Scaffold { workers } => write!(f, "scaffold:{workers}"),
+            Self::FedBuff { buffer } => write!(f, "fedbuff:{buffer}"),
+            Self::Median => f.write_str("median"),
+            Self::TrimmedMean { cut } => write!(f, "trimmed_mean:{cut}"),
+            Self::Krum { hostile } => write!(f, "krum:{hostile}"),
+            Self::MultiKrum { hostile, chosen } => write!(f, "multikrum:{hostile}:{chosen}"),
+        }
     }
 }
 
-/// What a strategy carries from round to round, part of the checkpoint.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct ServerState {
-    /// The optimiser's vectors, each of the model's length.
-    pub vectors: Vec<Vec<f32>>,
-}
-
 impl Strategy {
-    /// Turns the parameters of one round into those of the next: `sum` is `sum_k n_k * delta_k`,
-    /// `total_weight` the sum of the n_k.
-    ///
-    /// Computed in f64 and rounded once, so that the result is the same on every machine.
-    pub fn apply(
-        self,
-        _state: &mut ServerState,
-        sum: &ExactSum,
-        total_weight: f64,
-        server_lr: f64,
-        parameters: &mut [f32],
-    ) {
+    /// Whether the next model needs every update by itself, not their sum alone: the master then holds
+    /// 4 bytes for each parameter and update of a round.
+    pub fn keeps_updates(self) -> bool {
+        matches!(self, Self::Median | Self::TrimmedMean { .. } | Self::Krum { .. } | Self::MultiKrum { .. })
+    }
+
+    /// Memory for the updates of one round, in bytes.
+    pub fn kept_bytes(self, updates: usize, parameters: usize) -> u64 {
+        match self.keeps_updates() {
+            true => 4 * updates as u64 * parameters as u64,
+            false => 0,
+        }
+    }
+
+    /// Whether workers train with control variates.
+    pub fn uses_control(self) -> bool {
+        matches!(self, Self::Scaffold { .. })
+    }
+
+    /// Whether updates of earlier rounds count too.
+    pub fn is_asynchronous(self) -> bool {
+        matches!(self, Self::FedBuff { .. })
+    }
+
+    /// Fewest updates from which a model can be made.
+    pub fn least_updates(self) -> usize {
         match self {
-            Self::FedAvg => sum.for_each(|i, value| {
-                parameters[i] = (f64::from(parameters[i]) + server_lr * (value / total_weight)) as f32;
-            }),
+            Self::TrimmedMean { cut } => 2 * cut + 1,
+            Self::Krum { hostile } => 2 * hostile + 3,
+            Self::MultiKrum { hostile, chosen } => (2 * hostile + 3).max(hostile + chosen),
+            _ => 1,
+        }
+    }
+
+    /// `SERVER_LR` where it is not set: the adaptive ones take steps of about this length in every
+    /// coordinate.
+    pub fn default_server_lr(self) -> f64 {
+        match self {
+            Self::FedAdagrad | Self::FedYogi | Self::FedAdam => 0.01,
+            _ => 1.0,
+        }
+    }
+
+    /// An update's weight in the sum, from its samples, its normalised steps and the rounds by which its
+    /// model is behind.
+    pub fn weight(self, samples: u64, local_norm: f64, staleness: u64) -> f64 {
+        match self {
+            Self::FedNova => samples as f64 / local_norm,
+            Self::Scaffold { .. } => 1.0,
+            Self::FedBuff { .. } => 1.0 / (1.0 + staleness as f64).sqrt(),
+            _ => samples as f64,
         }
     }
 }
@@ -68,21 +169,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fedavg_weighs_by_samples() {
-        let sum = ExactSum::new(2);
-        for (n, x) in [(1.0, [1.0f32, 0.0]), (3.0, [-1.0, 2.0])] {
-            sum.add(n, 2.0, |f| f(0, &x)).unwrap();
+    fn names_read_back() {
+        for name in STRATEGIES.split(", ") {
+            let name = name.replace('N', "9").replace('K', "4").replace('F', "2").replace('M', "3");
+            assert_eq!(name.parse::<Strategy>().unwrap().to_string(), name);
         }
-        let mut parameters = [10.0, 20.0];
-        Strategy::FedAvg.apply(&mut ServerState::default(), &sum, 4.0, 1.0, &mut parameters);
-        assert_eq!(parameters, [9.5, 21.5]);
-        Strategy::FedAvg.apply(&mut ServerState::default(), &sum, 4.0, 0.5, &mut parameters);
-        assert_eq!(parameters, [9.25, 22.25]);
+        for bad in ["best", "krum", "krum:0", "krum:x", "multikrum:1", "median:1", "fedbuff:-1", "fedavg:"] {
+            assert_eq!(bad.parse::<Strategy>(), Err(UnknownStrategy), "{bad}");
+        }
     }
 
     #[test]
-    fn names_read_back() {
-        assert_eq!(Strategy::FedAvg.to_string().parse(), Ok(Strategy::FedAvg));
-        assert_eq!("best".parse::<Strategy>(), Err(UnknownStrategy));
+    fn only_robust_ones_keep_updates() {
+        assert_eq!(Strategy::FedAdam.kept_bytes(10, 100), 0);
+        assert_eq!(Strategy::Median.kept_bytes(10, 100), 4000);
     }
 }

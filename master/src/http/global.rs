@@ -47,6 +47,21 @@ pub(super) async fn get_global(
     }
 }
 
+/// `GET /control`: the server's control variate, in a file like the model's.
+pub(super) async fn get_control(State(shared): State<AppState>) -> Result<Response, Problem> {
+    let global = shared.global();
+    let Some(control) = global.control.clone() else {
+        let msg = format!("{} has no control variate", shared.config.aggregation.strategy);
+        return Err(Problem::new(&shared, ErrorCode::NotFound, msg));
+    };
+    shared.sent_model(control.len());
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "application/octet-stream".to_owned()),
+        (FL_ROUND, global.round.to_string()),
+    ];
+    Ok((headers, control).into_response())
+}
+
 /// Checks `wait`.
 pub(super) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
     match seconds.unwrap_or(0.0) {

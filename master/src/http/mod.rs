@@ -10,7 +10,7 @@ mod problem;
 mod range;
 pub mod serve;
 mod status;
-mod task;
+pub(crate) mod task;
 pub mod tls;
 mod update;
 
@@ -36,6 +36,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
     let panicked = shared.clone();
     Router::new()
         .route("/global", get(global::get_global))
+        .route("/control", get(global::get_control))
         .route("/update", post(update::post_update))
         .route("/task", get(task::get_task))
         .route("/status", get(status::get_status))

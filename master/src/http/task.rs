@@ -1,7 +1,7 @@
 //! `GET /task`: a worker asks for work, and waits for it if there is none.
 
 use super::{AppState, global, problem::Problem};
-use crate::{round::Decision, state::Shared};
+use crate::{config::Config, global::Global, round::Decision};
 use axum::{
     Json,
     extract::{Query, State, rejection::QueryRejection},
@@ -43,7 +43,12 @@ pub(super) async fn get_task(
             Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later")
         })?;
         if decision != Decision::Wait || Instant::now() >= until {
-            return Ok(Json(body(&shared, decision)));
+            let (config, global) = (&shared.config, shared.global());
+            return Ok(Json(match decision {
+                Decision::Train { deadline_s } => body(config, &global, TaskAction::Train, deadline_s),
+                Decision::Wait => body(config, &global, TaskAction::Wait, None),
+                Decision::Stop => body(config, &global, TaskAction::Stop, None),
+            }));
         }
         let again = match shared.config.round.clients_per_round {
             Some(_) => until.min(Instant::now() + ASK_AGAIN),
@@ -57,14 +62,14 @@ pub(super) async fn get_task(
     }
 }
 
-fn body(shared: &Shared, decision: Decision) -> TaskBody {
-    let hints = shared.config.task.clone();
-    let global = shared.global();
-    let (action, deadline_s) = match decision {
-        Decision::Train { deadline_s } => (TaskAction::Train, deadline_s),
-        Decision::Wait => (TaskAction::Wait, None),
-        Decision::Stop => (TaskAction::Stop, None),
-    };
+/// What a worker is told about the round that starts from `global`.
+pub(crate) fn body(
+    config: &Config,
+    global: &Global,
+    action: TaskAction,
+    deadline_s: Option<f64>,
+) -> TaskBody {
+    let hints = config.task.clone();
     TaskBody {
         action,
         round: global.round,
@@ -72,10 +77,11 @@ fn body(shared: &Shared, decision: Decision) -> TaskBody {
         local_steps: hints.local_steps,
         local_epochs: hints.local_epochs,
         batch_size: hints.batch_size,
-        lr: hints.lr,
+        lr: hints.lr.map(|lr| hints.lr_schedule.at(lr, global.round)),
         mu: hints.mu,
         quantizer: hints.quantizer,
         bits: hints.bits,
+        control: config.aggregation.strategy.uses_control(),
         deadline_s,
     }
 }

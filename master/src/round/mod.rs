@@ -10,6 +10,7 @@ mod tests;
 
 use fl_protocol::WorkerId;
 use sampling::Sampling;
+pub use sampling::draw;
 use std::collections::{BTreeMap, VecDeque};
 
 /// What does not change while a master runs.
@@ -31,6 +32,8 @@ pub struct Rules {
     pub seed: u64,
     /// Finished rounds whose participants are remembered, to tell a retry from a late update.
     pub remember: usize,
+    /// Asynchronous operation: updates that are at most so many rounds late count in the open round.
+    pub max_staleness: Option<u64>,
 }
 
 /// What an accepted update brought.
@@ -38,6 +41,10 @@ pub struct Rules {
 pub struct Contribution {
     /// Its weight.
     pub num_samples: u64,
+    /// What its local steps are worth, in plain SGD steps.
+    pub local_norm: f64,
+    /// The round of the model that it was trained from.
+    pub base: u64,
     /// Its mean training loss.
     pub loss: Option<f64>,
     /// Its size on the wire.
@@ -148,6 +155,9 @@ pub struct RoundState {
     /// Participants of the last finished rounds, the newest last.
     past: VecDeque<(u64, Vec<WorkerId>)>,
     sampling: Option<Sampling>,
+    /// Asynchronous operation: the model that each worker's newest update was trained from. A worker
+    /// takes newer and newer models, so that tells a retry from a new update.
+    newest: BTreeMap<WorkerId, u64>,
 }
 
 impl RoundState {
@@ -165,12 +175,25 @@ impl RoundState {
             parked: VecDeque::new(),
             past: past.into(),
             sampling,
+            newest: BTreeMap::new(),
         };
         state.forget_old();
         if state.finishes_with(round) {
             state.phase = Phase::Finished;
         }
         state
+    }
+
+    /// Goes on with the models that the workers' newest updates were trained from.
+    #[must_use]
+    pub fn with_newest(mut self, newest: BTreeMap<WorkerId, u64>) -> Self {
+        self.newest = newest;
+        self
+    }
+
+    /// Asynchronous operation: the model that each worker's newest update was trained from.
+    pub fn newest(&self) -> &BTreeMap<WorkerId, u64> {
+        &self.newest
     }
 
     /// Number of the open round: the model that updates start from.
@@ -267,6 +290,8 @@ impl RoundState {
     fn decide(&mut self, offer: Parked, now: f64, effects: &mut Vec<Effect>) {
         let refusal = if offer.round > self.round {
             Some(Refusal::Future)
+        } else if let Some(limit) = self.rules.max_staleness {
+            self.refusal_of_late(&offer, limit)
         } else if offer.round < self.round {
             let took_part = self.past.iter().any(|(round, workers)| {
                 *round == offer.round && workers.binary_search(&offer.worker).is_ok()
@@ -291,7 +316,21 @@ impl RoundState {
         }
     }
 
+    fn refusal_of_late(&self, offer: &Parked, limit: u64) -> Option<Refusal> {
+        let newest = self.newest.get(&offer.worker);
+        if newest == Some(&offer.round) {
+            return Some(Refusal::Duplicate);
+        }
+        let is_late = newest.is_some_and(|newest| *newest > offer.round)
+            || self.round - offer.round > limit
+            || self.phase == Phase::Finished;
+        is_late.then_some(Refusal::Stale)
+    }
+
     fn commit(&mut self, worker: WorkerId, contribution: Contribution, now: f64) {
+        if self.rules.max_staleness.is_some() {
+            self.newest.insert(worker.clone(), contribution.base);
+        }
         // A replay commits without an offer: there is no reservation then.
         if matches!(self.slots.insert(worker, Slot::Accepted(contribution)), None | Some(Slot::Reserved)) {
             self.accepted += 1;
@@ -325,8 +364,8 @@ impl RoundState {
         }
         let workers = std::mem::take(&mut self.slots).into_keys().collect();
         self.past.push_back((self.round, workers));
-        self.forget_old();
         self.round += 1;
+        self.forget_old();
         self.accepted = 0;
         self.opened = now;
         self.clock_from = None;
@@ -340,6 +379,9 @@ impl RoundState {
         while self.past.len() > self.rules.remember {
             self.past.pop_front();
         }
+        // What is older is refused for its age.
+        let oldest = self.round.saturating_sub(self.rules.max_staleness.unwrap_or(0));
+        self.newest.retain(|_, base| *base >= oldest);
     }
 
     fn retry_parked(&mut self, now: f64, effects: &mut Vec<Effect>) {

@@ -26,10 +26,8 @@ impl Sampling {
     /// Draws for a new round. If fewer are present than are wanted, the next ones that ask fill up.
     pub(super) fn open(&mut self, round: u64, now: f64) {
         self.seen.retain(|_, last| now - *last <= PRESENT_S);
-        let mut ranked: Vec<_> =
-            self.seen.keys().map(|worker| (rank(self.seed, round, worker), worker.clone())).collect();
-        ranked.sort_unstable();
-        self.chosen = ranked.into_iter().take(self.size).map(|(_, worker)| (worker, now)).collect();
+        let chosen = draw(self.seed, round, self.seen.keys(), self.size);
+        self.chosen = chosen.into_iter().map(|worker| (worker.clone(), now)).collect();
     }
 
     /// Whether `worker` is to train. A chosen worker that stays silent loses its place to the next
@@ -49,6 +47,18 @@ impl Sampling {
         self.chosen.insert(worker.clone(), now);
         true
     }
+}
+
+/// Draws `size` of `workers` for a round. The draw of one worker does not depend on who else is there.
+pub fn draw<'a>(
+    seed: u64,
+    round: u64,
+    workers: impl Iterator<Item = &'a WorkerId>,
+    size: usize,
+) -> Vec<&'a WorkerId> {
+    let mut ranked: Vec<_> = workers.map(|worker| (rank(seed, round, worker), worker)).collect();
+    ranked.sort_unstable();
+    ranked.into_iter().take(size).map(|(_, worker)| worker).collect()
 }
 
 /// A worker's place in the draw of a round: independent of who else is there.

@@ -14,6 +14,7 @@ fn rules(target: usize) -> Rules {
         rounds: 0,
         seed: 1,
         remember: 2,
+        max_staleness: None,
     }
 }
 
@@ -26,7 +27,12 @@ fn offer(offer: OfferId, worker: usize, round: u64) -> Event {
 }
 
 fn commit(worker: usize) -> Event {
-    Event::Commit { worker: id(worker), contribution: Contribution { num_samples: 1, loss: None, bytes: 1 } }
+    commit_of(worker, 0)
+}
+
+fn commit_of(worker: usize, base: u64) -> Event {
+    let contribution = Contribution { num_samples: 1, local_norm: 1.0, base, loss: None, bytes: 1 };
+    Event::Commit { worker: id(worker), contribution }
 }
 
 fn abort(worker: usize) -> Event {
@@ -45,6 +51,27 @@ fn a_round_closes_at_its_target_and_late_ones_are_stale() {
     assert_eq!(state.round(), 1);
     assert_eq!(state.step(offer(4, 1, 0), 0.0), [Effect::Refuse(4, Refusal::Duplicate)]);
     assert_eq!(state.step(offer(5, 1, 2), 0.0), [Effect::Refuse(5, Refusal::Future)]);
+}
+
+#[test]
+fn late_updates_count_in_asynchronous_operation_and_retries_do_not() {
+    let mut state = RoundState::new(Rules { max_staleness: Some(2), ..rules(1) }, 0, vec![], 0.0);
+    for round in 0..3 {
+        assert_eq!(state.step(offer(round + 1, 0, round), 0.0), [Effect::Admit(round + 1)]);
+        assert_eq!(state.step(commit_of(0, round), 0.0), [Effect::Close]);
+        state.step(Event::ModelReady, 0.0);
+    }
+    assert_eq!(state.step(offer(4, 0, 2), 0.0), [Effect::Refuse(4, Refusal::Duplicate)]);
+    assert_eq!(state.step(offer(5, 0, 1), 0.0), [Effect::Refuse(5, Refusal::Stale)]);
+    assert_eq!(state.step(offer(6, 1, 0), 0.0), [Effect::Refuse(6, Refusal::Stale)], "three rounds late");
+    assert_eq!(state.step(offer(7, 1, 1), 0.0), [Effect::Admit(7)], "two rounds late");
+    assert_eq!(state.step(offer(8, 2, 3), 0.0), [], "the round is full");
+    assert_eq!(state.step(commit_of(1, 1), 0.0), [Effect::Close]);
+    assert_eq!(state.step(Event::ModelReady, 0.0), [Effect::Admit(8)], "it counts in the next round");
+    assert_eq!(state.newest().get(&id(1)), None, "it is too old by now to come again");
+    let again = RoundState::new(Rules { max_staleness: Some(2), ..rules(1) }, 3, vec![], 0.0);
+    let mut again = again.with_newest(state.newest().clone());
+    assert_eq!(again.step(offer(9, 0, 2), 0.0), [Effect::Refuse(9, Refusal::Duplicate)]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, Write},
     path::Path,
@@ -33,6 +34,8 @@ pub struct Checkpoint {
     pub round: u64,
     /// Who took part in the round that made this model, sorted.
     pub participants: Vec<WorkerId>,
+    /// Asynchronous operation: the model that each worker's newest update was trained from.
+    pub newest: BTreeMap<WorkerId, u64>,
     /// The model as a safetensors file.
     pub model: Bytes,
     /// What the strategy carries on.
@@ -44,6 +47,8 @@ struct Header {
     round: u64,
     fingerprint: String,
     participants: Vec<WorkerId>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    newest: BTreeMap<WorkerId, u64>,
     /// Lengths of the strategy's vectors.
     vectors: Vec<usize>,
     version: String,
@@ -59,6 +64,7 @@ impl Checkpoint {
             round: self.round,
             fingerprint: hex(fingerprint),
             participants: self.participants.clone(),
+            newest: self.newest.clone(),
             vectors: self.server.vectors.iter().map(Vec::len).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
@@ -110,6 +116,7 @@ impl Checkpoint {
         let mut checkpoint = Self {
             round: header.round,
             participants: header.participants,
+            newest: header.newest,
             model: Bytes::new(),
             server: ServerState::default(),
         };
@@ -170,6 +177,7 @@ mod tests {
         Checkpoint {
             round: 12,
             participants: vec!["a".parse().unwrap(), "b".parse().unwrap()],
+            newest: BTreeMap::from([("a".parse().unwrap(), 9)]),
             model: Bytes::from_static(b"a model"),
             server: ServerState { vectors: vec![vec![1.0, 2.0], vec![], vec![3.0; 5000]] },
         }
@@ -182,7 +190,7 @@ mod tests {
         sample().write(&path, &[7; 32]).unwrap();
         let read = Checkpoint::read(&path, &[7; 32], true).unwrap();
         assert_eq!((read.round, &read.model[..], &read.server), (12, &b"a model"[..], &sample().server));
-        assert_eq!(read.participants, sample().participants);
+        assert_eq!((read.participants, read.newest), (sample().participants, sample().newest));
         assert!(Checkpoint::read(&path, &[7; 32], false).unwrap().model.is_empty());
         #[cfg(unix)]
         {

@@ -46,6 +46,7 @@ pub fn body_of(worker: &str, round: u64, num_samples: u64, delta: &[f32]) -> Vec
         accuracy: None,
         compute_factor: None,
         local_steps: None,
+        local_norm: None,
     };
     let layout = layout();
     let tensors: Vec<_> =

@@ -133,6 +133,10 @@ impl FastTrainer {
         self.step = 0;
     }
 
+    pub(crate) fn set_drift(&mut self, drift: &[f32]) {
+        self.state.set_drift(drift);
+    }
+
     pub(crate) fn parameters(&self, out: &mut [f32]) {
         out.copy_from_slice(&self.parameters);
     }
@@ -143,8 +147,7 @@ impl FastTrainer {
     }
 
     pub(crate) fn train_step(&mut self, x: &[f32], y: &[u32], config: &SgdConfig) -> f32 {
-        let plain = SgdConfig { lr: config.lr, ..SgdConfig::default() };
-        let loss = if *config == plain {
+        let loss = if self.state.is_plain(config) {
             self.run(x, y, &mut Descent::Step { lr: config.lr })
         } else {
             let mut gradient = std::mem::take(&mut self.gradient);

@@ -1,0 +1,92 @@
+//! Which samples each step of a round sees.
+
+use crate::config::{Plan, Work};
+use rand::{rngs::ChaCha8Rng, seq::SliceRandom};
+
+/// Draws batches without replacement, reshuffling after each pass.
+pub(crate) struct Batches {
+    order: Vec<u32>,
+    rng: ChaCha8Rng,
+    size: usize,
+    next: usize,
+    left: Work,
+}
+
+impl Batches {
+    pub(crate) fn new(order: Vec<u32>, plan: &Plan, rng: ChaCha8Rng) -> Self {
+        let next = order.len();
+        Self { size: plan.batch_size.min(order.len()), order, rng, next, left: plan.work }
+    }
+
+    /// The next batch's indices. With steps every batch is full; with epochs the last one of a pass may
+    /// be smaller, so that each sample is seen once.
+    pub(crate) fn next(&mut self) -> Option<&[u32]> {
+        match &mut self.left {
+            Work::Steps(0) => return None,
+            Work::Steps(left) => {
+                *left -= 1;
+                if self.next + self.size > self.order.len() {
+                    self.shuffle();
+                }
+            }
+            Work::Epochs(left) => {
+                if self.next == self.order.len() {
+                    if *left == 0 {
+                        return None;
+                    }
+                    *left -= 1;
+                    self.shuffle();
+                }
+            }
+        }
+        let start = self.next;
+        self.next = (start + self.size).min(self.order.len());
+        Some(&self.order[start..self.next])
+    }
+
+    fn shuffle(&mut self) {
+        self.order.shuffle(&mut self.rng);
+        self.next = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fl_model::SgdConfig;
+    use fl_quant::{Scheme, Spec};
+    use rand::SeedableRng;
+
+    fn batches(samples: u32, batch_size: usize, work: Work) -> Vec<Vec<u32>> {
+        let plan = Plan {
+            work,
+            batch_size,
+            sgd: SgdConfig::default(),
+            encoding: Spec::new(Scheme::None, 8),
+            compute_factor: None,
+        };
+        let mut batches = Batches::new((0..samples).collect(), &plan, ChaCha8Rng::seed_from_u64(1));
+        let mut all = Vec::new();
+        while let Some(batch) = batches.next() {
+            all.push(batch.to_vec());
+        }
+        all
+    }
+
+    #[test]
+    fn an_epoch_sees_every_sample_once() {
+        let all = batches(10, 4, Work::Epochs(2));
+        assert_eq!(all.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 2, 4, 4, 2]);
+        let mut first = all[..3].concat();
+        first.sort_unstable();
+        assert_eq!(first, (0..10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn steps_are_full_batches_however_few_the_samples() {
+        assert!(batches(10, 4, Work::Steps(7)).iter().all(|batch| batch.len() == 4));
+        let small = batches(3, 64, Work::Steps(5));
+        assert_eq!(small.len(), 5);
+        assert!(small.iter().all(|batch| batch.len() == 3));
+    }
+}
