@@ -62,7 +62,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
-    if cause.is::<BadSetting>() || cause.is::<SettingError>() {
+    if cause.is::<BadSetting>() || cause.is::<SettingError>() || cause.is::<clap::Error>() {
         Some(USAGE)
     } else if let Some(error) = cause.downcast_ref::<DatasetError>() {
         Some(error.exit_code())

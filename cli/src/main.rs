@@ -2,11 +2,16 @@
 
 mod bench;
 mod codec;
+mod compare;
 mod eval;
 mod exit;
+mod federation;
 mod output;
+mod progress;
 mod report;
 mod run;
+mod simulate;
+mod sweep;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -34,6 +39,12 @@ struct Cli {
 enum Command {
     /// Train a federation: one master and N workers over real HTTP on this machine.
     Run(run::RunArgs),
+    /// Train a federation of thousands of virtual clients in this process, without HTTP.
+    Simulate(Box<simulate::SimulateArgs>),
+    /// Compare runs: accuracy by rounds, bytes and time, means over seeds.
+    Compare(compare::CompareArgs),
+    /// Run many simulations from TOML files, resumable, and compare them.
+    Sweep(sweep::SweepArgs),
     /// Evaluate a global model file on a data set's test part.
     Eval(eval::EvalArgs),
     /// Measure quantizers on real deltas: bytes, error and speed.
@@ -60,6 +71,9 @@ fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Run(args) => run::run(args, cli.json),
+        Command::Simulate(args) => simulate::run(&args, cli.json),
+        Command::Compare(args) => compare::run(&args, cli.json),
+        Command::Sweep(args) => sweep::run(&args, cli.json),
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
         Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),

@@ -15,6 +15,7 @@ pub struct Summary {
     /// Accuracy of the last model on the test set, 0 to 1.
     pub accuracy: f64,
     /// Its mean cross-entropy on the test set, in nats.
+    #[serde(deserialize_with = "unknown_is_nan")]
     pub loss: f64,
     /// Rounds done.
     pub rounds: u64,
@@ -30,6 +31,17 @@ pub struct Summary {
     pub params: u64,
     /// Path of the model file.
     pub global: String,
+    /// Most memory that a simulation had resident, in MB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_rss_mb: Option<f64>,
+    /// Virtual seconds of a simulation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub virtual_s: Option<f64>,
+}
+
+/// JSON has no NaN: it is written as null.
+fn unknown_is_nan<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Option::<f64>::deserialize(deserializer).map(|value| value.unwrap_or(f64::NAN))
 }
 
 impl Summary {
@@ -49,6 +61,8 @@ impl Summary {
             bits_per_param: 8.0 * per_update / params.max(1) as f64,
             params,
             global,
+            peak_rss_mb: None,
+            virtual_s: None,
         }
     }
 }
@@ -75,10 +89,11 @@ pub struct Run {
     pub history: Vec<HistoryRecord>,
 }
 
-/// Writes `history.csv`, `history.json` and `report.html` into `out`.
+/// Writes `history.csv`, `history.json`, `run.json` and `report.html` into `out`.
 pub fn write_all(out: &Path, run: &Run) -> anyhow::Result<()> {
     write(&out.join("history.csv"), &history_csv(&run.history))?;
     write(&out.join("history.json"), &serde_json::to_string_pretty(&run.history)?)?;
+    write(&out.join("run.json"), &serde_json::to_string_pretty(run)?)?;
     write(
         &out.join("report.html"),
         &html(&format!("Federated run: {}", run.name), std::slice::from_ref(run))?,
@@ -145,25 +160,37 @@ pub fn html(title: &str, runs: &[Run]) -> anyhow::Result<String> {
     }
     let drawn = runs.iter().filter(|run| !run.history.is_empty());
     let data = Data { runs: drawn.map(|run| Series { name: &run.name, history: &run.history }).collect() };
-    let settings: Vec<_> = runs.iter().map(|run| (&run.name, &run.settings)).collect();
-    // `</script>` inside the data would end the element: escape the only character that can start it.
-    let data = serde_json::to_string(&data)?.replace('<', "\\u003c");
     let subtitle = format!(
         "{} run{}, written by fl {}",
         runs.len(),
         if runs.len() == 1 { "" } else { "s" },
         env!("CARGO_PKG_VERSION")
     );
+    page(title, &subtitle, &summary_table(runs), runs, &data, SCRIPT)
+}
+
+/// A page with a table of results, charts that `script` draws from `data`, and every round and setting.
+pub fn page(
+    title: &str,
+    subtitle: &str,
+    table: &str,
+    runs: &[Run],
+    data: &impl Serialize,
+    script: &str,
+) -> anyhow::Result<String> {
+    let settings: Vec<_> = runs.iter().map(|run| (&run.name, &run.settings)).collect();
+    // `</script>` inside the data would end the element: escape the only character that can start it.
+    let data = serde_json::to_string(data)?.replace('<', "\\u003c");
     Ok(fill(&[
         ("title", &escape(title)),
-        ("subtitle", &escape(&subtitle)),
-        ("summary_table", &summary_table(runs)),
+        ("subtitle", &escape(subtitle)),
+        ("summary_table", table),
         ("history_table", &history_table(runs)),
         ("settings", &escape(&serde_json::to_string_pretty(&settings)?)),
         ("uplot_css", fl_master::assets::UPLOT_CSS),
         ("uplot_js", fl_master::assets::UPLOT_JS),
         ("data", &data),
-        ("script", SCRIPT),
+        ("script", script),
     ]))
 }
 
@@ -180,7 +207,8 @@ fn fill(values: &[(&str, &str)]) -> String {
     page + rest
 }
 
-fn escape(text: &str) -> String {
+/// Text as HTML.
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -1,0 +1,200 @@
+//! What every federation on this machine can be told, over HTTP or simulated.
+
+use clap::{Args, Parser};
+use fl_datasets::{DatasetSpec, Partition};
+use fl_quant::Scheme;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Flags that `fl run` and `fl simulate` share.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct FederationArgs {
+    /// Rounds to train.
+    #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: u64,
+
+    /// Data set: digits (bundled), fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE, safetensors:FILE.
+    #[arg(long, default_value = "digits")]
+    #[serde(serialize_with = "as_text")]
+    pub dataset: DatasetSpec,
+
+    /// Folder with the data set's files, if they are not where the system's package puts them.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Network: softmax, mlp, cnn, mcmahan_cnn, or a JSON file with a layer list.
+    #[arg(long, default_value = "mlp", value_name = "NAME|FILE")]
+    pub model: String,
+
+    /// Parameter budget of `mlp`: its hidden layer is the widest that fits.
+    #[arg(long, default_value_t = 100_000, value_name = "PARAMETERS")]
+    pub model_dim: usize,
+
+    /// How the training data is spread: iid, dirichlet:ALPHA (label skew), shards:K (K label runs each).
+    #[arg(long, default_value = "dirichlet:0.5")]
+    #[serde(serialize_with = "as_text")]
+    pub partition: Partition,
+
+    /// Quantizer of the updates: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16, none.
+    #[arg(long, default_value = "MSQ_v2")]
+    pub quantizer: Scheme,
+
+    /// Bits per code, 1 to 8.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub bits: u8,
+
+    /// SGD steps of one worker in one round.
+    #[arg(long, default_value_t = 10, conflicts_with = "local_epochs", value_name = "N")]
+    pub local_steps: u32,
+
+    /// Passes over its data of one worker in one round, instead of --local-steps.
+    #[arg(long, value_name = "N")]
+    pub local_epochs: Option<u32>,
+
+    /// Samples per SGD step.
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub batch_size: u32,
+
+    /// Learning rate of the workers' SGD.
+    #[arg(long, default_value_t = 0.05)]
+    pub lr: f32,
+
+    /// How it changes from round to round: constant, exp:F, step:N:F, cosine:N, warmup:N.
+    #[arg(long, default_value = "constant", value_name = "SCHEDULE")]
+    pub lr_schedule: String,
+
+    /// Momentum of the workers' SGD, 0 to below 1.
+    #[arg(long, default_value_t = 0.0)]
+    pub momentum: f32,
+
+    /// L2 penalty of the workers' SGD.
+    #[arg(long, default_value_t = 0.0)]
+    pub weight_decay: f32,
+
+    /// Largest norm of a gradient, 0 = no limit.
+    #[arg(long, default_value_t = 0.0)]
+    pub clip_norm: f32,
+
+    /// Weight of FedProx's proximal term, 0 = off.
+    #[arg(long, default_value_t = 0.0)]
+    pub mu: f32,
+
+    /// Seed of everything random: initial weights, partition, batches, stochastic rounding.
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+
+    /// How the master combines updates: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova, scaffold,
+    /// fedbuff:K, median, trimmed_mean:F, krum:F, multikrum:F:M; `fl-master --help` explains them.
+    #[arg(long, default_value = "fedavg")]
+    pub strategy: String,
+
+    /// Step size of the server [default: 1, or 0.01 with fedadagrad, fedyogi, fedadam].
+    #[arg(long)]
+    pub server_lr: Option<f64>,
+
+    /// Server momentum of fedavgm, fedadagrad, fedyogi, fedadam, 0 to below 1.
+    #[arg(long, default_value_t = 0.9)]
+    pub server_beta1: f64,
+
+    /// Memory of the second moment of fedyogi and fedadam, 0 to below 1.
+    #[arg(long, default_value_t = 0.99)]
+    pub server_beta2: f64,
+
+    /// Adaptivity of fedadagrad, fedyogi, fedadam.
+    #[arg(long, default_value_t = 1e-3)]
+    pub server_tau: f64,
+
+    /// Backend of the training: flex, or ndarray and wgpu if compiled in.
+    #[arg(long, default_value = "flex")]
+    pub backend: String,
+
+    /// Folder for global.safetensors, history.csv, history.json, run.json and report.html.
+    #[arg(long, default_value = "fl-out", value_name = "DIR")]
+    pub out: PathBuf,
+}
+
+/// Serializes a setting as it is typed.
+pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&value.to_string())
+}
+
+impl FederationArgs {
+    /// The master's settings for a federation of `clients`, of which `per_round` close a round. `extra`
+    /// are further flags.
+    pub fn master(
+        &self,
+        clients: usize,
+        per_round: usize,
+        extra: Vec<String>,
+    ) -> anyhow::Result<fl_master::Config> {
+        let mut args = vec![
+            "fl-master".to_owned(),
+            "--bind=127.0.0.1:0".to_owned(),
+            format!("--model={}", self.model),
+            format!("--model-dim={}", self.model_dim),
+            format!("--seed={}", self.seed),
+            format!("--rounds={}", self.rounds),
+            format!("--dataset={}", self.dataset),
+            format!("--server-beta1={}", self.server_beta1),
+            format!("--server-beta2={}", self.server_beta2),
+            format!("--server-tau={}", self.server_tau),
+        ];
+        args.push(match self.strategy.as_str() {
+            "scaffold" => format!("--strategy=scaffold:{clients}"),
+            strategy => format!("--strategy={strategy}"),
+        });
+        if !self.strategy.starts_with("fedbuff") {
+            args.push(format!("--agg-min-clients={per_round}"));
+        }
+        args.extend(self.server_lr.map(|lr| format!("--server-lr={lr}")));
+        args.extend(self.data_dir.iter().map(|dir| format!("--data-dir={}", dir.display())));
+        args.extend(extra);
+        Ok(fl_master::Args::try_parse_from(args)?.check()?)
+    }
+
+    /// The settings of worker `index` of `clients`.
+    pub fn worker(&self, index: usize, clients: usize, master: &str) -> anyhow::Result<fl_worker::Config> {
+        let mut args = vec![
+            "fl-worker".to_owned(),
+            format!("--master-addr={master}"),
+            format!("--worker-id={}", worker_id(index)),
+            format!("--seed={}", self.seed),
+            format!("--dataset={}", self.dataset),
+            format!("--partition={}", self.partition),
+            format!("--partition-id={index}"),
+            format!("--num-partitions={clients}"),
+            format!("--quantizer={}", self.quantizer),
+            format!("--bits={}", self.bits),
+            format!("--batch-size={}", self.batch_size),
+            format!("--lr={}", self.lr),
+            format!("--lr-schedule={}", self.lr_schedule),
+            format!("--momentum={}", self.momentum),
+            format!("--weight-decay={}", self.weight_decay),
+            format!("--clip-norm={}", self.clip_norm),
+            format!("--mu={}", self.mu),
+            format!("--backend={}", self.backend),
+            "--dataset-size=1000000000".to_owned(),
+            "--mem-mb=0".to_owned(),
+            "--threads=1".to_owned(),
+        ];
+        args.push(match self.local_epochs {
+            Some(epochs) => format!("--local-epochs={epochs}"),
+            None => format!("--local-steps={}", self.local_steps),
+        });
+        Ok(fl_worker::Args::try_parse_from(args)?.check()?)
+    }
+
+    /// What a report calls the run.
+    pub fn name(&self) -> String {
+        let mut name = format!("{} {} {}", self.strategy, self.dataset, self.model);
+        if self.mu > 0.0 {
+            name += &format!(" mu={}", self.mu);
+        }
+        name + &format!(" {}", self.quantizer)
+    }
+}
+
+/// The name of worker `index`: one partition, one name, over HTTP and simulated.
+pub fn worker_id(index: usize) -> String {
+    format!("worker-{index}")
+}

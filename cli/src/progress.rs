@@ -1,0 +1,91 @@
+//! What a run shows while it goes on, and at its end.
+
+use crate::{
+    output::{self, human_bytes},
+    report::Summary,
+};
+use fl_protocol::HistoryRecord;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use std::path::Path;
+
+/// A progress bar with a line per round above it, or JSON lines.
+pub struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    /// Starts with a line that says what is done.
+    pub fn new(rounds: u64, headline: &str, json: bool) -> Self {
+        if json {
+            return Self { bar: None };
+        }
+        let bar = ProgressBar::with_draw_target(Some(rounds), ProgressDrawTarget::stderr());
+        let style =
+            ProgressStyle::with_template("{bar:40.cyan} round {pos}/{len}  {elapsed} elapsed, {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        println!("{headline}");
+        println!(
+            "{:>6} {:>9} {:>9} {:>10} {:>11} {:>10} {:>9}",
+            "round", "accuracy", "loss", "train loss", "up", "bits/param", "ms"
+        );
+        Self { bar: Some(bar) }
+    }
+
+    /// Shows a finished round.
+    pub fn round(&self, record: &HistoryRecord) -> anyhow::Result<()> {
+        let Some(bar) = &self.bar else {
+            return output::json_line(&RoundLine { event: "round", record });
+        };
+        bar.suspend(|| {
+            println!(
+                "{:>6} {:>8.2}% {:>9.4} {:>10.4} {:>11} {:>10.2} {:>9.1}",
+                record.round,
+                100.0 * record.test_accuracy.unwrap_or(f64::NAN),
+                record.test_loss.unwrap_or(f64::NAN),
+                record.train_loss.unwrap_or(f64::NAN),
+                human_bytes(record.bytes_up as f64),
+                record.bits_per_param,
+                1e3 * record.duration_s
+            );
+        });
+        bar.inc(1);
+        Ok(())
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RoundLine<'a> {
+    event: &'static str,
+    #[serde(flatten)]
+    record: &'a HistoryRecord,
+}
+
+/// Prints what a run came to.
+pub fn print_summary(summary: &Summary, out: &Path) {
+    println!(
+        "\naccuracy {:.2} %   loss {:.4}   {} rounds in {:.1} s (median {:.1} ms)",
+        100.0 * summary.accuracy,
+        summary.loss,
+        summary.rounds,
+        summary.wall_s,
+        summary.round_ms_median
+    );
+    println!(
+        "one update: {} of {} as f32 ({:.2} bits per parameter)",
+        human_bytes(summary.bytes_up_per_update),
+        human_bytes(4.0 * summary.params as f64),
+        summary.bits_per_param
+    );
+    if let Some(virtual_s) = summary.virtual_s {
+        println!("virtual time: {virtual_s:.1} s");
+    }
+    println!("model:   {}\nreport:  {}", summary.global, out.join("report.html").display());
+}

@@ -1,0 +1,154 @@
+//! Training and evaluation over all cores, one engine per thread.
+
+use super::{attack::tamper, clients::Clients};
+use anyhow::Context;
+use fl_datasets::Dataset;
+use fl_master::{Core, round::Contribution};
+use fl_model::{BatchEvaluation, Evaluation, GlobalModel, ModelError};
+use fl_worker::{Carried, Engine, Plan, StartingPoint};
+use std::{
+    ops::ControlFlow,
+    sync::{Mutex, PoisonError},
+    thread,
+};
+
+/// Test samples that one thread takes at a time.
+const EVALUATED: usize = 512;
+
+/// What clients download: a model, and a control variate perhaps.
+pub struct Base {
+    /// The model.
+    pub model: GlobalModel,
+    /// The server's control variate.
+    pub control: Option<Vec<f32>>,
+    /// Size of both files.
+    pub bytes: u64,
+}
+
+impl Base {
+    /// What `core` offers now.
+    ///
+    /// # Errors
+    /// Never, but by a fault of ours.
+    pub fn of(core: &Core) -> Result<Self, ModelError> {
+        let control = core.control().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
+        let bytes = core.file().len() + core.control().map_or(0, |file| file.len());
+        Ok(Self { model: core.model()?, control: control.map(|c| c.parameters), bytes: bytes as u64 })
+    }
+}
+
+/// One client's work in a round.
+pub struct Job {
+    /// Who.
+    pub client: usize,
+    /// Which try of the round.
+    pub attempt: u64,
+    /// How.
+    pub plan: Plan,
+}
+
+/// What came of it.
+pub enum Outcome {
+    /// The update is in the sum already, and its client's state is kept.
+    Counted(Contribution),
+    /// The update waits for its place in the round.
+    Ready(Vec<u8>, Carried),
+    /// The training diverged: there is no update.
+    Diverged,
+}
+
+/// Runs `run` on every job, over all engines; the results are in the jobs' order.
+pub fn parallel<T: Send, R: Send>(
+    engines: &mut [Engine],
+    jobs: Vec<T>,
+    run: impl Fn(&mut Engine, T) -> R + Sync,
+) -> Vec<R> {
+    let count = jobs.len();
+    let queue = Mutex::new(jobs.into_iter().enumerate());
+    let results = Mutex::new((0..count).map(|_| None).collect::<Vec<Option<R>>>());
+    let work = |engine: &mut Engine| {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((index, job)) = next else { return };
+            let result = run(engine, job);
+            results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
+        }
+    };
+    match engines {
+        [engine] => work(engine),
+        engines => thread::scope(|scope| {
+            for engine in engines.iter_mut() {
+                scope.spawn(|| work(engine));
+            }
+        }),
+    }
+    results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
+}
+
+/// Trains one client. With `eager` its update goes straight into the round, so that no more than one
+/// per thread is in memory.
+///
+/// # Errors
+/// If its state cannot be read or written, or the update is refused.
+pub fn train(
+    engine: &mut Engine,
+    job: &Job,
+    base: &Base,
+    clients: &Clients,
+    core: &Core,
+    eager: bool,
+) -> anyhow::Result<Outcome> {
+    let mut state = clients.state(job.client).context("what a client carries on cannot be read")?;
+    let from = StartingPoint {
+        round: base.model.round,
+        parameters: &base.model.parameters,
+        control: base.control.as_deref(),
+    };
+    let update = match engine.train(&state, &from, &job.plan, || ControlFlow::Continue(())) {
+        Ok(Some(update)) => update,
+        Ok(None) | Err(ModelError::Diverged) => return Ok(Outcome::Diverged),
+        Err(error) => return Err(error.into()),
+    };
+    let mut body = update.body.to_vec();
+    if let Some(factor) = clients.factor(job.client) {
+        match tamper(&body, &base.model.spec.layout(), &job.plan.encoding, factor) {
+            Ok(tampered) => body = tampered,
+            Err(_) => return Ok(Outcome::Diverged),
+        }
+    }
+    engine.settle(&mut state);
+    if !eager {
+        return Ok(Outcome::Ready(body, state.carried));
+    }
+    let Ok(contribution) = core.add(&body) else { return Ok(Outcome::Diverged) };
+    clients.settle(job.client, state.carried).context("what a client carries on cannot be written")?;
+    Ok(Outcome::Counted(contribution))
+}
+
+/// Evaluates a model on the test set.
+///
+/// # Errors
+/// If the data do not fit the network.
+pub fn evaluate(
+    engines: &mut [Engine],
+    base: &Base,
+    data: &Dataset,
+) -> Result<Option<Evaluation>, ModelError> {
+    if data.test.is_empty() {
+        return Ok(None);
+    }
+    for engine in engines.iter_mut() {
+        engine.trainer().set_parameters(&base.model.parameters);
+    }
+    let all: Vec<u32> = (0..data.test.len() as u32).collect();
+    let parts = parallel(engines, all.chunks(EVALUATED).collect(), |engine, indices| {
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        data.test.gather(indices, &base.model.normalization, &mut x, &mut y);
+        engine.trainer().evaluate(&x, &y)
+    });
+    let mut sums = BatchEvaluation::default();
+    for part in parts {
+        sums += part?;
+    }
+    Ok(Some(sums.into()))
+}

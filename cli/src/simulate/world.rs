@@ -1,0 +1,337 @@
+//! The simulation: events in virtual time drive the master's own rules.
+//!
+//! A client that is asked to train does so at once, on a core; when its update *arrives* follows from its
+//! virtual hardware. So training runs in parallel, and yet everything happens in the order of the virtual
+//! clock, which is the same in every run.
+
+use super::{
+    SimulateArgs,
+    clients::Clients,
+    train::{Base, Job, Outcome, evaluate, parallel, train},
+};
+use fl_master::{
+    Core,
+    round::{Contribution, Decision, Effect, Event, OfferId, RoundState, draw},
+};
+use fl_protocol::HistoryRecord;
+use fl_worker::{Carried, Engine};
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap, HashSet},
+    time::Instant,
+};
+
+/// A client's answer on its way, or the moment at which its absence is noticed.
+struct Arrival {
+    at: f64,
+    client: usize,
+    attempt: u64,
+    base: u64,
+    payload: Payload,
+}
+
+enum Payload {
+    Counted(Contribution),
+    Ready(Vec<u8>, Carried),
+    Nothing,
+}
+
+/// The earliest comes first out of the heap; of two at one time the client with the lower number.
+impl Ord for Arrival {
+    fn cmp(&self, other: &Self) -> Ordering {
+        other.at.total_cmp(&self.at).then(other.client.cmp(&self.client))
+    }
+}
+
+impl PartialOrd for Arrival {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Arrival {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Arrival {}
+
+/// How clients are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// So many at the beginning of every round.
+    Rounds,
+    /// So many train at any time; whoever is done goes on with the newest model.
+    Asynchronous,
+}
+
+/// A federation in virtual time.
+pub struct World {
+    core: Core,
+    state: RoundState,
+    clients: Clients,
+    engines: Vec<Engine>,
+    /// The settings that all clients share.
+    common: fl_worker::Config,
+    base: Base,
+    mode: Mode,
+    /// Clients that are asked at once.
+    asked: usize,
+    timeout_s: f64,
+    eval_every: u64,
+    now: f64,
+    arrivals: BinaryHeap<Arrival>,
+    /// Clients that train or whose absence has not been noticed.
+    busy: HashSet<usize>,
+    /// Clients that were asked in this round.
+    tried: HashSet<usize>,
+    offers: HashMap<OfferId, (usize, Vec<u8>, Carried)>,
+    next_offer: OfferId,
+    bytes_down: u64,
+    finished: Vec<HistoryRecord>,
+}
+
+impl World {
+    /// Puts the parts together.
+    pub fn new(
+        args: &SimulateArgs,
+        core: Core,
+        clients: Clients,
+        engines: Vec<Engine>,
+        common: fl_worker::Config,
+    ) -> anyhow::Result<Self> {
+        let asynchronous = core.config().aggregation.strategy.is_asynchronous();
+        Ok(Self {
+            state: core.rounds(0.0),
+            base: Base::of(&core)?,
+            mode: if asynchronous { Mode::Asynchronous } else { Mode::Rounds },
+            asked: args.asked(),
+            timeout_s: args.network.task_timeout_s,
+            eval_every: args.eval_every,
+            core,
+            clients,
+            engines,
+            common,
+            now: 0.0,
+            arrivals: BinaryHeap::new(),
+            busy: HashSet::new(),
+            tried: HashSet::new(),
+            offers: HashMap::new(),
+            next_offer: 0,
+            bytes_down: 0,
+            finished: Vec::new(),
+        })
+    }
+
+    /// The model's file.
+    pub fn file(&self) -> &[u8] {
+        self.core.file()
+    }
+
+    /// Parameters of the model.
+    pub fn num_parameters(&self) -> usize {
+        self.core.num_parameters()
+    }
+
+    /// Runs to the end, or until no client can train the model any more. `show` gets the record of every
+    /// round: its times are virtual, its duration is this machine's.
+    ///
+    /// # Errors
+    /// If a file or a thread fails.
+    pub fn run(
+        &mut self,
+        mut show: impl FnMut(&HistoryRecord) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<HistoryRecord>> {
+        let mut history = Vec::new();
+        let mut started = Instant::now();
+        self.invite(self.asked)?;
+        while !self.state.is_finished() {
+            let wake = self.state.next_wake(self.now);
+            let next = self.arrivals.peek().map(|arrival| arrival.at);
+            match (next, wake) {
+                (None, None) => break,
+                (Some(at), wake) if wake.is_none_or(|wake| at <= wake) => {
+                    self.now = self.now.max(at);
+                    if let Some(arrival) = self.arrivals.pop() {
+                        self.arrive(arrival)?;
+                    }
+                }
+                (_, Some(wake)) => {
+                    self.now = self.now.max(wake);
+                    self.step(Event::Tick)?;
+                }
+                (Some(_), None) => {}
+            }
+            for mut record in std::mem::take(&mut self.finished) {
+                let is_last = self.state.finishes_with(record.round);
+                if is_last || (self.eval_every > 0 && record.round.is_multiple_of(self.eval_every)) {
+                    let found = evaluate(&mut self.engines, &self.base, self.core.dataset())?;
+                    record.test_accuracy = found.map(|found| found.accuracy);
+                    record.test_loss = found.map(|found| found.loss);
+                }
+                record.duration_s = started.elapsed().as_secs_f64();
+                started = Instant::now();
+                show(&record)?;
+                history.push(record);
+                if !is_last {
+                    self.invite_next()?;
+                }
+            }
+        }
+        Ok(history)
+    }
+
+    /// A new round has begun.
+    fn invite_next(&mut self) -> anyhow::Result<()> {
+        if self.mode == Mode::Rounds {
+            self.tried.clear();
+        }
+        self.fill_up()
+    }
+
+    /// Asks as many as are missing.
+    fn fill_up(&mut self) -> anyhow::Result<()> {
+        match self.mode {
+            Mode::Rounds => self.invite(self.asked),
+            Mode::Asynchronous => self.invite(self.asked.saturating_sub(self.busy.len())),
+        }
+    }
+
+    /// Asks `count` of the clients that are free.
+    fn invite(&mut self, count: usize) -> anyhow::Result<()> {
+        let rounds = self.mode == Mode::Rounds;
+        let is_free =
+            |client: &usize| !self.busy.contains(client) && !(rounds && self.tried.contains(client));
+        let free: Vec<usize> = (0..self.clients.len()).filter(is_free).collect();
+        let chosen: Vec<usize> = if free.len() <= count {
+            free
+        } else {
+            let names = free.iter().map(|client| self.clients.name(*client));
+            let drawn = draw(self.core.config().seed, self.state.round(), names, count);
+            drawn.into_iter().map(|name| self.clients.of_name(name)).collect()
+        };
+        self.start(chosen.into_iter().map(|client| (client, 0)).collect())
+    }
+
+    /// Lets clients train from the newest model, as far as the master gives them a task.
+    fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
+        let task = self.core.task();
+        let common = self.common.plan(&task).map_err(anyhow::Error::msg)?;
+        let mut jobs = Vec::with_capacity(chosen.len());
+        for (client, attempt) in chosen {
+            let asked = self.state.ask(self.clients.name(client), self.now);
+            if !matches!(asked, Decision::Train { .. }) {
+                continue;
+            }
+            self.busy.insert(client);
+            self.tried.insert(client);
+            if self.clients.vanishes(client, task.round, attempt) {
+                let at = self.now + self.timeout_s;
+                self.arrivals.push(Arrival {
+                    at,
+                    client,
+                    attempt,
+                    base: task.round,
+                    payload: Payload::Nothing,
+                });
+                continue;
+            }
+            jobs.push(Job { client, attempt, plan: self.clients.plan(&common, client, task.round) });
+        }
+        let round = &self.core.config().round;
+        let eager =
+            self.mode == Mode::Rounds && round.deadline_s.is_none() && self.asked == round.min_clients;
+        let Self { engines, base, clients, core, .. } = self;
+        let outcomes = parallel(engines, jobs, |engine, job| {
+            train(engine, &job, base, clients, core, eager).map(|outcome| (job, outcome))
+        });
+        for outcome in outcomes {
+            let (job, outcome) = outcome?;
+            let (bytes_up, payload) = match outcome {
+                Outcome::Counted(contribution) => (contribution.bytes, Payload::Counted(contribution)),
+                Outcome::Ready(body, carried) => (body.len() as u64, Payload::Ready(body, carried)),
+                Outcome::Diverged => (0, Payload::Nothing),
+            };
+            let samples = job.plan.samples(self.clients.num_samples(job.client));
+            let took = self.clients.hardware(job.client).round_s(self.base.bytes, samples, bytes_up);
+            self.bytes_down += self.base.bytes;
+            let Job { client, attempt, .. } = job;
+            self.arrivals.push(Arrival { at: self.now + took, client, attempt, base: task.round, payload });
+        }
+        Ok(())
+    }
+
+    fn arrive(&mut self, arrival: Arrival) -> anyhow::Result<()> {
+        let Arrival { client, attempt, base, payload, .. } = arrival;
+        self.busy.remove(&client);
+        let worker = self.clients.name(client).clone();
+        match payload {
+            Payload::Counted(contribution) => {
+                // It is in the sum: its place in the round is certain.
+                self.next_offer += 1;
+                self.state.step(
+                    Event::Offer { id: self.next_offer, worker: worker.clone(), round: base },
+                    self.now,
+                );
+                self.step(Event::Commit { worker, contribution })?;
+            }
+            Payload::Ready(body, carried) => {
+                self.next_offer += 1;
+                self.offers.insert(self.next_offer, (client, body, carried));
+                self.step(Event::Offer { id: self.next_offer, worker, round: base })?;
+            }
+            Payload::Nothing => return self.replace(client, attempt, base),
+        }
+        match self.mode {
+            Mode::Asynchronous if self.finished.is_empty() => self.fill_up(),
+            _ => Ok(()),
+        }
+    }
+
+    /// A client that vanished gives its place to another, or tries again when there is none.
+    fn replace(&mut self, client: usize, attempt: u64, base: u64) -> anyhow::Result<()> {
+        if self.mode == Mode::Asynchronous {
+            return self.fill_up();
+        }
+        if base != self.state.round() {
+            return Ok(());
+        }
+        let before = self.arrivals.len();
+        self.invite(1)?;
+        let vanished = self.clients.vanishes(client, base, attempt);
+        if self.arrivals.len() == before && vanished {
+            self.start(vec![(client, attempt + 1)])?;
+        }
+        Ok(())
+    }
+
+    /// Moves the rules on and does what they ask for.
+    fn step(&mut self, event: Event) -> anyhow::Result<()> {
+        for effect in self.state.step(event, self.now) {
+            match effect {
+                Effect::Admit(id) => self.admit(id)?,
+                Effect::Refuse(id, _) => drop(self.offers.remove(&id)),
+                Effect::Close => {
+                    let bytes_down = std::mem::take(&mut self.bytes_down);
+                    self.finished.push(self.core.close(&self.state, self.now, bytes_down)?);
+                    self.base = Base::of(&self.core)?;
+                    self.step(Event::ModelReady)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, id: OfferId) -> anyhow::Result<()> {
+        let Some((client, body, carried)) = self.offers.remove(&id) else { return Ok(()) };
+        let worker = self.clients.name(client).clone();
+        match self.core.add(&body) {
+            Ok(contribution) => {
+                self.clients.settle(client, carried)?;
+                self.step(Event::Commit { worker, contribution })
+            }
+            Err(_) => self.step(Event::Abort { worker }),
+        }
+    }
+}
