@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Reference decoder of fl-quant streams, written from docs/format.md with numpy alone.
+"""Reference decoder of fl-quant streams, written from docs/format.md with numpy alone
+(flq_entropy.py beside it holds the entropy coder).
 
     decode_flq.py STREAM             print the values of one stream
     decode_flq.py --golden DIR       decode every DIR/*.flq and compare with the .f32 beside it
@@ -13,8 +14,12 @@ import zlib
 
 import numpy as np
 
+from flq_entropy import decode_levels
+
 F32 = np.float32
 SCHEMES = ["none", "f16", "StocQ", "MSQ_v2", "SDQ", "BetaQ", "bin", "laq8"]
+# Version, coding, reserved byte.
+VERSIONS = [(1, 0, 0), (2, 1, 0), (2, 2, 0)]
 FRACTION = np.array([2.0 ** (-i / 8) for i in range(8)]).astype(F32)
 GAUSSIAN_STEP = np.array([1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308], F32)
 
@@ -121,11 +126,25 @@ def unpack(data, bits, count):
     return every_bit.reshape(count, bits) @ (1 << np.arange(bits))
 
 
+def uniform_values(take, integers, count):
+    """Indices of a uniform quantizer: see "Uniform indices"."""
+    step, largest = struct.unpack("<fI", take(8))
+    offsets = struct.unpack("3b", take(3))
+    (quantizers,) = take(1)
+    if quantizers not in (1, 2) or largest > 1 << 20:
+        raise ValueError("the side information is out of range")
+    levels = integers(None, count, trellis=quantizers == 2)
+    levels = np.clip(levels, -largest * quantizers, largest * quantizers)
+    shift = np.array([0, *offsets], F32)[np.minimum(np.abs(levels), 3)] * F32(1 / 64)
+    positions = np.abs(levels).astype(F32) + shift
+    return np.where(levels < 0, -positions, positions).astype(F32) * F32(step)
+
+
 def decode(stream):
     """The values of one stream, as float32."""
     magic, version, scheme, bits, coding, reserved, count, crc = struct.unpack_from("<3s5BII", stream)
-    if magic != b"FLQ" or (version, coding, reserved) != (1, 0, 0) or not 1 <= bits <= 8:
-        raise ValueError("not a stream of version 1")
+    if magic != b"FLQ" or (version, coding, reserved) not in VERSIONS or not 1 <= bits <= 8:
+        raise ValueError("not a stream of version 1 or 2")
     if zlib.crc32(stream[16:], zlib.crc32(stream[:12])) != crc:
         raise ValueError("the checksum does not fit")
     name, rest = SCHEMES[scheme], stream[16:]
@@ -140,7 +159,16 @@ def decode(stream):
     def floats(n):
         return np.frombuffer(take(4 * n), "<f4")
 
-    if name == "none":
+    def integers(length, count, trellis=False):
+        cols, stride, lanes, shift = grid = struct.unpack("<HHBB", take(6))
+        if cols == 0 or stride == 1 or stride > cols or not 1 <= lanes <= 4 or not 5 <= shift <= 8:
+            raise ValueError("the grid is out of range")
+        payload = take(len(rest) if length is None else length - 6)
+        return np.array(decode_levels(payload, grid, count, trellis), np.int64)
+
+    if coding == 2:
+        values = uniform_values(take, integers, count)
+    elif name == "none":
         values = floats(count)
     elif name == "f16":
         values = np.frombuffer(take(2 * count), "<f2").astype(F32)
@@ -163,9 +191,18 @@ def decode(stream):
         if name == "bin":
             scales = np.full(count, base, F32)
         else:
-            named = np.frombuffer(take(-(-count // block)), np.uint8)
+            blocks = -(-count // block)
+            if coding == 1:
+                (length,) = struct.unpack("<I", take(4))
+                named = np.cumsum(integers(length, blocks)) % 256
+            else:
+                named = np.frombuffer(take(blocks), np.uint8)
             scales = np.repeat(table[named], block)[:count]
-        codes = unpack(take(-(-count * bits // 8)), bits, count)
+        if coding == 1:
+            zero = int(np.argmin(np.abs(levels)))
+            codes = np.clip(integers(None, count) + zero, 0, len(levels) - 1)
+        else:
+            codes = unpack(take(-(-count * bits // 8)), bits, count)
         values = levels[codes] * scales
         if centre != 0:
             values = values + centre

@@ -6,7 +6,7 @@ use crate::{
 };
 use clap::Args;
 use fl_protocol::{ModelLayout, UpdateMeta, WorkerId, update, update::Encoded};
-use fl_quant::{Encoder, Scheme, Spec, Stream, encode_update};
+use fl_quant::{Bits, Encoder, Scheme, Spec, Stream, Target, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use std::{
@@ -27,9 +27,27 @@ pub struct CodecArgs {
     #[arg(long, default_value = "all")]
     quantizer: String,
 
-    /// Bits per code, 1 to 8, separated by commas.
-    #[arg(long, default_value = "4", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(1..=8))]
-    bits: Vec<u8>,
+    /// Bits per code, 1 to 8, separated by commas; or auto, with --target-nmse or --target-bytes.
+    #[arg(long, default_value = "4", value_delimiter = ',')]
+    bits: Vec<Bits>,
+
+    /// Entropy-code the codes. MSQ_v2 then takes the bits as a quality: the error of the best quantizer
+    /// of so many bits on a Gaussian (0.0095 for 4), in as few bytes as it takes.
+    #[arg(long)]
+    entropy: bool,
+
+    /// Choose codes by error and size under an eight-state trellis (MSQ_v2 with --entropy).
+    #[arg(long)]
+    rdo: bool,
+
+    /// The fewest bytes whose normalised squared error is at most this; in place of --bits. MSQ_v2 then
+    /// always uses the entropy stage.
+    #[arg(long, value_name = "NMSE", conflicts_with = "target_bytes")]
+    target_nmse: Option<f64>,
+
+    /// The least error in streams of at most so many bytes; in place of --bits.
+    #[arg(long, value_name = "BYTES")]
+    target_bytes: Option<usize>,
 
     /// Seed of stochastic rounding.
     #[arg(long, default_value_t = 42)]
@@ -45,7 +63,9 @@ pub struct CodecArgs {
 struct Measured {
     file: String,
     quantizer: Scheme,
-    bits: u8,
+    bits: Bits,
+    entropy: bool,
+    rdo: bool,
     params: usize,
     /// The whole update container: header, metadata, side information, codes.
     bytes: usize,
@@ -79,9 +99,8 @@ pub fn run(args: CodecArgs, json: bool) -> anyhow::Result<()> {
     for path in &args.files {
         let delta = read(path)?;
         for &scheme in &schemes {
-            for bits in widths(scheme, &args.bits) {
-                let spec = Spec { seed: args.seed, ..Spec::new(scheme, bits) };
-                let measured = measure(&delta, &spec, time)?;
+            for bits in widths(scheme, &args) {
+                let measured = measure(&delta, &args.spec(scheme, bits)?, bits, time)?;
                 if json {
                     output::json_line(&measured)?;
                 } else {
@@ -103,12 +122,35 @@ fn schemes(text: &str) -> anyhow::Result<Vec<Scheme>> {
 }
 
 /// The widths that a scheme really has: those asked for, or its own.
-fn widths(scheme: Scheme, asked: &[u8]) -> Vec<u8> {
+fn widths(scheme: Scheme, args: &CodecArgs) -> Vec<Bits> {
     match scheme {
-        Scheme::Bin => vec![1],
-        Scheme::Laq8 => vec![8],
-        Scheme::F16 | Scheme::None => vec![8],
-        _ => asked.to_vec(),
+        Scheme::Bin => vec![Bits::Width(1)],
+        Scheme::Laq8 => vec![Bits::Width(8)],
+        Scheme::F16 => vec![Bits::Width(16)],
+        Scheme::None => vec![Bits::Width(32)],
+        _ if args.target_nmse.is_some() || args.target_bytes.is_some() => vec![Bits::Auto],
+        _ => args.bits.clone(),
+    }
+}
+
+impl CodecArgs {
+    fn spec(&self, scheme: Scheme, bits: Bits) -> Result<Spec, BadSetting> {
+        let target = match (bits, self.target_bytes, self.target_nmse) {
+            (Bits::Width(_), ..) => Target::Width,
+            (Bits::Auto, Some(bytes), _) => Target::Bytes(bytes),
+            (Bits::Auto, None, nmse) => Target::Nmse(nmse.unwrap_or(0.0095)),
+        };
+        if let Target::Nmse(nmse) = target
+            && !(1e-12..1.0).contains(&nmse)
+        {
+            return Err(BadSetting::new("--target-nmse", format!("{nmse} is not between 1e-12 and 1")));
+        }
+        let width = match bits {
+            Bits::Width(bits) => bits.min(8),
+            Bits::Auto => 8,
+        };
+        let (seed, entropy, rdo) = (self.seed, self.entropy, self.rdo);
+        Ok(Spec { seed, entropy, rdo, target, ..Spec::new(scheme, width) })
     }
 }
 
@@ -140,7 +182,7 @@ fn read(path: &Path) -> anyhow::Result<Delta> {
     Ok(Delta { name, layout, values })
 }
 
-fn measure(delta: &Delta, spec: &Spec, time: Duration) -> anyhow::Result<Measured> {
+fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Result<Measured> {
     let shapes = delta.layout.shapes();
     let params = delta.values.len();
     let (mut encoder, mut streams) = (Encoder::default(), Vec::new());
@@ -172,11 +214,9 @@ fn measure(delta: &Delta, spec: &Spec, time: Duration) -> anyhow::Result<Measure
     Ok(Measured {
         file: delta.name.clone(),
         quantizer: spec.scheme,
-        bits: match spec.scheme {
-            Scheme::None => 32,
-            Scheme::F16 => 16,
-            _ => spec.code_bits(),
-        },
+        bits,
+        entropy: spec.entropy || (spec.scheme == Scheme::MsqV2 && spec.target != Target::Width),
+        rdo: spec.rdo,
         params,
         bytes,
         bits_per_param: 8.0 * bytes as f64 / params as f64,
@@ -234,7 +274,7 @@ fn print_row(m: &Measured) {
         "{:<28} {:<8} {:>4} {:>10} {:>10.3} {:>11.6} {:>9.0} {:>9.0} {:>9.0}",
         m.file,
         m.quantizer.name(),
-        m.bits,
+        m.bits.to_string(),
         m.bytes,
         m.bits_per_param,
         m.nmse,

@@ -1,8 +1,8 @@
 //! What every federation on this machine can be told, over HTTP or simulated.
 
-use clap::{Args, Parser};
+use clap::{ArgAction, Args, Parser};
 use fl_datasets::{DatasetSpec, Partition};
-use fl_quant::Scheme;
+use fl_quant::{Bits, Scheme};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -39,9 +39,21 @@ pub struct FederationArgs {
     #[arg(long, default_value = "MSQ_v2")]
     pub quantizer: Scheme,
 
-    /// Bits per code, 1 to 8.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=8))]
-    pub bits: u8,
+    /// Bits per code, 1 to 8 (with the entropy stage: the quality of so many), or auto.
+    #[arg(long, default_value = "4")]
+    pub bits: Bits,
+
+    /// Entropy-code the updates.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    pub entropy: bool,
+
+    /// Choose codes by error and size under a trellis (MSQ_v2 with --entropy).
+    #[arg(long, default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    pub rdo: bool,
+
+    /// With --bits auto: the normalised squared error to reach.
+    #[arg(long, default_value_t = 0.0095, value_name = "NMSE")]
+    pub target_nmse: f64,
 
     /// SGD steps of one worker in one round.
     #[arg(long, default_value_t = 10, conflicts_with = "local_epochs", value_name = "N")]
@@ -165,6 +177,9 @@ impl FederationArgs {
             format!("--num-partitions={clients}"),
             format!("--quantizer={}", self.quantizer),
             format!("--bits={}", self.bits),
+            format!("--entropy={}", self.entropy),
+            format!("--rdo={}", self.rdo),
+            format!("--target-nmse={}", self.target_nmse),
             format!("--batch-size={}", self.batch_size),
             format!("--lr={}", self.lr),
             format!("--lr-schedule={}", self.lr_schedule),

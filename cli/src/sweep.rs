@@ -251,8 +251,8 @@ bits = 8
         let sweep: Sweep = toml::from_str(FILE).unwrap();
         let planned = plan(Path::new("f.toml"), &sweep, Path::new("out/f")).unwrap();
         assert_eq!(planned.len(), 8);
-        let bits: Vec<u8> = planned.iter().map(|p| p.args.federation.bits).collect();
-        assert_eq!(bits.iter().filter(|bits| **bits == 8).count(), 4);
+        let wide = planned.iter().filter(|p| p.args.federation.bits == fl_quant::Bits::Width(8));
+        assert_eq!(wide.count(), 4);
         assert!(planned.iter().all(|p| p.args.clients == 20 && p.args.per_round == 3));
         assert_eq!(planned[7].args.attack.len(), 2);
         let mut folders: Vec<_> = planned.iter().map(|p| p.args.federation.out.clone()).collect();

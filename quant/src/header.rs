@@ -8,17 +8,33 @@ use crate::{
 /// First bytes of every stream; the format's version follows them.
 pub const MAGIC: [u8; 3] = *b"FLQ";
 
-/// The version that this crate writes.
-pub const VERSION: u8 = 1;
+/// The newest version that this crate writes. Streams that an older version could hold carry that.
+pub const VERSION: u8 = 2;
 
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 16;
 
-/// How the codes are laid down. The byte has room for entropy-coded payloads; this version knows one.
+/// How the codes are laid down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
     /// Fixed width, packed (or plain values, for `none` and `f16`).
     Packed,
+    /// The scheme's scale bytes and codes, entropy-coded.
+    Entropy,
+    /// Indices of a uniform quantizer with one step, entropy-coded.
+    Uniform,
+}
+
+impl Coding {
+    const ALL: [Self; 3] = [Self::Packed, Self::Entropy, Self::Uniform];
+
+    /// The version that brought it.
+    const fn version(self) -> u8 {
+        match self {
+            Self::Packed => 1,
+            Self::Entropy | Self::Uniform => 2,
+        }
+    }
 }
 
 /// What was written, as opposed to what was asked for.
@@ -52,10 +68,17 @@ impl Header {
     /// Starts a stream in an empty buffer. [`seal`] must follow once the content is there.
     pub fn write(&self, out: &mut Vec<u8>) {
         debug_assert!(out.is_empty());
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[VERSION, scheme_byte(self.scheme), self.bits, self.coding as u8, 0]);
-        out.extend_from_slice(&(self.count as u32).to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+        out.resize(HEADER_BYTES, 0);
+        self.rewrite(out);
+    }
+
+    /// Replaces the header of a stream that is not sealed yet.
+    pub fn rewrite(&self, out: &mut [u8]) {
+        let [c0, c1, c2, c3] = (self.count as u32).to_le_bytes();
+        let [m0, m1, m2] = MAGIC;
+        let (version, scheme, coding) = (self.coding.version(), scheme_byte(self.scheme), self.coding as u8);
+        out[..HEADER_BYTES - 4]
+            .copy_from_slice(&[m0, m1, m2, version, scheme, self.bits, coding, 0, c0, c1, c2, c3]);
     }
 
     /// Reads the header and checks the checksum over the whole stream. Returns the content.
@@ -67,15 +90,19 @@ impl Header {
         if [m0, m1, m2] != MAGIC {
             return Err(DecodeError::Corrupt("it does not start with FLQ"));
         }
-        if version != VERSION {
-            return Err(DecodeError::Unsupported("its version is not 1"));
+        if !(1..=VERSION).contains(&version) {
+            return Err(DecodeError::Unsupported("its version is not 1 or 2"));
         }
         let scheme = Scheme::ALL
             .into_iter()
             .find(|known| scheme_byte(*known) == scheme)
             .ok_or(DecodeError::Unsupported("its scheme is unknown"))?;
-        if coding != Coding::Packed as u8 {
-            return Err(DecodeError::Unsupported("its coding is unknown"));
+        let coding = Coding::ALL
+            .into_iter()
+            .find(|known| *known as u8 == coding)
+            .ok_or(DecodeError::Unsupported("its coding is unknown"))?;
+        if version != coding.version() {
+            return Err(DecodeError::Corrupt("its version does not have its coding"));
         }
         if reserved != 0 {
             return Err(DecodeError::Unsupported("its reserved byte is not zero"));
@@ -90,7 +117,7 @@ impl Header {
         if checksum(bytes) != u32::from_le_bytes(crc) {
             return Err(DecodeError::Corrupt("its checksum does not fit its bytes"));
         }
-        Ok((Self { scheme, bits, coding: Coding::Packed, count }, content))
+        Ok((Self { scheme, bits, coding, count }, content))
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod bits;
 mod encode;
+mod entropy;
 mod error;
 mod feedback;
 mod header;
@@ -21,11 +22,13 @@ mod lloyd;
 mod reader;
 mod scale;
 mod schemes;
+mod simd;
 mod spec;
 mod stream;
+mod uniform;
 
 pub use encode::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
 pub use feedback::Feedback;
-pub use spec::{Scheme, Spec};
+pub use spec::{Bits, Scheme, Spec, Target};
 pub use stream::Stream;

@@ -43,6 +43,16 @@ impl Histogram {
         }
     }
 
+    /// Squared error of ascending levels, less the energy of the data.
+    pub fn error(&self, levels: &[f32]) -> f64 {
+        let mut trial = [0.0; 256];
+        let trial = &mut trial[..levels.len()];
+        for (trial, level) in trial.iter_mut().zip(levels) {
+            *trial = f64::from(*level);
+        }
+        centroids(self, trial)
+    }
+
     /// Weight and moment of what lies below `u`; within a cell both grow linearly.
     fn below(&self, u: f64) -> (f64, f64) {
         let position = ((u + 1.0) * 0.5 * self.cells as f64).clamp(0.0, self.cells as f64);

@@ -41,6 +41,12 @@ impl<'a> Reader<'a> {
         if value.is_finite() { Ok(value) } else { Err(DecodeError::NonFinite) }
     }
 
+    /// All that is left.
+    pub fn rest(&mut self) -> &'a [u8] {
+        self.consumed += self.rest.len();
+        std::mem::take(&mut self.rest)
+    }
+
     /// Fails unless everything has been read.
     pub fn finish(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Corrupt("bytes follow its end")) }

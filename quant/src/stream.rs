@@ -3,16 +3,20 @@
 use crate::{
     DecodeError, Scheme,
     bits::{Lookup, packed_len},
-    header::{HEADER_BYTES, Header},
+    entropy::{Grid, Indices},
+    header::{Coding, HEADER_BYTES, Header},
     limits::CHUNK,
     reader::Reader,
     schemes::Levels,
+    simd::vectorized,
+    uniform,
 };
 use half::f16;
+use std::{borrow::Cow, cell::RefCell};
 
 /// A stream whose every byte has been checked: decoding cannot fail any more.
 ///
-/// Checking allocates a few kilobytes for the levels, whatever the stream declares.
+/// Checking allocates a few kilobytes for the levels and at most a byte per 32 elements.
 #[derive(Debug, Clone)]
 pub struct Stream<'a> {
     header: Header,
@@ -24,7 +28,24 @@ pub struct Stream<'a> {
 enum Body<'a> {
     F32(&'a [u8]),
     F16(&'a [u8]),
-    Packed { levels: Levels<'a>, codes: &'a [u8] },
+    Packed { levels: Levels, scales: Cow<'a, [u8]>, codes: &'a [u8] },
+    Entropy { levels: Levels, scales: Cow<'a, [u8]>, grid: Grid, payload: &'a [u8] },
+    Uniform { side: uniform::Side, payload: &'a [u8] },
+}
+
+thread_local! {
+    /// What decoding an entropy-coded stream needs, so that it allocates nothing in steady state.
+    static SCRATCH: RefCell<uniform::Scratch> = RefCell::default();
+}
+
+/// Lends the thread's scratch memory. It is taken out while in use: a decoder that is called while
+/// another one runs finds a new one.
+#[inline(always)]
+fn with_scratch<R>(mut work: impl FnMut(&mut uniform::Scratch) -> R) -> R {
+    let mut scratch = SCRATCH.take();
+    let result = work(&mut scratch);
+    SCRATCH.set(scratch);
+    result
 }
 
 impl<'a> Stream<'a> {
@@ -42,12 +63,30 @@ impl<'a> Stream<'a> {
         let (body, max_abs) = match header.scheme {
             Scheme::None => plain(&mut reader, expected, f32::from_le_bytes, Body::F32)?,
             Scheme::F16 => plain(&mut reader, expected, |b| f16::from_le_bytes(b).to_f32(), Body::F16)?,
-            scheme => {
-                let levels = Levels::parse(scheme, header.bits, expected, &mut reader)?;
-                let max_abs = levels.max_abs()?;
-                let codes = reader.bytes(packed_len(expected, header.bits))?;
-                (Body::Packed { levels, codes }, max_abs)
-            }
+            scheme => match header.coding {
+                Coding::Packed => {
+                    let levels = Levels::parse(scheme, header.bits, &mut reader)?;
+                    let scales = reader.bytes(levels.scales.bytes(expected))?;
+                    let max_abs = levels.max_abs(scales)?;
+                    let codes = reader.bytes(packed_len(expected, header.bits))?;
+                    (Body::Packed { levels, scales: Cow::Borrowed(scales), codes }, max_abs)
+                }
+                Coding::Entropy => {
+                    let levels = Levels::parse(scheme, header.bits, &mut reader)?;
+                    let scales = coded_scales(&mut reader, levels.scales.bytes(expected))?;
+                    let max_abs = levels.max_abs(&scales)?;
+                    let grid = Grid::parse(&mut reader)?;
+                    (
+                        Body::Entropy { levels, scales: Cow::Owned(scales), grid, payload: reader.rest() },
+                        max_abs,
+                    )
+                }
+                Coding::Uniform if scheme == Scheme::MsqV2 => {
+                    let side = uniform::Side::parse(&mut reader)?;
+                    (Body::Uniform { side, payload: reader.rest() }, side.max_abs()?)
+                }
+                Coding::Uniform => return Err(DecodeError::Corrupt("its scheme does not have its coding")),
+            },
         };
         reader.finish()?;
         Ok(Self { header, body, max_abs })
@@ -84,12 +123,28 @@ impl<'a> Stream<'a> {
     /// simple loop in it (adding into an accumulator) runs at that width.
     #[inline(always)]
     pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
-        pulp::Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || match &self.body {
                 Body::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, &mut f),
                 Body::F16(bytes) => decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), &mut f),
-                Body::Packed { levels, codes } => decode_packed(&self.header, levels, codes, &mut f),
+                Body::Packed { levels, scales, codes } => {
+                    decode_packed(&self.header, levels, scales, codes, &mut f)
+                }
+                Body::Entropy { levels, scales, grid, payload } => {
+                    with_scratch(
+                        #[inline(always)]
+                        |scratch| {
+                            decode_entropy(self.header.count, levels, scales, grid, payload, scratch, &mut f)
+                        },
+                    );
+                }
+                Body::Uniform { side, payload } => {
+                    with_scratch(
+                        #[inline(always)]
+                        |scratch| side.decode(payload, self.header.count, scratch, &mut f),
+                    );
+                }
             },
         );
     }
@@ -134,8 +189,75 @@ fn decode_plain<const N: usize>(
     }
 }
 
+/// Reads entropy-coded scale bytes: their length in bytes, their grid, differences from byte to byte.
+fn coded_scales(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u8>, DecodeError> {
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let length = u32::from_le_bytes(reader.array()?) as usize;
+    let mut content = Reader::new(reader.bytes(length)?, 0);
+    let grid = Grid::parse(&mut content)?;
+    let mut scales = Vec::with_capacity(count);
+    let mut scale = 0u8;
+    with_scratch(
+        #[inline(always)]
+        |uniform::Scratch { coder, levels, .. }| {
+            coder.decode(
+                &grid,
+                Indices::Scalar,
+                content.rest(),
+                count,
+                levels,
+                #[inline(always)]
+                |_, differences| {
+                    scales.extend(differences.iter().map(|difference| {
+                        scale = scale.wrapping_add(*difference as u8);
+                        scale
+                    }));
+                },
+            );
+        },
+    );
+    Ok(scales)
+}
+
 #[inline(always)]
-fn decode_packed(header: &Header, levels: &Levels<'_>, codes: &[u8], f: &mut impl FnMut(usize, &[f32])) {
+fn decode_entropy(
+    count: usize,
+    levels: &Levels,
+    scales: &[u8],
+    grid: &Grid,
+    payload: &[u8],
+    scratch: &mut uniform::Scratch,
+    f: &mut impl FnMut(usize, &[f32]),
+) {
+    let uniform::Scratch { coder, levels: indices, values } = scratch;
+    let zero = levels.zero_code() as i32;
+    let last = levels.levels.len() as i32 - 1;
+    coder.decode(
+        grid,
+        Indices::Scalar,
+        payload,
+        count,
+        indices,
+        #[inline(always)]
+        |offset, indices| {
+            values.clear();
+            values.extend(indices.iter().map(|index| levels.levels[(index + zero).clamp(0, last) as usize]));
+            levels.apply(scales, offset, values);
+            f(offset, values);
+        },
+    );
+}
+
+#[inline(always)]
+fn decode_packed(
+    header: &Header,
+    levels: &Levels,
+    scales: &[u8],
+    codes: &[u8],
+    f: &mut impl FnMut(usize, &[f32]),
+) {
     let lookup = Lookup::new(&levels.levels, header.bits, header.count);
     let mut buffer = [0.0; CHUNK];
     // A chunk is a whole number of bytes at every width.
@@ -144,7 +266,7 @@ fn decode_packed(header: &Header, levels: &Levels<'_>, codes: &[u8], f: &mut imp
         let offset = index * CHUNK;
         let values = &mut buffer[..CHUNK.min(header.count - offset)];
         lookup.expand(packed, values);
-        levels.apply(offset, values);
+        levels.apply(scales, offset, values);
         f(offset, values);
     }
 }

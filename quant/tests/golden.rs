@@ -5,16 +5,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use fl_quant::{Encoder, Scheme, Spec, Stream, encode_update};
+use fl_quant::{Encoder, Scheme, Spec, Stream, Target, encode_update};
 use std::{fs, path::PathBuf};
 
 /// Not a multiple of any block, so that the last block and the last byte are short.
 const COUNT: usize = 197;
 
+/// Rows and columns of the version 2 cases: four lanes, a last group of two rows, a last block that is
+/// short.
+const MATRIX: [usize; 2] = [6, 701];
+
 /// Heavy-tailed values with exact zeros, from integers alone.
-fn values() -> Vec<f32> {
+fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
-    (0..COUNT)
+    (0..count)
         .map(|i| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let unit = (state >> 8) as f32 / (1 << 23) as f32 - 1.0;
@@ -23,15 +27,54 @@ fn values() -> Vec<f32> {
         .collect()
 }
 
-fn cases() -> Vec<(String, Spec)> {
+/// Values with a period of 28 columns in their signs and sizes.
+fn matrix() -> Vec<f32> {
+    let mut values = values(MATRIX.iter().product());
+    for (i, value) in values.iter_mut().enumerate() {
+        let place = (i % MATRIX[1]) % 28;
+        let sign = if (place / 5 + i / MATRIX[1]) % 2 == 0 { 1.0 } else { -1.0 };
+        *value = sign * value.abs() / (1 + place) as f32;
+    }
+    values
+}
+
+struct Case {
+    name: String,
+    spec: Spec,
+    shape: Vec<usize>,
+    values: Vec<f32>,
+}
+
+fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
+    let mut vector = |name: String, spec| {
+        cases.push(Case { name, spec, shape: vec![COUNT], values: values(COUNT) });
+    };
     for scheme in [Scheme::StocQ, Scheme::MsqV2, Scheme::Sdq, Scheme::BetaQ] {
         for bits in 1..=8 {
-            cases.push((format!("v1_{scheme}_{bits}"), Spec::new(scheme, bits)));
+            vector(format!("v1_{scheme}_{bits}"), Spec::new(scheme, bits));
         }
     }
     for scheme in [Scheme::Bin, Scheme::Laq8, Scheme::F16, Scheme::None] {
-        cases.push((format!("v1_{scheme}"), Spec::new(scheme, 8)));
+        vector(format!("v1_{scheme}"), Spec::new(scheme, 8));
+    }
+    for bits in [2, 4, 8] {
+        let spec = Spec { entropy: true, ..Spec::new(Scheme::MsqV2, bits) };
+        vector(format!("v2_vector_{bits}"), spec);
+        vector(format!("v2_vector_trellis_{bits}"), Spec { rdo: true, ..spec });
+    }
+    let mut matrix_case = |name: &str, spec| {
+        cases.push(Case { name: format!("v2_{name}"), spec, shape: MATRIX.to_vec(), values: matrix() });
+    };
+    for scheme in [Scheme::StocQ, Scheme::Sdq, Scheme::BetaQ] {
+        matrix_case(&format!("{scheme}_4"), Spec { entropy: true, ..Spec::new(scheme, 4) });
+    }
+    matrix_case("bin", Spec { entropy: true, ..Spec::new(Scheme::Bin, 1) });
+    matrix_case("laq8", Spec { entropy: true, ..Spec::new(Scheme::Laq8, 8) });
+    for nmse in [0.1, 0.0095, 1e-5] {
+        let spec = Spec { target: Target::Nmse(nmse), ..Spec::new(Scheme::MsqV2, 8) };
+        matrix_case(&format!("uniform_{nmse}"), spec);
+        matrix_case(&format!("trellis_{nmse}"), Spec { rdo: true, ..spec });
     }
     cases
 }
@@ -39,23 +82,23 @@ fn cases() -> Vec<(String, Spec)> {
 #[test]
 fn golden_streams_decode_to_the_same_bits() {
     let assets = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets");
-    for (name, spec) in cases() {
+    for Case { name, spec, shape, values } in cases() {
         let stream_file = assets.join(format!("{name}.flq"));
         let values_file = assets.join(format!("{name}.f32"));
         if std::env::var_os("FL_WRITE_GOLDEN").is_some() && !stream_file.exists() {
             let mut outs = Vec::new();
-            encode_update(&mut Encoder::default(), &values(), &[vec![COUNT]], &spec, &mut outs).unwrap();
+            encode_update(&mut Encoder::default(), &values, &[shape], &spec, &mut outs).unwrap();
             fs::write(&stream_file, &outs[0]).unwrap();
-            fs::write(&values_file, decoded(&outs[0])).unwrap();
+            fs::write(&values_file, decoded(&outs[0], values.len())).unwrap();
         }
         let stream = fs::read(&stream_file).unwrap();
-        assert_eq!(decoded(&stream), fs::read(&values_file).unwrap(), "{name}");
+        assert_eq!(decoded(&stream, values.len()), fs::read(&values_file).unwrap(), "{name}");
     }
 }
 
-fn decoded(bytes: &[u8]) -> Vec<u8> {
-    let stream = Stream::parse(bytes, COUNT).unwrap();
-    let mut values = vec![0.0f32; COUNT];
+fn decoded(bytes: &[u8], count: usize) -> Vec<u8> {
+    let stream = Stream::parse(bytes, count).unwrap();
+    let mut values = vec![0.0f32; count];
     stream.decode_into(&mut values);
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }

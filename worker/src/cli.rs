@@ -1,7 +1,7 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
-use crate::config::{Config, Own, SettingError};
-use clap::{Parser, ValueEnum};
+use crate::config::{Coding, Config, Own, SettingError};
+use clap::{ArgAction, Parser, ValueEnum};
 use fl_protocol::{
     WorkerId,
     settings::{filled, parse},
@@ -93,9 +93,23 @@ pub struct Args {
     /// Quantizer: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16, none [default: the master's, or MSQ_v2]
     #[arg(long, env = "QUANTIZER", help_heading = UPDATES)]
     pub quantizer: Option<String>,
-    /// Bits per code, 1 to 8 [default: the master's, or 4]
+    /// Bits per code, 1 to 8, or auto = as few as reach TARGET_NMSE [default: the master's, or 4].
+    /// With the entropy stage, MSQ_v2 takes b bits as a quality: the error of the best b-bit quantizer
+    /// of a Gaussian, in as few bytes as it takes
     #[arg(long, env = "BITS", help_heading = UPDATES)]
-    pub bits: Option<u8>,
+    pub bits: Option<String>,
+    /// Entropy-code the updates
+    #[arg(long, env = "ENTROPY", default_value_t = true, action = ArgAction::Set, help_heading = UPDATES)]
+    pub entropy: bool,
+    /// Choose codes by error and size under a trellis (MSQ_v2 with ENTROPY): 1 to 5 % fewer bytes, slower
+    #[arg(long, env = "RDO", default_value_t = false, action = ArgAction::Set, help_heading = UPDATES)]
+    pub rdo: bool,
+    /// With BITS=auto: |sent - delta|^2 / |delta|^2 at most, 1e-9 to 0.9
+    #[arg(long, env = "TARGET_NMSE", default_value_t = 0.0095, help_heading = UPDATES)]
+    pub target_nmse: f64,
+    /// With BITS=auto: bytes of an update's streams at most instead of TARGET_NMSE, 0 = no such limit
+    #[arg(long, env = "UPDATE_BYTES", default_value_t = 0, help_heading = UPDATES)]
+    pub update_bytes: usize,
 
     /// Memory ballast in MB that stays resident, 0 = none
     #[arg(long, env = "MEM_MB", default_value_t = 500, help_heading = BALLAST)]
@@ -171,7 +185,13 @@ impl Args {
                 lr_schedule: parse("LR_SCHEDULE", &self.lr_schedule)?,
                 mu: self.mu,
                 quantizer: filled(self.quantizer).map(|name| parse("QUANTIZER", &name)).transpose()?,
-                bits: self.bits,
+                bits: filled(self.bits).map(|bits| parse("BITS", &bits)).transpose()?,
+            },
+            coding: Coding {
+                entropy: self.entropy,
+                rdo: self.rdo,
+                target_nmse: self.target_nmse,
+                update_bytes: (self.update_bytes != 0).then_some(self.update_bytes),
             },
             momentum: self.momentum,
             weight_decay: self.weight_decay,

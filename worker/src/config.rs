@@ -7,7 +7,7 @@ use fl_protocol::{
     LrSchedule, TaskBody, WorkerId,
     settings::{number, whole},
 };
-use fl_quant::{Scheme, Spec};
+use fl_quant::{Bits, Scheme, Spec, Target};
 use std::{net::SocketAddr, path::PathBuf};
 
 /// What the worker's own settings say about a round; what is none comes from the master's task.
@@ -28,7 +28,20 @@ pub struct Own {
     /// `QUANTIZER`.
     pub quantizer: Option<Scheme>,
     /// `BITS`.
-    pub bits: Option<u8>,
+    pub bits: Option<Bits>,
+}
+
+/// How updates are encoded, beyond what a task says.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Coding {
+    /// `ENTROPY` (true): the lossless stage.
+    pub entropy: bool,
+    /// `RDO` (false): the trellis of MSQ_v2.
+    pub rdo: bool,
+    /// `TARGET_NMSE` (0.0095): the error that `BITS=auto` aims at.
+    pub target_nmse: f64,
+    /// `UPDATE_BYTES` (0 = none): the size that `BITS=auto` keeps to instead.
+    pub update_bytes: Option<usize>,
 }
 
 /// Everything that a worker can be told.
@@ -52,6 +65,8 @@ pub struct Config {
     pub part: Option<(usize, usize)>,
     /// What wins over the master's task.
     pub own: Own,
+    /// How updates are encoded.
+    pub coding: Coding,
     /// `MOMENTUM` (0).
     pub momentum: f32,
     /// `WEIGHT_DECAY` (0).
@@ -167,10 +182,13 @@ impl Config {
             (None, Some(name)) => name.parse()?,
             (None, None) => Scheme::MsqV2,
         };
-        match self.own.bits.or(task.bits).unwrap_or(4) {
-            bits @ 1..=8 => Ok(Spec::new(scheme, bits)),
-            bits => Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
-        }
+        let Coding { entropy, rdo, target_nmse, update_bytes } = self.coding;
+        let (bits, target) = match self.own.bits.unwrap_or(Bits::Width(task.bits.unwrap_or(4))) {
+            Bits::Width(bits @ 1..=8) => (bits, Target::Width),
+            Bits::Width(bits) => return Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
+            Bits::Auto => (8, update_bytes.map_or(Target::Nmse(target_nmse), Target::Bytes)),
+        };
+        Ok(Spec { entropy, rdo, target, ..Spec::new(scheme, bits) })
     }
 
     /// Threads for a network: small dense ones lose more to coordination than they win.
@@ -200,7 +218,8 @@ impl Config {
         some("LOCAL_STEPS", self.own.local_steps, 1_000_000)?;
         some("LOCAL_EPOCHS", self.own.local_epochs, 10_000)?;
         some("BATCH_SIZE", self.own.batch_size, 1_000_000)?;
-        some("BITS", self.own.bits.map(u32::from), 8)?;
+        number("TARGET_NMSE", self.coding.target_nmse, 1e-9, 0.9)?;
+        whole("UPDATE_BYTES", self.coding.update_bytes.unwrap_or(1) as u64, 1, 1 << 32)?;
         number("LR", self.own.lr.unwrap_or(1.0), 1e-9, 1000.0)?;
         if self.own.lr.is_none() && self.own.lr_schedule != LrSchedule::Constant {
             return Err(SettingError::new("LR_SCHEDULE", self.own.lr_schedule, "set LR too"));
@@ -258,7 +277,8 @@ mod tests {
 
     #[test]
     fn own_settings_win() {
-        let own = config(&["--local-epochs=2", "--lr=0.5", "--quantizer=StocQ", "--bits=2"]);
+        let own =
+            config(&["--local-epochs=2", "--lr=0.5", "--quantizer=StocQ", "--bits=2", "--entropy=false"]);
         let plan = own.plan(&task()).unwrap();
         assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Epochs(2), 32, 0.5));
         assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::StocQ, 2));

@@ -3,17 +3,25 @@
 //! Values are divided by the largest magnitude of their block, mapped to [0, 1] and described by the
 //! two shape parameters alone: the decoder computes the levels from them.
 
-use super::{Levels, Request, Scratch, beta, for_each_scaled_block, inverse, parse_blocks};
+use super::{Levels, Request, Scales, Scratch, beta, for_each_scaled_block, inverse};
 use crate::{
     DecodeError,
     limits::BLOCK,
+    lloyd::Histogram,
     reader::Reader,
     scale::{byte_nearest, scale_table},
 };
 
+/// Cells of the histogram that shapes are compared on.
+const CELLS: usize = 4096;
+
+/// What the moments' shape parameters are multiplied with: a smaller sum is a flatter density.
+const FLATTEN: [f32; 7] = [1.0, 0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625];
+
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let table = scale_table(request.max_abs);
-    let Scratch { codes, scales, finder, .. } = scratch;
+    let Scratch { codes, scales, finder, histogram } = scratch;
+    histogram.reset(CELLS);
     // Moments of the normalised values, weighted as the error is.
     let (mut weight, mut first, mut second) = (0.0f64, 0.0f64, 0.0f64);
     for_each_scaled_block(x, &table, scales, codes, |scale, values, _| {
@@ -21,21 +29,21 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         let factor = inverse(scale);
         let (sum, squares) = values.iter().fold((0.0f32, 0.0f32), |(sum, squares), v| {
             let u = v * factor;
+            histogram.add(histogram.cell(u), ratio * ratio, f64::from(u));
             (sum + u, squares + u * u)
         });
         weight += ratio * ratio * values.len() as f64;
         first += ratio * ratio * f64::from(sum);
         second += ratio * ratio * f64::from(squares);
     });
-    let (alpha, beta) = fit(weight, first, second);
-    let levels = beta::levels(alpha, beta, request.bits);
+    histogram.accumulate();
+    let (alpha, beta, levels) = best_shape(fit(weight, first, second), histogram, request.bits);
     if request.bits == 1 {
         shrink(x, &table, &levels, scales);
     }
     for value in [request.max_abs, alpha, beta] {
         side.extend_from_slice(&value.to_le_bytes());
     }
-    side.extend_from_slice(scales);
     finder.prepare(&levels);
     for ((values, codes), &byte) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales.iter()) {
         let factor = inverse(table[byte as usize]);
@@ -43,6 +51,24 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
             *code = finder.code(v * factor);
         }
     }
+}
+
+/// The moments' shape, or a flatter one of the same mean if its levels suit the values better.
+///
+/// Every block reaches one end of [-1, 1], and real deltas have heavier tails than any Beta density of
+/// their variance: the levels of such a narrow density would leave the ends without any.
+fn best_shape((alpha, beta): (f32, f32), histogram: &Histogram, bits: u8) -> (f32, f32, Vec<f32>) {
+    let bound = |shape: f32| shape.clamp(*beta::SHAPES.start(), *beta::SHAPES.end());
+    let mut best = (f64::INFINITY, (alpha, beta, Vec::new()));
+    for flatten in FLATTEN {
+        let (alpha, beta) = (bound(alpha * flatten), bound(beta * flatten));
+        let levels = beta::levels(alpha, beta, bits);
+        let error = histogram.error(&levels);
+        if error < best.0 {
+            best = (error, (alpha, beta, levels));
+        }
+    }
+    best.1
 }
 
 /// At 1 bit: scales such that the two levels stand at the block's mean magnitude, which shrinks the
@@ -68,12 +94,12 @@ fn fit(weight: f64, first: f64, second: f64) -> (f32, f32) {
     (bound(mean * sum), bound((1.0 - mean) * sum))
 }
 
-pub fn parse<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     let table = scale_table(reader.f32()?);
     let (alpha, beta) = (reader.f32()?, reader.f32()?);
     if !beta::SHAPES.contains(&alpha) || !beta::SHAPES.contains(&beta) {
         return Err(DecodeError::Corrupt("its Beta shape is out of range"));
     }
-    let scales = parse_blocks(table, count, BLOCK, reader)?;
+    let scales = Scales::blocks(table, BLOCK);
     Ok(Levels { levels: beta::levels(alpha, beta, bits), scales, centre: 0.0 })
 }

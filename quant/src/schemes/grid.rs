@@ -1,6 +1,6 @@
 //! Uniform grids: the levels that StocQ and `laq8` share, and the two presets of the predecessor.
 
-use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, inverse, parse_blocks};
+use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, inverse};
 use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
 
 /// Width of `laq8`.
@@ -28,15 +28,14 @@ pub fn quantize_laq(x: &[f32], request: &Request, scratch: &mut Scratch, side: &
             *code = (v * factor + half + 0.5) as i32 as u8;
         }
     });
-    side.extend_from_slice(&scratch.scales);
 }
 
-pub fn parse_laq<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse_laq(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     if bits != LAQ_BITS {
         return Err(DecodeError::Corrupt("laq8 has 8 bits"));
     }
     let table = scale_table(reader.f32()?);
-    let scales = parse_blocks(table, count, BLOCK, reader)?;
+    let scales = Scales::blocks(table, BLOCK);
     Ok(Levels { levels: levels(bits), scales, centre: 0.0 })
 }
 
@@ -51,7 +50,7 @@ pub fn quantize_bin(x: &[f32], scratch: &mut Scratch, side: &mut Vec<u8>) {
     }
 }
 
-pub fn parse_bin<'a>(bits: u8, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse_bin(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     if bits != 1 {
         return Err(DecodeError::Corrupt("bin has 1 bit"));
     }

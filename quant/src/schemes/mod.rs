@@ -23,7 +23,7 @@ use crate::{
 pub struct Scratch {
     /// One code per element, not yet packed.
     pub codes: Vec<u8>,
-    /// One byte per block.
+    /// One byte per block; they follow the side information.
     pub scales: Vec<u8>,
     histogram: Histogram,
     finder: Finder,
@@ -58,71 +58,99 @@ pub fn quantize(scheme: Scheme, x: &[f32], request: &Request, scratch: &mut Scra
 
 /// How codes become values.
 #[derive(Debug, Clone)]
-pub struct Levels<'a> {
+pub struct Levels {
     /// One level per code.
     pub levels: Vec<f32>,
     /// What multiplies them.
-    pub scales: Scales<'a>,
+    pub scales: Scales,
     /// What is added in the end.
     pub centre: f32,
 }
 
 /// The scales of a tensor.
 #[derive(Debug, Clone)]
-pub enum Scales<'a> {
+pub enum Scales {
     /// One for all elements.
     Whole(f32),
-    /// One byte per block of [`BLOCK`] elements names a scale of the table.
+    /// One byte per block names a scale of the table.
     Blocks {
         /// What the bytes name.
         table: Box<ScaleTable>,
-        /// One byte per block.
-        bytes: &'a [u8],
         /// Elements of a block.
         block: usize,
     },
 }
 
-impl<'a> Levels<'a> {
-    /// Reads the side information of `count` codes.
-    pub fn parse(
-        scheme: Scheme,
-        bits: u8,
-        count: usize,
-        reader: &mut Reader<'a>,
-    ) -> Result<Self, DecodeError> {
+impl Scales {
+    /// Scales per block of `block` elements.
+    fn blocks(table: ScaleTable, block: usize) -> Self {
+        Self::Blocks { table: Box::new(table), block }
+    }
+
+    /// Scale bytes of `count` elements.
+    pub fn bytes(&self, count: usize) -> usize {
+        match self {
+            Self::Whole(_) => 0,
+            Self::Blocks { block, .. } => count.div_ceil(*block),
+        }
+    }
+}
+
+impl Levels {
+    /// Reads the side information up to the scale bytes.
+    pub fn parse(scheme: Scheme, bits: u8, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         match scheme {
-            Scheme::StocQ => stocq::parse(bits, count, reader),
-            Scheme::MsqV2 => msq::parse(bits, count, reader),
-            Scheme::Sdq => sdq::parse(bits, count, reader),
-            Scheme::BetaQ => betaq::parse(bits, count, reader),
+            Scheme::StocQ => stocq::parse(bits, reader),
+            Scheme::MsqV2 => msq::parse(bits, reader),
+            Scheme::Sdq => sdq::parse(bits, reader),
+            Scheme::BetaQ => betaq::parse(bits, reader),
             Scheme::Bin => grid::parse_bin(bits, reader),
-            Scheme::Laq8 => grid::parse_laq(bits, count, reader),
+            Scheme::Laq8 => grid::parse_laq(bits, reader),
             Scheme::None | Scheme::F16 => Err(DecodeError::Corrupt("plain values have no codes")),
         }
     }
 
+    /// The code of the level that is nearest to zero, the first of equals. The entropy coder counts
+    /// codes from there.
+    pub fn zero_code(&self) -> usize {
+        let levels = self.levels.iter().enumerate();
+        levels
+            .fold(
+                (0, f32::INFINITY),
+                |(best, least), (code, level)| {
+                    if level.abs() < least { (code, level.abs()) } else { (best, least) }
+                },
+            )
+            .0
+    }
+
     /// An upper bound of the magnitude of every value, or the error if it is not finite.
-    pub fn max_abs(&self) -> Result<f32, DecodeError> {
+    pub fn max_abs(&self, scales: &[u8]) -> Result<f32, DecodeError> {
         let level = self.levels.iter().fold(0.0f32, |max, level| max.max(level.abs()));
         let scale = match &self.scales {
             Scales::Whole(scale) => scale.abs(),
-            Scales::Blocks { table, bytes, .. } => {
-                bytes.iter().fold(0.0f32, |max, &byte| max.max(table[byte as usize].abs()))
+            Scales::Blocks { table, .. } => {
+                scales.iter().fold(0.0f32, |max, &byte| max.max(table[byte as usize].abs()))
             }
         };
         let bound = level * scale + self.centre.abs();
         if bound.is_finite() { Ok(bound) } else { Err(DecodeError::NonFinite) }
     }
 
-    /// Scales the levels of the elements that start at `offset`, a multiple of the block size.
+    /// Turns the levels of the elements that start at `offset` into values.
     #[inline(always)]
-    pub fn apply(&self, offset: usize, values: &mut [f32]) {
+    pub fn apply(&self, scales: &[u8], offset: usize, values: &mut [f32]) {
         match &self.scales {
             Scales::Whole(scale) => values.iter_mut().for_each(|v| *v *= scale),
-            Scales::Blocks { table, bytes, block } => {
-                for (values, &byte) in values.chunks_mut(*block).zip(&bytes[offset / block..]) {
-                    let scale = table[byte as usize];
+            Scales::Blocks { table, block } => {
+                let (head, values) =
+                    values.split_at_mut(values.len().min(offset.next_multiple_of(*block) - offset));
+                let mut scales = scales[offset / block..].iter().map(|byte| table[*byte as usize]);
+                if !head.is_empty() {
+                    let scale = scales.next().unwrap_or(0.0);
+                    head.iter_mut().for_each(|v| *v *= scale);
+                }
+                for (values, scale) in values.chunks_mut(*block).zip(scales) {
                     values.iter_mut().for_each(|v| *v *= scale);
                 }
             }
@@ -131,17 +159,6 @@ impl<'a> Levels<'a> {
             values.iter_mut().for_each(|v| *v += self.centre);
         }
     }
-}
-
-/// Reads one scale byte per block.
-fn parse_blocks<'a>(
-    table: ScaleTable,
-    count: usize,
-    block: usize,
-    reader: &mut Reader<'a>,
-) -> Result<Scales<'a>, DecodeError> {
-    let bytes = reader.bytes(count.div_ceil(block))?;
-    Ok(Scales::Blocks { table: Box::new(table), bytes, block })
 }
 
 /// Normalises `x` by a scale per block that covers the block's largest magnitude and hands each block

@@ -5,7 +5,7 @@
 //! the square of the block's scale: what is minimised is the error of the tensor, not of the
 //! normalised values.
 
-use super::{Levels, Request, Scratch, for_each_scaled_block, inverse, parse_blocks};
+use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, inverse};
 use crate::{
     DecodeError,
     limits::BLOCK,
@@ -50,7 +50,6 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
             level.to_f32()
         })
         .collect();
-    side.extend_from_slice(scales);
     finder.prepare(&levels);
     for ((values, codes), &byte) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales.iter()) {
         let factor = inverse(table[byte as usize]);
@@ -73,15 +72,14 @@ fn quantize_signs(x: &[f32], table: &crate::scale::ScaleTable, scratch: &mut Scr
             *code = u8::from(*v >= 0.0);
         }
     }
-    side.extend_from_slice(&scratch.scales);
 }
 
-pub fn parse<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     let table = scale_table(reader.f32()?);
     let (codebook, _) = reader.bytes(2 << bits)?.as_chunks::<2>();
     let levels: Vec<f32> = codebook.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
     if levels.iter().any(|level| !level.is_finite()) {
         return Err(DecodeError::NonFinite);
     }
-    Ok(Levels { levels, scales: parse_blocks(table, count, BLOCK, reader)?, centre: 0.0 })
+    Ok(Levels { levels, scales: Scales::blocks(table, BLOCK), centre: 0.0 })
 }

@@ -6,7 +6,7 @@
 //! one deviation. There is one more level on one side of zero than on the other; the top bit of the
 //! byte turns the grid around so that the longer side faces the block's largest value.
 
-use super::{Levels, Request, Scales, Scratch, parse_blocks};
+use super::{Levels, Request, Scales, Scratch};
 use crate::{
     DecodeError,
     reader::Reader,
@@ -53,7 +53,6 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         scratch.scales.push(byte);
         write_codes(&block, &table, byte, request.bits, codes);
     }
-    side.extend_from_slice(&scratch.scales);
 }
 
 /// Mean (zero if it is small) and standard deviation around it, both as they go on the wire.
@@ -174,10 +173,10 @@ fn write_codes(block: &[f32; SDQ_BLOCK], table: &ScaleTable, byte: u8, bits: u8,
     codes.copy_from_slice(&wide[..codes.len()]);
 }
 
-pub fn parse<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     let centre = reader.f32()?;
     let table = step_table(reader.f32()?, bits);
-    let scales: Scales<'a> = parse_blocks(table, count, SDQ_BLOCK, reader)?;
+    let scales: Scales = Scales::blocks(table, SDQ_BLOCK);
     let half = 0.5 * (1u32 << bits) as f32;
     let levels = match bits {
         1 => vec![-0.5, 0.5],

@@ -3,7 +3,7 @@
 //! The grid spans plus and minus the largest magnitude of each block. From 2 bits on it has an odd
 //! number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
 
-use super::{Levels, Request, Scratch, for_each_scaled_block, grid, inverse, parse_blocks};
+use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, grid, inverse};
 use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
 
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
@@ -24,12 +24,11 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         }
         index += BLOCK as u32;
     });
-    side.extend_from_slice(&scratch.scales);
 }
 
-pub fn parse<'a>(bits: u8, count: usize, reader: &mut Reader<'a>) -> Result<Levels<'a>, DecodeError> {
+pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
     let table = scale_table(reader.f32()?);
-    let scales = parse_blocks(table, count, BLOCK, reader)?;
+    let scales = Scales::blocks(table, BLOCK);
     Ok(Levels { levels: grid::levels(bits), scales, centre: 0.0 })
 }
 

@@ -1,0 +1,163 @@
+//! Adaptive probabilities of sixteen symbols, in 15-bit fixed point.
+//!
+//! A model is a cumulative distribution that moves towards the symbol just coded by a power of two of
+//! the distance: quickly at first, slowly later. Sixteen 16-bit numbers fit one vector register, so
+//! both the search and the update are a handful of instructions.
+
+/// Symbols of the alphabet.
+pub const SYMBOLS: usize = 16;
+
+/// The probabilities of a model sum to two to this power.
+pub const PRECISION: u32 = 15;
+
+/// What every model starts from: the frequencies of a two-sided geometric distribution, in 2^-15.
+const PRIOR: [i16; SYMBOLS] =
+    [16_384, 4_096, 4_096, 1_536, 1_536, 768, 768, 768, 768, 512, 512, 256, 256, 208, 208, 96];
+
+/// The update's shift for a new model.
+const FIRST_SHIFT: u8 = 3;
+
+/// Shifts that a model may end up with: small ones follow data that change, large ones measure more
+/// exactly what stays.
+pub const LAST_SHIFTS: std::ops::RangeInclusive<u8> = 5..=8;
+
+/// Symbols after which the shift grows by one.
+const SHIFT_AFTER: u8 = 8;
+
+/// Where a symbol lies in `0..2^15`.
+#[derive(Debug, Clone, Copy)]
+pub struct Interval {
+    /// Sum of the frequencies of the symbols before it.
+    pub start: u32,
+    /// Its own frequency, at least 1 and less than 2^15.
+    pub frequency: u32,
+}
+
+/// The models of all contexts.
+#[derive(Debug, Clone, Default)]
+pub struct Models {
+    /// Per context: sums of the frequencies before each symbol; the first is 0.
+    bounds: Vec<[i16; SYMBOLS]>,
+    /// Per context: symbols seen, up to the number from which the shift stays.
+    seen: Vec<u8>,
+    last_shift: u8,
+}
+
+impl Models {
+    /// Forgets everything and prepares `contexts` models whose shift grows to `last_shift`.
+    pub fn reset(&mut self, contexts: usize, last_shift: u8) {
+        self.last_shift = last_shift;
+        let mut first = [0; SYMBOLS];
+        for symbol in 1..SYMBOLS {
+            first[symbol] = first[symbol - 1] + PRIOR[symbol - 1];
+        }
+        self.bounds.clear();
+        self.bounds.resize(contexts, first);
+        self.seen.clear();
+        self.seen.resize(contexts, 0);
+    }
+
+    /// The interval of `symbol`.
+    #[inline(always)]
+    pub fn interval(&self, context: usize, symbol: usize) -> Interval {
+        interval(&self.bounds[context], symbol)
+    }
+
+    /// The symbol whose interval holds `slot`, and the interval.
+    #[inline(always)]
+    pub fn find(&self, context: usize, slot: u32) -> (usize, Interval) {
+        let bounds = &self.bounds[context];
+        // An arithmetic shift gives -1 for every bound at or below the slot. (A comparison would become
+        // a mask register, whose bits compilers count one by one.)
+        let slot = slot as i16;
+        let below = bounds.iter().fold(0i16, |count, bound| count - ((bound - slot - 1) >> 15));
+        // The first bound is 0 and a slot is never negative: at least one lies at or below it.
+        let symbol = (below - 1) as usize % SYMBOLS;
+        (symbol, interval(bounds, symbol))
+    }
+
+    /// Moves the model of `context` towards `symbol`.
+    #[inline(always)]
+    pub fn update(&mut self, context: usize, symbol: usize) {
+        let seen = &mut self.seen[context];
+        let shift = FIRST_SHIFT + *seen / SHIFT_AFTER;
+        *seen += u8::from(shift < self.last_shift);
+        let targets = &TARGETS[symbol % SYMBOLS];
+        let bounds = &mut self.bounds[context];
+        // Rounding down keeps every frequency at 1 or more.
+        *bounds = std::array::from_fn(|i| bounds[i] + ((targets[i] - bounds[i]) >> shift));
+    }
+
+    /// Costs in bits of all symbols of a context.
+    pub fn costs(&self, context: usize) -> [f32; SYMBOLS] {
+        let bounds = &self.bounds[context];
+        std::array::from_fn(|symbol| PRECISION as f32 - log2(interval(bounds, symbol).frequency))
+    }
+}
+
+/// The binary logarithm to within 0.01, which is enough to choose by.
+#[inline(always)]
+pub fn log2(value: u32) -> f32 {
+    let bits = (value as f32).to_bits();
+    let mantissa = f32::from_bits(bits & 0x007f_ffff | 0x3f80_0000);
+    let fraction = (-0.344_845 * mantissa + 2.024_658) * mantissa - 1.674_873;
+    (bits >> 23) as f32 - 127.0 + fraction
+}
+
+#[inline(always)]
+fn interval(bounds: &[i16; SYMBOLS], symbol: usize) -> Interval {
+    let start = bounds[symbol] as u32;
+    // The bound after the last symbol is 2^15; the array wraps to 0 there.
+    let end = ((bounds[(symbol + 1) % SYMBOLS] as u32).wrapping_sub(1) & 0x7fff) + 1;
+    Interval { start, frequency: end - start }
+}
+
+/// Where the bounds would end if one symbol came for ever: every other symbol keeps a frequency of 1.
+static TARGETS: [[i16; SYMBOLS]; SYMBOLS] = {
+    let mut targets = [[0; SYMBOLS]; SYMBOLS];
+    let mut symbol = 0;
+    while symbol < SYMBOLS {
+        let mut i = 0;
+        while i < SYMBOLS {
+            targets[symbol][i] = if i <= symbol { i as i16 } else { (32_768 - SYMBOLS + i) as i16 };
+            i += 1;
+        }
+        symbol += 1;
+    }
+    targets
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prior_is_whole() {
+        assert_eq!(PRIOR.iter().map(|f| *f as i32).sum::<i32>(), 1 << PRECISION);
+    }
+
+    #[test]
+    fn every_symbol_keeps_a_place_whatever_is_seen() {
+        let mut models = Models::default();
+        models.reset(2, *LAST_SHIFTS.end());
+        let mut state = 1u32;
+        for i in 0..100_000u32 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Long runs, then noise.
+            let symbol =
+                if i % 4_000 < 3_000 { (i / 4_000) as usize } else { (state >> 24) as usize } % SYMBOLS;
+            models.update(1, symbol);
+            let mut at = 0;
+            for symbol in 0..SYMBOLS {
+                let found = models.interval(1, symbol);
+                assert_eq!(found.start, at);
+                assert!(found.frequency > 0 && found.frequency < 1 << PRECISION);
+                at += found.frequency;
+            }
+            assert_eq!(at, 1 << PRECISION);
+            let slot = state >> 17;
+            let (symbol, found) = models.find(1, slot);
+            assert!((found.start..found.start + found.frequency).contains(&slot), "{symbol}");
+        }
+    }
+}

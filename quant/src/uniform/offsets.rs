@@ -1,0 +1,72 @@
+//! Where in its cell a level's reconstruction point lies.
+
+use crate::{DecodeError, reader::Reader};
+
+/// Offsets on the wire: for levels 1, 2, and all above.
+pub const COUNT: usize = 3;
+
+/// An offset of 1 moves the point by this part of a step.
+const UNIT: f32 = 1.0 / 64.0;
+
+/// Shifts of the reconstruction points away from zero.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offsets([i8; COUNT]);
+
+impl Offsets {
+    /// No shift is larger, in steps.
+    pub const LARGEST: f32 = 2.0;
+
+    /// The value of a level. A multiplication of two numbers that are exact in f32.
+    #[inline(always)]
+    pub fn value(&self, level: i32, step: f32) -> f32 {
+        let magnitude = level.unsigned_abs();
+        let offset = match magnitude {
+            0 => 0,
+            1 => self.0[0],
+            2 => self.0[1],
+            _ => self.0[2],
+        };
+        let position = magnitude as i32 as f32 + f32::from(offset) * UNIT;
+        (if level < 0 { -position } else { position }) * step
+    }
+
+    /// Appends them to the side information.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend(self.0.map(|offset| offset as u8));
+    }
+
+    /// Reads them. Every byte is an offset.
+    pub fn parse(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self(reader.array::<COUNT>()?.map(|byte| byte as i8)))
+    }
+}
+
+/// Finds the centroids.
+#[derive(Debug, Default)]
+pub struct Centroids {
+    excess: [f64; COUNT],
+    number: [u64; COUNT],
+}
+
+impl Centroids {
+    /// Takes an element in: its magnitude in steps, and its level's.
+    #[inline(always)]
+    pub fn add(&mut self, position: f32, level: u32) {
+        if level > 0 {
+            let class = (level as usize).min(COUNT) - 1;
+            self.excess[class] += f64::from(position - level as f32);
+            self.number[class] += 1;
+        }
+    }
+
+    /// The offsets nearest to the centroids.
+    pub fn offsets(&self) -> Offsets {
+        let mut offsets = [0; COUNT];
+        for ((offset, excess), number) in offsets.iter_mut().zip(self.excess).zip(self.number) {
+            if number > 0 {
+                *offset = (excess / number as f64 / f64::from(UNIT)).round().clamp(-48.0, 48.0) as i8;
+            }
+        }
+        Offsets(offsets)
+    }
+}

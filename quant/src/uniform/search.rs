@@ -1,0 +1,326 @@
+//! From values to streams: finds the step that reaches the goal.
+
+use super::{Side, offsets::Centroids, trellis::Viterbi};
+use crate::{
+    Scheme,
+    entropy::{Coder, Grid, Indices, MAX_MAGNITUDE, Signs},
+    header::{Coding, Header, seal},
+    simd::vectorized,
+};
+
+/// What the step is chosen for.
+#[derive(Debug, Clone, Copy)]
+pub enum Goal {
+    /// Squared error, at most, relative to the squared norm of the update; the fewest bytes.
+    Nmse(f64),
+    /// Bytes of all streams, at most; the least error.
+    Bytes(usize),
+}
+
+/// The step of the trellis, relative to the scalar one of the same error.
+const TRELLIS_STEP: f64 = 0.62;
+
+/// A pass whose error lies between this part of the goal and the goal is good enough.
+const CLOSE: f64 = 0.975;
+
+/// Most passes in search of the step.
+const PASSES: usize = 12;
+
+/// Memory that the encoder reuses.
+#[derive(Debug, Default)]
+pub struct Search {
+    magnitudes: Magnitudes,
+    indices: Vec<i32>,
+    signs: Signs,
+    viterbi: Viterbi,
+    coder: Coder,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Request {
+    /// Goes into the headers; decodes to nothing.
+    pub bits: u8,
+    /// Choose indices under the trellis by error and rate.
+    pub rdo: bool,
+    /// What the step is chosen for.
+    pub goal: Goal,
+}
+
+/// Writes one stream per tensor.
+pub fn encode(
+    search: &mut Search,
+    x: &[f32],
+    shapes: &[Vec<usize>],
+    request: &Request,
+    outs: &mut [Vec<u8>],
+) {
+    search.magnitudes.measure(x);
+    search.indices.clear();
+    search.indices.resize(x.len(), 0);
+    match request.goal {
+        Goal::Nmse(nmse) => {
+            let sides = search.step_for_error(x, shapes, request, nmse);
+            search.write(shapes, &sides, request, outs);
+        }
+        Goal::Bytes(bytes) => search.step_for_bytes(x, shapes, request, bytes, outs),
+    }
+}
+
+impl Search {
+    /// Leaves the indices of the largest step whose error is within the goal.
+    fn step_for_error(
+        &mut self,
+        x: &[f32],
+        shapes: &[Vec<usize>],
+        request: &Request,
+        nmse: f64,
+    ) -> Vec<Side> {
+        let goal = nmse * self.magnitudes.energy;
+        let guess = self.magnitudes.step_for(goal);
+        let mut step = if request.rdo { guess * TRELLIS_STEP } else { guess };
+        // The largest step known to be good, the smallest known to be too large, with their errors.
+        let (mut good, mut bad): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+        for pass in 0.. {
+            let (sides, error) = self.quantize(x, shapes, step as f32, request.rdo);
+            let close = error >= CLOSE * goal || pass >= PASSES;
+            if error <= goal && (close || step == 0.0) {
+                return sides;
+            }
+            if error <= goal {
+                good = Some((step, error))
+            } else {
+                bad = Some((step, error))
+            }
+            let aim = 0.5 * (1.0 + CLOSE) * goal;
+            step = match (good, bad) {
+                (Some(low), Some(high)) if pass < PASSES / 2 => interpolate(low, high, aim),
+                (Some((low, _)), Some(_)) if pass >= PASSES => low,
+                (Some((low, _)), Some((high, _))) => (low * high).sqrt(),
+                // The error grows with about the 1.5th power of the step.
+                _ if error > 0.0 => step * (aim / error).powf(0.67).clamp(0.25, 4.0),
+                _ => step * 4.0,
+            };
+        }
+        unreachable!("the loop has no end of its own")
+    }
+
+    /// Quantizes everything with one step. Returns the streams' side information and the error.
+    fn quantize(&mut self, x: &[f32], shapes: &[Vec<usize>], step: f32, rdo: bool) -> (Vec<Side>, f64) {
+        let Self { indices, signs, viterbi, coder, .. } = self;
+        let mut sides = Vec::with_capacity(shapes.len());
+        let mut total = 0.0;
+        let mut start = 0;
+        for shape in shapes {
+            let count = shape.iter().product::<usize>();
+            let range = start..start + count;
+            start = range.end;
+            let (x, indices) = (&x[range.clone()], &mut indices[range]);
+            let mut grid = Grid::new(shape, count);
+            let (kind, guess) = if rdo { (Indices::Trellis, 2.0 * step) } else { (Indices::Scalar, step) };
+            vectorized(
+                #[inline(always)]
+                || {
+                    round(x, guess, indices);
+                    grid.find_stride(indices, signs);
+                    if rdo && step > 0.0 {
+                        viterbi.quantize(x, step, &grid, coder, indices);
+                    }
+                    let (side, error) = settle(x, step, grid, kind, indices);
+                    total += error;
+                    sides.push(side);
+                },
+            );
+        }
+        (sides, total)
+    }
+
+    /// Codes the indices and writes the streams. Returns their size.
+    fn write(
+        &mut self,
+        shapes: &[Vec<usize>],
+        sides: &[Side],
+        request: &Request,
+        outs: &mut [Vec<u8>],
+    ) -> usize {
+        let mut start = 0;
+        let mut bytes = 0;
+        for ((shape, side), out) in shapes.iter().zip(sides).zip(outs) {
+            let count = shape.iter().product::<usize>();
+            let indices = &self.indices[start..start + count];
+            start += count;
+            out.clear();
+            let coding = Coding::Uniform;
+            Header { scheme: Scheme::MsqV2, bits: request.bits, coding, count }.write(out);
+            let (coder, mut side) = (&mut self.coder, *side);
+            vectorized(
+                #[inline(always)]
+                || {
+                    coder.find_shift(&mut side.grid, side.indices, indices);
+                    side.write(out);
+                    coder.encode_all(&side.grid, side.indices, indices, out);
+                },
+            );
+            seal(out);
+            bytes += out.len();
+        }
+        bytes
+    }
+
+    /// Writes the streams of the least error that fit the goal, or the smallest there are.
+    fn step_for_bytes(
+        &mut self,
+        x: &[f32],
+        shapes: &[Vec<usize>],
+        request: &Request,
+        goal: usize,
+        outs: &mut [Vec<u8>],
+    ) {
+        let mut step = self.magnitudes.step_for(0.01 * self.magnitudes.energy);
+        let (mut fits, mut too_small): (Option<f64>, Option<f64>) = (None, None);
+        for pass in 0..2 * PASSES {
+            let (sides, _) = self.quantize(x, shapes, step as f32, request.rdo);
+            let bytes = self.write(shapes, &sides, request, outs);
+            let close = bytes as f64 >= CLOSE * goal as f64 || pass >= PASSES;
+            // Nothing but zeros is left: no step gives less.
+            let least = self.indices.iter().all(|index| *index == 0);
+            if (bytes <= goal && close) || least || step == 0.0 {
+                return;
+            }
+            if bytes <= goal {
+                fits = Some(step)
+            } else {
+                too_small = Some(step)
+            }
+            // Half the size takes a good deal more than twice the step.
+            let factor = (bytes as f64 / goal.max(1) as f64).clamp(0.25, 8.0);
+            step = match (too_small, fits) {
+                (Some(_), Some(high)) if pass >= PASSES => high,
+                (Some(low), Some(high)) => (low * high).sqrt(),
+                _ => step * factor * factor.sqrt(),
+            };
+        }
+    }
+}
+
+/// Between two steps with their errors, where the error should be `aim`; errors follow a power law.
+fn interpolate(low: (f64, f64), high: (f64, f64), aim: f64) -> f64 {
+    let part = (aim / low.1).ln() / (high.1 / low.1).ln();
+    let part = if part.is_finite() { part.clamp(0.05, 0.95) } else { 0.5 };
+    low.0 * (high.0 / low.0).powf(part)
+}
+
+/// Rounds to the nearest index.
+#[inline(always)]
+fn round(x: &[f32], step: f32, indices: &mut [i32]) {
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    for (index, v) in indices.iter_mut().zip(x) {
+        let position = (v * inverse).abs() + 0.5;
+        let position = if position < MAX_MAGNITUDE as f32 { position } else { MAX_MAGNITUDE as f32 };
+        let magnitude = position as i32;
+        *index = if *v < 0.0 { -magnitude } else { magnitude };
+    }
+}
+
+/// Finds the reconstruction points of the indices. Returns the side information and the error.
+#[inline(always)]
+fn settle(x: &[f32], step: f32, grid: Grid, indices: Indices, values: &[i32]) -> (Side, f64) {
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    let mut centroids = Centroids::default();
+    let mut largest = 0;
+    for_each_level(
+        &grid,
+        indices,
+        values,
+        #[inline(always)]
+        |at, level| {
+            largest = largest.max(values[at].unsigned_abs());
+            centroids.add((x[at] * inverse).abs(), level.unsigned_abs());
+        },
+    );
+    let offsets = centroids.offsets();
+    let side = Side { step, largest, offsets, indices, grid };
+    let mut error = 0.0;
+    for_each_level(
+        &grid,
+        indices,
+        values,
+        #[inline(always)]
+        |at, level| {
+            let lost = f64::from(x[at] - offsets.value(level, step));
+            error += lost * lost;
+        },
+    );
+    (side, error)
+}
+
+/// The levels that indices stand for, in order.
+#[inline(always)]
+fn for_each_level(grid: &Grid, indices: Indices, values: &[i32], mut f: impl FnMut(usize, i32)) {
+    for (row, values) in values.chunks(grid.cols).enumerate() {
+        let mut machine = crate::entropy::Machine::default();
+        for (column, value) in values.iter().enumerate() {
+            let level = indices.level(machine.quantizer(indices), *value);
+            machine.advance(*value);
+            f(row * grid.cols + column, level);
+        }
+    }
+}
+
+/// Distribution of the magnitudes, in sixteenths of an octave.
+#[derive(Debug, Default)]
+struct Magnitudes {
+    number: Vec<u32>,
+    energies: Vec<f64>,
+    energy: f64,
+}
+
+/// Bits of an f32 below those that make a bin: exponent and four bits of mantissa are left.
+const BIN_SHIFT: u32 = 19;
+
+impl Magnitudes {
+    fn measure(&mut self, x: &[f32]) {
+        self.number.clear();
+        self.number.resize(1 << (31 - BIN_SHIFT), 0);
+        self.energies.clear();
+        self.energies.resize(1 << (31 - BIN_SHIFT), 0.0);
+        for v in x {
+            let bin = ((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize;
+            self.number[bin] += 1;
+            self.energies[bin] += f64::from(*v) * f64::from(*v);
+        }
+        self.energy = self.energies.iter().sum();
+    }
+
+    /// The scalar step whose error is about `goal`.
+    fn step_for(&self, goal: f64) -> f64 {
+        let highest = self.number.iter().rposition(|number| *number > 0).unwrap_or(0);
+        let (mut low, mut high) = (bin_start(0), 4.0 * bin_start(highest + 1));
+        if self.energy == 0.0 || high <= 0.0 {
+            return 0.0;
+        }
+        low = low.max(high * 1e-12);
+        for _ in 0..50 {
+            let step = (low * high).sqrt();
+            if self.error(step) > goal { high = step } else { low = step }
+        }
+        low
+    }
+
+    fn error(&self, step: f64) -> f64 {
+        let threshold = 0.5 * step;
+        let mut error = 0.0;
+        for (bin, (number, energy)) in self.number.iter().zip(&self.energies).enumerate() {
+            error += if bin_start(bin + 1) <= threshold {
+                *energy
+            } else {
+                f64::from(*number) * step * step / 12.0
+            };
+        }
+        error
+    }
+}
+
+fn bin_start(bin: usize) -> f64 {
+    f64::from(f32::from_bits((bin as u32) << BIN_SHIFT).min(f32::MAX))
+}

@@ -1,0 +1,128 @@
+//! Rate-distortion optimised choice of indices under the trellis: the Viterbi algorithm, row by row.
+//!
+//! Every path through the state machine is a sequence of indices; the one of least
+//! `error + lambda * bits` wins. The bits come from the models as they stand when the row begins.
+
+use crate::entropy::{Coder, Costs, Grid, Indices, MAX_MAGNITUDE, NEXT, STATES, quantizer, token_cost};
+
+/// What a bit is worth, in squared steps. At high rates theory gives `2 ln 2` times the error; that
+/// error is about a quarter of a squared step under this trellis.
+const LAMBDA: f32 = 0.36;
+
+/// The two ways into each state: where from, and with which parity.
+const PREVIOUS: [[(u8, u8); 2]; STATES] = {
+    let mut previous = [[(0, 0); 2]; STATES];
+    let mut filled = [0; STATES];
+    let mut state = 0;
+    while state < STATES {
+        let mut parity = 0;
+        while parity < 2 {
+            let next = NEXT[state][parity] as usize;
+            previous[next][filled[next]] = (state as u8, parity as u8);
+            filled[next] += 1;
+            parity += 1;
+        }
+        state += 1;
+    }
+    previous
+};
+
+/// The best index of each quantizer and parity at one element.
+#[derive(Debug, Clone, Copy, Default)]
+struct Candidates {
+    index: [[u32; 2]; 2],
+    cost: [[f32; 2]; 2],
+}
+
+/// Memory that the search reuses.
+#[derive(Debug, Default)]
+pub struct Viterbi {
+    candidates: Vec<[[u32; 2]; 2]>,
+    /// Per element and state, which of the two ways in was better.
+    ways: Vec<[u8; STATES]>,
+    costs: Costs,
+}
+
+impl Viterbi {
+    /// Replaces `indices`, which come as a first guess, by the best ones. The coder codes them on the
+    /// way, for its models to learn.
+    #[inline(always)]
+    pub fn quantize(&mut self, x: &[f32], step: f32, grid: &Grid, coder: &mut Coder, indices: &mut [i32]) {
+        coder.start(grid, Indices::Trellis);
+        let group = grid.cols * grid.lanes;
+        for (x, indices) in x.chunks(group).zip(indices.chunks_mut(group)) {
+            self.costs.renew();
+            for (x, indices) in x.chunks(grid.cols).zip(indices.chunks_mut(grid.cols)) {
+                self.row(x, step, grid, coder, indices);
+            }
+            coder.encode_rows(grid, Indices::Trellis, indices);
+        }
+    }
+
+    #[inline(always)]
+    fn row(&mut self, x: &[f32], step: f32, grid: &Grid, coder: &mut Coder, indices: &mut [i32]) {
+        let Self { candidates, ways, costs } = self;
+        candidates.clear();
+        ways.clear();
+        let inverse = 1.0 / step;
+        let mut metric = [f32::INFINITY; STATES];
+        metric[0] = 0.0;
+        coder.look_ahead(
+            grid,
+            indices,
+            costs,
+            #[inline(always)]
+            |column, flip, costs| {
+                let found =
+                    candidates_of((x[column] * inverse).abs(), usize::from(flip != (x[column] < 0.0)), costs);
+                let mut next = [0.0; STATES];
+                let mut way = [0; STATES];
+                for state in 0..STATES {
+                    let [(s0, p0), (s1, p1)] = PREVIOUS[state];
+                    let cost =
+                        |s: u8, p: u8| metric[s as usize] + found.cost[quantizer(s as usize)][p as usize];
+                    let (first, second) = (cost(s0, p0), cost(s1, p1));
+                    way[state] = u8::from(second < first);
+                    next[state] = if second < first { second } else { first };
+                }
+                metric = next;
+                candidates.push(found.index);
+                ways.push(way);
+            },
+        );
+        let mut state = (1..STATES).fold(0, |best, s| if metric[s] < metric[best] { s } else { best });
+        for column in (0..x.len()).rev() {
+            let (previous, parity) = PREVIOUS[state][usize::from(ways[column][state])];
+            let magnitude = candidates[column][quantizer(previous as usize)][parity as usize] as i32;
+            indices[column] = if x[column] < 0.0 { -magnitude } else { magnitude };
+            state = previous as usize;
+        }
+    }
+}
+
+/// `position` is the magnitude in steps, `sign` 1 if the sign is coded as negative.
+#[inline(always)]
+fn candidates_of(position: f32, sign: usize, costs: [&[f32; 16]; 2]) -> Candidates {
+    let mut found = Candidates::default();
+    for (quantizer, costs) in costs.into_iter().enumerate() {
+        // Index k of the first quantizer lies at 2 k, of the second at 2 k - 1 (0 for k = 0).
+        let shift = quantizer as f32;
+        let scaled = (position + shift) * 0.5;
+        let nearest = (scaled + 0.5) as u32;
+        let nearest = nearest.clamp(quantizer as u32, MAX_MAGNITUDE - 1);
+        let other =
+            if scaled < nearest as f32 && nearest > quantizer as u32 { nearest - 1 } else { nearest + 1 };
+        let zero = position * position + LAMBDA * costs[0];
+        found.cost[quantizer] = [zero, f32::INFINITY];
+        for index in [nearest, other] {
+            let error = position - (2.0 * index as f32 - shift);
+            let cost = error * error + LAMBDA * token_cost(index, sign, costs);
+            let parity = index as usize & 1;
+            if index > 0 && cost < found.cost[quantizer][parity] {
+                found.cost[quantizer][parity] = cost;
+                found.index[quantizer][parity] = index;
+            }
+        }
+    }
+    found
+}
