@@ -8,31 +8,40 @@ pub fn packed_len(count: usize, bits: u8) -> usize {
 }
 
 /// Appends `codes`, packed.
+#[inline(always)]
 pub fn pack(codes: &[u8], bits: u8, out: &mut Vec<u8>) {
-    match bits {
-        8 => out.extend_from_slice(codes),
-        4 => {
-            let (pairs, rest) = codes.as_chunks::<2>();
-            out.extend(pairs.iter().map(|[low, high]| low | high << 4));
-            out.extend(rest);
-        }
-        _ => {
-            let (groups, rest) = codes.as_chunks::<8>();
-            for group in groups {
-                out.extend_from_slice(&pack_group(group, bits).to_le_bytes()[..bits as usize]);
-            }
-            if !rest.is_empty() {
-                let mut group = [0; 8];
-                group[..rest.len()].copy_from_slice(rest);
-                let bytes = pack_group(&group, bits).to_le_bytes();
-                out.extend_from_slice(&bytes[..packed_len(rest.len(), bits)]);
-            }
-        }
+    if bits == 8 {
+        return out.extend_from_slice(codes);
     }
+    let start = out.len();
+    let (groups, rest) = codes.as_chunks::<8>();
+    // Room for the eight bytes that are stored for every group, of which the next one replaces some.
+    out.resize(start + groups.len() * bits as usize + 8, 0);
+    let mut target = &mut out[start..];
+    for group in groups {
+        let Some((word, _)) = target.split_first_chunk_mut::<8>() else { break };
+        *word = pack_group(*group, bits).to_le_bytes();
+        target = &mut target[bits as usize..];
+    }
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    target[..8].copy_from_slice(&pack_group(last, bits).to_le_bytes());
+    out.truncate(start + packed_len(codes.len(), bits));
 }
 
-fn pack_group(codes: &[u8; 8], bits: u8) -> u64 {
-    codes.iter().rev().fold(0, |word, &code| word << bits | u64::from(code))
+/// Moves eight fields of `bits` bits together, two by two.
+#[inline(always)]
+fn pack_group(codes: [u8; 8], bits: u8) -> u64 {
+    let bits = u32::from(bits);
+    let word = u64::from_le_bytes(codes);
+    // Fields of `width` bits at the bottom of each `lane` bits become fields of twice the width.
+    let merge = |word: u64, lane: u32, width: u32, ones: u64| {
+        let low = ones.wrapping_mul((1u64 << width) - 1);
+        (word & low) | ((word >> (lane - width)) & (low << width))
+    };
+    let word = merge(word, 8, bits, 0x0001_0001_0001_0001);
+    let word = merge(word, 16, 2 * bits, 0x0000_0001_0000_0001);
+    merge(word, 32, 4 * bits, 1)
 }
 
 /// Unpacks `codes.len()` codes from the start of `packed`; missing bytes read as zero.

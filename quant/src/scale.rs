@@ -26,13 +26,15 @@ pub fn scale_table(base: f32) -> ScaleTable {
 
 /// The byte of the smallest scale that is at least `magnitude`, or of the smallest scale above zero.
 /// A magnitude of zero gives [`ZERO`].
+#[inline(always)]
 pub fn byte_at_least(table: &ScaleTable, magnitude: f32) -> u8 {
     if magnitude == 0.0 {
         return ZERO;
     }
-    let octaves = (table[0] / magnitude).log2();
-    let mut s = (octaves * 8.0).clamp(0.0, 254.0) as usize;
-    // The logarithm is a guess: only the table decides.
+    // Exponent and upper three bits of the mantissa: a logarithm in eighths that is never more than one
+    // off. Only the table decides.
+    let eighths = ((table[0] / magnitude).to_bits() >> 20) as i32 - (127 << 3);
+    let mut s = eighths.clamp(0, 254) as usize;
     while s > 0 && table[s] < magnitude {
         s -= 1;
     }
@@ -43,6 +45,7 @@ pub fn byte_at_least(table: &ScaleTable, magnitude: f32) -> u8 {
 }
 
 /// The byte of the scale that is nearest to `magnitude` in ratio.
+#[inline(always)]
 pub fn byte_nearest(table: &ScaleTable, magnitude: f32) -> u8 {
     let s = byte_at_least(table, magnitude);
     let closer = s < 254 && magnitude * magnitude < table[s as usize] * table[s as usize + 1];

@@ -18,24 +18,32 @@ const CELLS: usize = 4096;
 /// What the moments' shape parameters are multiplied with: a smaller sum is a flatter density.
 const FLATTEN: [f32; 7] = [1.0, 0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625];
 
+#[inline(always)]
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let table = scale_table(request.max_abs);
     let Scratch { codes, scales, finder, histogram } = scratch;
     histogram.reset(CELLS);
     // Moments of the normalised values, weighted as the error is.
     let (mut weight, mut first, mut second) = (0.0f64, 0.0f64, 0.0f64);
-    for_each_scaled_block(x, &table, scales, codes, |scale, values, _| {
-        let ratio = f64::from(scale / request.max_abs.max(f32::MIN_POSITIVE));
-        let factor = inverse(scale);
-        let (sum, squares) = values.iter().fold((0.0f32, 0.0f32), |(sum, squares), v| {
-            let u = v * factor;
-            histogram.add(histogram.cell(u), ratio * ratio, f64::from(u));
-            (sum + u, squares + u * u)
-        });
-        weight += ratio * ratio * values.len() as f64;
-        first += ratio * ratio * f64::from(sum);
-        second += ratio * ratio * f64::from(squares);
-    });
+    for_each_scaled_block(
+        x,
+        &table,
+        scales,
+        codes,
+        #[inline(always)]
+        |scale, values, _| {
+            let ratio = f64::from(scale / request.max_abs.max(f32::MIN_POSITIVE));
+            let factor = inverse(scale);
+            let (sum, squares) = values.iter().fold((0.0f32, 0.0f32), |(sum, squares), v| {
+                let u = v * factor;
+                histogram.add(histogram.cell(u), ratio * ratio, f64::from(u));
+                (sum + u, squares + u * u)
+            });
+            weight += ratio * ratio * values.len() as f64;
+            first += ratio * ratio * f64::from(sum);
+            second += ratio * ratio * f64::from(squares);
+        },
+    );
     histogram.accumulate();
     let (alpha, beta, levels) = best_shape(fit(weight, first, second), histogram, request.bits);
     if request.bits == 1 {

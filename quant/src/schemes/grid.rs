@@ -18,16 +18,24 @@ pub fn levels(bits: u8) -> Vec<f32> {
 }
 
 /// `laq8`: the 8-bit uniform grid of LAQ (Sun et al. 2019, section 2.1), rounded to nearest.
+#[inline(always)]
 pub fn quantize_laq(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let table = scale_table(request.max_abs);
     side.extend_from_slice(&request.max_abs.to_le_bytes());
     let half = 0.5 * top_code(LAQ_BITS) as f32;
-    for_each_scaled_block(x, &table, &mut scratch.scales, &mut scratch.codes, |scale, values, codes| {
-        let factor = half * inverse(scale);
-        for (v, code) in values.iter().zip(codes) {
-            *code = (v * factor + half + 0.5) as i32 as u8;
-        }
-    });
+    for_each_scaled_block(
+        x,
+        &table,
+        &mut scratch.scales,
+        &mut scratch.codes,
+        #[inline(always)]
+        |scale, values, codes| {
+            let factor = half * inverse(scale);
+            for (v, code) in values.iter().zip(codes) {
+                *code = (v * factor + half + 0.5) as i32 as u8;
+            }
+        },
+    );
 }
 
 pub fn parse_laq(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
@@ -41,6 +49,7 @@ pub fn parse_laq(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeErro
 
 /// `bin`: the sign times the mean magnitude of the tensor (Seide et al. 2014 with one scale). It
 /// shrinks the error of any vector, so that error feedback converges.
+#[inline(always)]
 pub fn quantize_bin(x: &[f32], scratch: &mut Scratch, side: &mut Vec<u8>) {
     let sum: f64 = x.iter().map(|v| f64::from(v.abs())).sum();
     let mean = if x.is_empty() { 0.0 } else { (sum / x.len() as f64) as f32 };

@@ -41,6 +41,7 @@ pub struct Request {
 }
 
 /// Quantizes `x`: side information to `side`, codes to `scratch.codes`.
+#[inline(always)]
 pub fn quantize(scheme: Scheme, x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     scratch.codes.clear();
     scratch.codes.resize(x.len(), 0);
@@ -163,6 +164,7 @@ impl Levels {
 
 /// Normalises `x` by a scale per block that covers the block's largest magnitude and hands each block
 /// to `each(scale, values, codes)`. A block of zeros has a scale of zero.
+#[inline(always)]
 fn for_each_scaled_block(
     x: &[f32],
     table: &ScaleTable,

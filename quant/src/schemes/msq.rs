@@ -21,6 +21,7 @@ const CELLS: usize = 8192;
 /// Most Lloyd-Max iterations.
 const ITERATIONS: usize = 200;
 
+#[inline(always)]
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let table = scale_table(request.max_abs);
     side.extend_from_slice(&request.max_abs.to_le_bytes());
@@ -29,16 +30,23 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
     }
     let Scratch { codes, scales, histogram, finder } = scratch;
     histogram.reset(CELLS);
-    for_each_scaled_block(x, &table, scales, codes, |scale, values, _| {
-        let factor = inverse(scale);
-        // Relative to the largest scale: squares of tiny scales must not underflow.
-        let ratio = f64::from(scale / request.max_abs.max(f32::MIN_POSITIVE));
-        let weight = ratio * ratio;
-        for v in values {
-            let u = v * factor;
-            histogram.add(histogram.cell(u), weight, f64::from(u));
-        }
-    });
+    for_each_scaled_block(
+        x,
+        &table,
+        scales,
+        codes,
+        #[inline(always)]
+        |scale, values, _| {
+            let factor = inverse(scale);
+            // Relative to the largest scale: squares of tiny scales must not underflow.
+            let ratio = f64::from(scale / request.max_abs.max(f32::MIN_POSITIVE));
+            let weight = ratio * ratio;
+            for v in values {
+                let u = v * factor;
+                histogram.add(histogram.cell(u), weight, f64::from(u));
+            }
+        },
+    );
     histogram.accumulate();
     let mut levels = vec![0.0; 1 << request.bits];
     lloyd_max(histogram, &mut levels, true, ITERATIONS);
@@ -61,6 +69,7 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
 
 /// At 1 bit there is no room for a zero: the sign times the mean magnitude of the block, which
 /// shrinks the error of any block.
+#[inline(always)]
 fn quantize_signs(x: &[f32], table: &crate::scale::ScaleTable, scratch: &mut Scratch, side: &mut Vec<u8>) {
     for level in [-f16::ONE, f16::ONE] {
         side.extend_from_slice(&level.to_le_bytes());

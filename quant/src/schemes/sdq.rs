@@ -35,6 +35,7 @@ const SMALL_MEAN: f64 = 0.5;
 /// Adding and subtracting it rounds a small f32 to the nearest integer.
 const ROUND: f32 = 12_582_912.0;
 
+#[inline(always)]
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let (mean, deviation) = moments(x);
     side.extend_from_slice(&mean.to_le_bytes());
@@ -56,6 +57,7 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
 }
 
 /// Mean (zero if it is small) and standard deviation around it, both as they go on the wire.
+#[inline(always)]
 fn moments(x: &[f32]) -> (f32, f32) {
     // Sixteen sums side by side, which the compiler keeps in vector registers; f64 at the end of each
     // stretch so that long tensors lose nothing.
@@ -107,15 +109,22 @@ fn step_byte(table: &ScaleTable, step: f32) -> u8 {
 #[inline(always)]
 fn best_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, bits: u8) -> u8 {
     let largest = super::max_abs(block);
-    let turned = if block.contains(&largest) { TURNED } else { 0 };
+    // Among f32 as integers the largest is the largest positive number, if there is one.
+    let positive = block.iter().fold(i32::MIN, |max, v| max.max(v.to_bits() as i32));
+    let turned = if positive == largest.to_bits() as i32 { TURNED } else { 0 };
     let half = (1u32 << (bits - 1)) as f32;
     let first = step_byte(table, largest / (half + 0.5));
     if first == ZERO_STEP {
         return ZERO_STEP;
     }
-    let tries = if bits <= 3 { 12 } else { 5 };
     let (mut best, mut best_error) = (first | turned, f32::INFINITY);
-    for s in first..(first + tries).min(ZERO_STEP) {
+    // With many levels there is little to win by clipping.
+    let (tries, stride) = match bits {
+        ..=3 => (6, 2),
+        4..=5 => (3, 2),
+        _ => (2, 1),
+    };
+    for s in (first..ZERO_STEP).step_by(stride).take(tries) {
         let byte = s | turned;
         let error = block_error(block, table[byte as usize], half);
         if error < best_error {
@@ -129,14 +138,21 @@ fn best_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, bits: u8) -> u8 {
 #[inline(always)]
 fn block_error(block: &[f32; SDQ_BLOCK], step: f32, half: f32) -> f32 {
     let factor = 1.0 / step;
-    let mut sums = [0.0f32; 16];
-    for group in block.as_chunks::<16>().0 {
-        for i in 0..16 {
-            let error = round_to_code(group[i] * factor, half) * step - group[i];
-            sums[i] += error * error;
-        }
+    let mut squares = [0.0f32; SDQ_BLOCK];
+    for (square, v) in squares.iter_mut().zip(block) {
+        let error = round_to_code(v * factor, half) * step - v;
+        *square = error * error;
     }
-    sums.iter().sum()
+    // Pairwise: additions in a row would take longer than all that came before.
+    let mut width = SDQ_BLOCK / 2;
+    while width > 0 {
+        let (low, high) = squares.split_at_mut(width);
+        for (low, high) in low.iter_mut().zip(high) {
+            *low += *high;
+        }
+        width /= 2;
+    }
+    squares[0]
 }
 
 /// The nearest integer in [-half, half - 1].
@@ -149,6 +165,7 @@ fn round_to_code(position: f32, half: f32) -> f32 {
 
 /// At 1 bit the levels are plus and minus half a step: the mean magnitude shrinks the error of any
 /// block.
+#[inline(always)]
 fn sign_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, count: usize) -> u8 {
     let mean = block.iter().map(|v| v.abs()).sum::<f32>() / count as f32;
     if mean == 0.0 { ZERO_STEP } else { crate::scale::byte_nearest(table, 2.0 * mean).min(ZERO_STEP - 1) }

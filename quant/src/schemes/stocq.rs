@@ -6,6 +6,7 @@
 use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, grid, inverse};
 use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
 
+#[inline(always)]
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
     let table = scale_table(request.max_abs);
     side.extend_from_slice(&request.max_abs.to_le_bytes());
@@ -13,17 +14,24 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
     let top = grid::top_code(request.bits);
     let random = Random::new(request.seed);
     let mut index = 0u32;
-    for_each_scaled_block(x, &table, &mut scratch.scales, &mut scratch.codes, |scale, values, codes| {
-        let half = 0.5 * top as f32;
-        let factor = half * inverse(scale);
-        for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
-            let position = v * factor + half + random.unit(index + i);
-            // Rounding may carry the largest value past the last code.
-            let position = if position < top as f32 { position } else { top as f32 };
-            *code = position as i32 as u8;
-        }
-        index += BLOCK as u32;
-    });
+    for_each_scaled_block(
+        x,
+        &table,
+        &mut scratch.scales,
+        &mut scratch.codes,
+        #[inline(always)]
+        |scale, values, codes| {
+            let half = 0.5 * top as f32;
+            let factor = half * inverse(scale);
+            for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
+                let position = v * factor + half + random.unit(index + i);
+                // Rounding may carry the largest value past the last code.
+                let position = if position < top as f32 { position } else { top as f32 };
+                *code = position as i32 as u8;
+            }
+            index += BLOCK as u32;
+        },
+    );
 }
 
 pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
