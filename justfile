@@ -32,3 +32,12 @@ independence:
 
 examples:
     .ci/run setup main_job examples
+
+manifests:
+    .ci/run manifests
+
+dashboard:
+    .ci/run dashboard
+
+images:
+    .ci/run images

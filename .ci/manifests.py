@@ -4,6 +4,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 import yaml
 
@@ -44,8 +45,10 @@ for role, kind in (("master", "Deployment"), ("worker", "DaemonSet")):
     assert known - UNSET <= used, f"{role}: {sorted(known - UNSET - used)} are missing in the ConfigMap"
     assert all(isinstance(value, str) for value in config.values()), "a ConfigMap holds strings"
 
-    # The binary itself takes the values (the data and state are not looked at by the parser).
-    ran = subprocess.run([binaries / f"fl-{role}", "--help"], env=config, capture_output=True, text=True)
+    # The binary itself takes the values, together.
+    with tempfile.TemporaryDirectory() as folder:
+        moved = {"STATE_DIR": folder} if "STATE_DIR" in config else {"WORKER_ID": "node-1"}
+        ran = subprocess.run([binaries / f"fl-{role}", "--check"], env=config | moved, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
 
     labels = {"app": role}
@@ -81,15 +84,18 @@ for what, spare in (("requests", 60), ("limits", 200)):
 stages = [re.search(r"FROM rust.*?(?=FROM scratch)", pathlib.Path(f"Dockerfile.{r}").read_text(), re.S).group() for r in PORTS]
 assert stages[0] == stages[1], "the build stages of the two Dockerfiles differ: the second would be built again"
 
-# The rules, unwrapped for promtool; and the dashboard's JSON.
+# The rules and the dashboard's queries, unwrapped for promtool.
 rule = load("manifests/monitoring/alerts.yaml")[0]
 assert rule["kind"] == "PrometheusRule"
-rules_out.write_text(yaml.safe_dump(rule["spec"]))
 board = json.loads(load("manifests/monitoring/grafana-dashboard.yaml")[0]["data"]["fl.json"])
 assert board["panels"]
 metrics = pathlib.Path("master/src/metrics.rs").read_text() + pathlib.Path("worker/src/metrics.rs").read_text()
-queries = [t["expr"] for p in board["panels"] for t in p.get("targets", [])] + [
-    r["expr"] for g in rule["spec"]["groups"] for r in g["rules"]]
+shown = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
+plain = [re.sub(r"\$__rate_interval|\$__interval", "5m", expr) for expr in shown]
+spec = {"groups": rule["spec"]["groups"] + [
+    {"name": "grafana", "rules": [{"record": f"panel:query{i}", "expr": expr} for i, expr in enumerate(plain)]}]}
+rules_out.write_text(yaml.safe_dump(spec))
+queries = shown + [r["expr"] for g in rule["spec"]["groups"] for r in g["rules"]]
 for name in sorted(set(re.findall(r"\bfl_[a-z_]+", " ".join(queries)))):
     base = re.sub(r"_(bucket|sum|count)$", "", name)
     assert f'"{name}"' in metrics or f'"{base}"' in metrics, f"{name} is no metric of ours"

@@ -28,11 +28,10 @@ else
     echo "manifests: no current kubectl here, the overlays are not rendered"
 fi
 for version in 1.25 1.34; do
-    for file in "${files[@]}"; do
-        "$VENV/bin/kubernetes-validate" -k "$version" --strict --quiet "$file"
-    done
+    "$VENV/bin/kubernetes-validate" -k "$version" --strict --quiet "${files[@]}"
     echo "manifests: ${#files[@]} files are valid on Kubernetes $version"
 done
 
+"$VENV/bin/python" .ci/settings.py --check "$BIN"
 "$VENV/bin/python" .ci/manifests.py "$BIN" "$OUT/rules.yaml"
 promtool check rules "$OUT/rules.yaml"

@@ -1,4 +1,5 @@
-"""Writes the settings of both binaries, as their --help tells them, into docs/operators.md.
+"""Writes the settings of both binaries, as their --help tells them, into the documents. A place for them begins with
+`<!-- settings:master -->` and ends with `<!-- /settings:master -->`; names in the first mark choose some of them.
 
     python3 .ci/settings.py [--check] [FOLDER_OF_THE_BINARIES]
 """
@@ -9,13 +10,13 @@ import sys
 
 check = "--check" in sys.argv
 folder = pathlib.Path(next((a for a in sys.argv[1:] if not a.startswith("--")), "target/release"))
-document = pathlib.Path("docs/operators.md")
 
 
-def table(role):
+def settings(role):
+    """Per variable its row of the table."""
     text = subprocess.run([folder / f"fl-{role}", "--help"], check=True, capture_output=True, text=True,
                           env={"COLUMNS": "4000"}).stdout
-    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    rows = {}
     for block in re.split(r"\n(?=\s+(?:-\w, )?--[a-z])", text)[1:]:
         block = block.split("\n\n", 1)[0] if "[env:" in block.split("\n\n", 1)[0] else block
         variable = re.search(r"\[env: ([A-Z_0-9]+)", block)
@@ -30,18 +31,27 @@ def table(role):
             meaning += f": {values.group(1)}"
         value = default.group(1).strip() if default else ""
         shown = f"`{value}`" if value and " " not in value else value
-        rows.append(f"| `{variable.group(1)}` | {shown} | {meaning} |".replace("|  |", "| |"))
+        rows[variable.group(1)] = f"| `{variable.group(1)}` | {shown} | {meaning} |".replace("|  |", "| |")
     assert len(rows) > 15, f"fl-{role} --help was not understood"
-    return "\n".join(rows)
+    return rows
 
 
-old = text = document.read_text()
-for role in ("master", "worker"):
-    begin, end = f"<!-- settings:{role} -->", f"<!-- /settings:{role} -->"
-    head, rest = text.split(begin)
-    text = f"{head}{begin}\n{table(role)}\n{end}{rest.split(end)[1]}"
-if check and text != old:
-    sys.exit("docs/operators.md does not tell the settings of today: run python3 .ci/settings.py")
-if text != old:
-    document.write_text(text)
-print(f"settings: docs/operators.md {'agrees with' if check else 'tells'} the binaries' --help")
+def table(mark):
+    role, names = mark.group(2), mark.group(3).split()
+    rows = SETTINGS[role]
+    chosen = [rows[name] for name in names] if names else list(rows.values())
+    body = "\n".join(["| variable | default | meaning |", "| --- | --- | --- |", *chosen])
+    return f"{mark.group(1)}\n{body}\n{mark.group(4)}"
+
+
+SETTINGS = {role: settings(role) for role in ("master", "worker")}
+for document, places in (("README.md", 2), ("docs/operators.md", 2)):
+    path = pathlib.Path(document)
+    old = path.read_text()
+    new, found = re.subn(r"(<!-- settings:(\w+)((?: [A-Z_]+)*) -->)\n.*?(<!-- /settings:\2 -->)", table, old, flags=re.S)
+    assert found == places, f"{document} has {found} of {places} places for settings"
+    if check and new != old:
+        sys.exit(f"{document} does not tell the settings of today: run python3 .ci/settings.py")
+    if new != old:
+        path.write_text(new)
+    print(f"settings: {document} {'agrees with' if check else 'tells'} the binaries' --help")

@@ -156,19 +156,27 @@
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const cursor = { sync: { key: "rounds" }, drag: { x: true, y: false }, points: { size: 7 } };
 
-  function axes(format) {
+  function axes(format, logarithmic) {
     const shared = { stroke: colour("--soft"), ticks: { show: false }, font: "12px system-ui, sans-serif" };
-    const grid = { stroke: colour("--line"), width: 1 };
+    // Of a logarithmic axis only the powers of ten.
+    const decades = (_, splits) => splits.map((v) => (Number.isInteger(Math.round(1e6 * Math.log10(v)) / 1e6) ? v : null));
+    const grid = { stroke: colour("--line"), width: 1, ...(logarithmic && { filter: decades }) };
     const whole = (_, ticks) => ticks.map((t) => (Number.isInteger(t) ? String(t) : ""));
     const labels = (_, ticks) => ticks.map((t) => (t === null ? "" : format(t)));
     return [{ ...shared, grid: { show: false }, values: whole, size: 30, space: 56 }, { ...shared, grid, values: labels, size: 62, space: 34 }];
   }
 
+  // The value under the cursor; without one, the last that is known.
+  const shown = (format) => (plot, value, series, index) => {
+    const current = index === null ? plot.data[series]?.findLast(known) : value;
+    return known(current) ? format(current) : NONE;
+  };
+
   function line(label, name, format, dash) {
     const single = (plot, _, show) => show && plot.data[0].length < 2;
     return {
       label, stroke: colour(name), width: 2, dash, spanGaps: true, points: { show: single, size: 7, fill: colour(name) },
-      value: (_, value) => (value === null || value === undefined ? NONE : format(value)),
+      value: shown(format),
     };
   }
 
@@ -176,6 +184,8 @@
   const positive = (value) => (known(value) && value > 0 ? value : null);
   const orNull = (value) => (known(value) ? value : null);
   const fromZero = (_, min, max) => [0, max > 0 ? max * 1.08 : 1];
+  const wholeDecades = (_, min, max) => (min > 0
+    ? [10 ** Math.floor(Math.log10(min * 0.99)), 10 ** Math.ceil(Math.log10(max * 1.01))] : [1, 10]);
   const CHARTS = [
     {
       id: "accuracy", scale: { range: (_, min, max) => [Math.max(0, min - 0.05 * (max - min) - 0.005), Math.min(1, max + 0.02 * (max - min) + 0.005)] },
@@ -190,7 +200,7 @@
       caption: (r) => (known(r.test_loss) ? "test " + loss(r.test_loss) : "") + (known(r.train_loss) ? ", training " + loss(r.train_loss) : ""),
     },
     {
-      id: "bytes", scale: { distr: 3 }, tick: bytes,
+      id: "bytes", scale: { distr: 3, range: wholeDecades }, tick: bytes,
       series: () => [line("Updates up", "--one", bytes), line("Models down", "--two", bytes, [6, 4])],
       columns: [(r) => positive(r.bytes_up), (r) => positive(r.bytes_down)],
       caption: (r) => `${bits(r.bits_per_param)} bits per parameter` + (r.bits_per_param > 0 ? `, ${three(32 / r.bits_per_param)}× smaller than f32` : ""),
@@ -214,9 +224,9 @@
     for (const chart of CHARTS) {
       const node = byId("plot-" + chart.id);
       const options = {
-        width: width(node), height: 196, cursor, axes: axes(chart.tick), padding: [10, 12, 0, 0],
+        width: width(node), height: 196, cursor, axes: axes(chart.tick, chart.scale.distr === 3), padding: [10, 12, 0, 0],
         scales: { x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) }, y: chart.scale },
-        series: [{ label: "Round", value: (_, v) => (v === null ? NONE : count(v)) }, ...chart.series()],
+        series: [{ label: "Round", value: shown(count) }, ...chart.series()],
       };
       plots.push({ chart, node, uplot: new uPlot(options, table(chart, all), node) });
     }

@@ -88,8 +88,49 @@ impl Board {
         &self.workers
     }
 
+    /// The last updates of at most `limit` workers: those heard from last.
+    pub fn latest_workers(&self, limit: usize) -> BTreeMap<String, WorkerStatus> {
+        let named = |(id, worker): (&WorkerId, &WorkerStatus)| (id.to_string(), worker.clone());
+        if self.workers.len() <= limit {
+            return self.workers.iter().map(named).collect();
+        }
+        let mut latest: Vec<_> = self.workers.iter().collect();
+        latest.select_nth_unstable_by(limit, |a, b| b.1.last_update_ts.total_cmp(&a.1.last_update_ts));
+        latest.truncate(limit);
+        latest.into_iter().map(named).collect()
+    }
+
     /// The finished rounds, the oldest first.
     pub fn history(&self) -> &VecDeque<HistoryRecord> {
         &self.history
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_workers_are_those_heard_from_last() {
+        let mut board = Board::default();
+        for i in 0..1000u32 {
+            let status = WorkerStatus {
+                ip: "::1".into(),
+                round: 1,
+                num_samples: 1,
+                loss: None,
+                compute_factor: None,
+                // Neither in the order of the names nor against it.
+                last_update_ts: f64::from(i * 7 % 1000),
+                bytes: 1,
+            };
+            board.saw(format!("w{i:04}").parse().unwrap(), status);
+        }
+        let latest = board.latest_workers(200);
+        assert_eq!(latest.len(), 200);
+        assert!(latest.values().all(|worker| worker.last_update_ts >= 800.0));
+        assert_eq!(board.latest_workers(1000).len(), 1000);
+        assert_eq!(board.latest_workers(usize::MAX).len(), 1000);
+        assert!(board.latest_workers(0).is_empty());
     }
 }

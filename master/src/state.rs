@@ -127,6 +127,11 @@ impl Shared {
 
     /// The body of `GET /status`.
     pub fn status(&self) -> StatusBody {
+        self.status_with(usize::MAX)
+    }
+
+    /// The same with at most `max_workers` workers, those heard from last.
+    pub fn status_with(&self, max_workers: usize) -> StatusBody {
         let published = self.published.borrow().clone();
         let board = self.board();
         StatusBody {
@@ -134,7 +139,7 @@ impl Shared {
             num_pending_rounds: u64::from(board.pending_updates > 0),
             pending_updates: board.pending_updates,
             min_clients: self.config.round.min_clients as u64,
-            workers: board.workers().iter().map(|(id, w)| (id.to_string(), w.clone())).collect(),
+            workers: board.latest_workers(max_workers),
             model: self.model_name.clone(),
             num_parameters: self.layout.parameters() as u64,
             dataset: self.config.model.dataset.to_string(),

@@ -3,6 +3,7 @@
 mod auth;
 pub mod body;
 mod dashboard;
+mod events;
 mod global;
 pub mod limiter;
 mod openapi;
@@ -46,6 +47,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/readyz", get(status::get_readyz))
         .route("/openapi.json", get(openapi::get_openapi))
         .merge(dashboard::routes())
+        .merge(events::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(middleware::from_fn_with_state(shared.clone(), auth::require))

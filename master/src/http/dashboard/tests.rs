@@ -1,0 +1,133 @@
+use super::*;
+use fl_protocol::{LastEvaluation, StatusBody};
+use std::collections::BTreeMap;
+
+fn worker(round: u64, last_update_ts: f64) -> WorkerStatus {
+    WorkerStatus {
+        ip: "<script>".to_owned(),
+        round,
+        num_samples: 360,
+        loss: Some(0.25),
+        compute_factor: Some(0.012),
+        last_update_ts,
+        bytes: 5432,
+    }
+}
+
+fn status(workers: BTreeMap<String, WorkerStatus>) -> StatusBody {
+    StatusBody {
+        global_round: 7,
+        num_pending_rounds: 1,
+        pending_updates: 1,
+        min_clients: 2,
+        workers,
+        model: "<b>mlp</b>".to_owned(),
+        num_parameters: 99_910,
+        dataset: "digits".to_owned(),
+        strategy: "fedavg".to_owned(),
+        last_evaluation: Some(LastEvaluation { round: 7, accuracy: 0.9722, loss: 0.1123, samples: 360 }),
+        rejected_updates: BTreeMap::from([("stale_round".to_owned(), 2)]),
+        uptime_s: 75.0,
+        finished: false,
+        version: "0.1.0".to_owned(),
+    }
+}
+
+fn view(status: StatusBody, now_ts: f64) -> Snapshot {
+    Snapshot { num_workers: status.workers.len(), status, now_ts }
+}
+
+fn record(round: u64) -> HistoryRecord {
+    HistoryRecord {
+        round,
+        started_ts: 90.0,
+        finished_ts: 95.0,
+        duration_s: 0.084,
+        participants: 2,
+        num_samples: 720,
+        train_loss: Some(0.2),
+        test_accuracy: Some(0.97),
+        test_loss: Some(0.11),
+        bytes_up: 10_864,
+        bytes_down: 800_000,
+        bits_per_param: 0.43,
+    }
+}
+
+fn sample() -> String {
+    let workers =
+        BTreeMap::from([("edge1".to_owned(), worker(7, 99.0)), ("edge2".to_owned(), worker(2, 10.0))]);
+    page(&view(status(workers), 100.0), &[record(6), record(7)], "http://host:5000/\"><script>")
+}
+
+#[test]
+fn every_place_of_the_template_is_filled() {
+    let page = sample();
+    assert!(!page.contains("{{"), "{page}");
+    let empty = page_of_a_fresh_master();
+    assert!(!empty.contains("{{"), "{empty}");
+}
+
+fn page_of_a_fresh_master() -> String {
+    let status = StatusBody { last_evaluation: None, global_round: 0, ..status(BTreeMap::new()) };
+    page(&view(status, 100.0), &[], "http://localhost:5000")
+}
+
+#[test]
+fn the_numbers_are_there_without_a_script() {
+    let page = sample();
+    for text in [
+        "Round 8 is open",
+        "1 of 2 updates",
+        "97.2%",
+        "5.43 kB",
+        "74.4× smaller",
+        "84 ms",
+        "edge1",
+        "delivered",
+        "4 rounds behind",
+        "stale_round 2",
+        "99,910",
+    ] {
+        assert!(page.contains(text), "{text} is missing");
+    }
+    let fresh = page_of_a_fresh_master();
+    for text in ["No worker has delivered", "No round has finished", "not evaluated yet", "the initial model"]
+    {
+        assert!(fresh.contains(text), "{text} is missing");
+    }
+}
+
+#[test]
+fn what_comes_from_outside_is_escaped() {
+    let page = sample();
+    assert!(!page.contains("<script>") && !page.contains("<b>mlp"), "{page}");
+    assert!(page.contains("&lt;script&gt;") && page.contains("&lt;b&gt;mlp"));
+}
+
+#[test]
+fn the_page_obeys_its_own_policy() {
+    for banned in ["style=\"", "onclick", "javascript:", "<style", "http://", "https://", "//cdn"] {
+        assert!(!PAGE.contains(banned), "{banned}");
+    }
+    assert!(!PAGE.contains("<script>"));
+}
+
+#[test]
+fn the_whole_page_is_light() {
+    let total = PAGE.len()
+        + STYLE.len()
+        + SCRIPT.len()
+        + ICON.len()
+        + assets::UPLOT_JS.len()
+        + assets::UPLOT_CSS.len();
+    assert!(total <= 150_000, "{total} bytes");
+}
+
+#[test]
+fn workers_that_are_left_out_are_mentioned() {
+    let workers = (0..200).map(|i| (format!("w{i:04}"), worker(1, 99.0))).collect();
+    let view = Snapshot { num_workers: 1000, ..view(status(workers), 100.0) };
+    let page = page(&view, &[], "http://localhost:5000");
+    assert!(page.contains("The 200 heard from last of 1,000"));
+}
