@@ -218,7 +218,7 @@ start_daemon
 make_stand_in
 build
 check_images
-docker network create fl-net >/dev/null
+docker network inspect fl-net >/dev/null 2>&1 || docker network create fl-net >/dev/null
 check_start
 start_federation
 check_federation

@@ -25,7 +25,7 @@ def settings(role):
         lines = block.split("\n", 1)
         words = re.sub(r"\s+", " ", re.sub(r"^\s*--\S+( <[^>]*>)?", "", lines[0]) + " " + (lines[1] if len(lines) > 1 else ""))
         default = re.search(r"\[default: ([^\]]*)\]", words.replace("[default: none]", ""))
-        meaning = re.sub(r"\[(env|default|possible values): [^\]]*\]|Possible values:.*", "", words).strip().rstrip(":")
+        meaning = re.sub(r"\s*\[(env|default|possible values): [^\]]*\]|Possible values:.*", "", words).strip().rstrip(":").replace("|", "\\|")
         values = re.search(r"\[possible values: ([^\]]*)\]", words)
         if values:
             meaning += f": {values.group(1)}"
