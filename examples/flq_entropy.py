@@ -48,12 +48,14 @@ class Model:
         symbol = sum(bound <= slot for bound in self.bounds) - 1
         end = self.bounds[symbol + 1] if symbol < 15 else 32768
         lanes.advance(lane, self.bounds[symbol], end - self.bounds[symbol])
+        return symbol
+
+    def learn(self, symbol):
         shift = min(3 + self.seen // 8, self.last_shift)
         self.seen += 1
         for i in range(16):
             target = i if i <= symbol else 32752 + i
             self.bounds[i] += (target - self.bounds[i]) >> shift
-        return symbol
 
 
 def magnitude_of(symbol, lanes, lane):
@@ -86,6 +88,7 @@ def decode_levels(payload, grid, count, trellis):
         states = [0] * lane_count
         active = -(-in_group // cols)
         for time in range(cols + active - 1):
+            learned = []
             for lane in range(active):
                 column = time - lane
                 if not 0 <= column < cols or lane * cols + column >= in_group:
@@ -106,7 +109,9 @@ def decode_levels(payload, grid, count, trellis):
                     class_of(near, NEAR_STEPS),
                     class_of(abs(sign), SIGN_STEPS),
                 )
-                symbol = models.setdefault(key, Model(last_shift)).decode(lanes, lane)
+                model = models.setdefault(key, Model(last_shift))
+                symbol = model.decode(lanes, lane)
+                learned.append((model, symbol))
                 magnitude = magnitude_of(symbol, lanes, lane)
                 coded_negative = symbol > 0 and symbol % 2 == 0
                 index = -magnitude if coded_negative != (sign < 0) else magnitude
@@ -115,4 +120,6 @@ def decode_levels(payload, grid, count, trellis):
                 states[lane] = NEXT_STATE[states[lane]][index & 1]
                 signum = (index > 0) - (index < 0)
                 out[first + lane * cols + column] = 2 * index - signum * quantizer if trellis else index
+            for model, symbol in learned:
+                model.learn(symbol)
     return out

@@ -3,7 +3,7 @@
 use crate::{
     DecodeError, Scheme,
     bits::{Lookup, packed_len},
-    entropy::{Grid, Indices},
+    entropy::{Grid, Indices, Scratch},
     header::{Coding, HEADER_BYTES, Header},
     limits::CHUNK,
     reader::Reader,
@@ -12,7 +12,7 @@ use crate::{
     uniform,
 };
 use half::f16;
-use std::{borrow::Cow, cell::RefCell};
+use std::cell::RefCell;
 
 /// A stream whose every byte has been checked: decoding cannot fail any more.
 ///
@@ -28,20 +28,19 @@ pub struct Stream<'a> {
 enum Body<'a> {
     F32(&'a [u8]),
     F16(&'a [u8]),
-    Packed { levels: Levels, scales: Cow<'a, [u8]>, codes: &'a [u8] },
-    Entropy { levels: Levels, scales: Cow<'a, [u8]>, grid: Grid, payload: &'a [u8] },
+    Packed { levels: Levels, scales: &'a [u8], codes: &'a [u8] },
+    Entropy(Coded<'a>),
     Uniform { side: uniform::Side, payload: &'a [u8] },
 }
 
 thread_local! {
     /// What decoding an entropy-coded stream needs, so that it allocates nothing in steady state.
-    static SCRATCH: RefCell<uniform::Scratch> = RefCell::default();
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Lends the thread's scratch memory. It is taken out while in use: a decoder that is called while
 /// another one runs finds a new one.
-#[inline(always)]
-fn with_scratch<R>(mut work: impl FnMut(&mut uniform::Scratch) -> R) -> R {
+fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
     let mut scratch = SCRATCH.take();
     let result = work(&mut scratch);
     SCRATCH.set(scratch);
@@ -69,17 +68,14 @@ impl<'a> Stream<'a> {
                     let scales = reader.bytes(levels.scales.bytes(expected))?;
                     let max_abs = levels.max_abs(scales)?;
                     let codes = reader.bytes(packed_len(expected, header.bits))?;
-                    (Body::Packed { levels, scales: Cow::Borrowed(scales), codes }, max_abs)
+                    (Body::Packed { levels, scales, codes }, max_abs)
                 }
                 Coding::Entropy => {
                     let levels = Levels::parse(scheme, header.bits, &mut reader)?;
                     let scales = coded_scales(&mut reader, levels.scales.bytes(expected))?;
                     let max_abs = levels.max_abs(&scales)?;
                     let grid = Grid::parse(&mut reader)?;
-                    (
-                        Body::Entropy { levels, scales: Cow::Owned(scales), grid, payload: reader.rest() },
-                        max_abs,
-                    )
+                    (Body::Entropy(Coded { levels, scales, grid, payload: reader.rest() }), max_abs)
                 }
                 Coding::Uniform if scheme == Scheme::MsqV2 => {
                     let side = uniform::Side::parse(&mut reader)?;
@@ -123,30 +119,24 @@ impl<'a> Stream<'a> {
     /// simple loop in it (adding into an accumulator) runs at that width.
     #[inline(always)]
     pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
-        vectorized(
-            #[inline(always)]
-            || match &self.body {
-                Body::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, &mut f),
-                Body::F16(bytes) => decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), &mut f),
-                Body::Packed { levels, scales, codes } => {
-                    decode_packed(&self.header, levels, scales, codes, &mut f)
-                }
-                Body::Entropy { levels, scales, grid, payload } => {
-                    with_scratch(
-                        #[inline(always)]
-                        |scratch| {
-                            decode_entropy(self.header.count, levels, scales, grid, payload, scratch, &mut f)
-                        },
-                    );
-                }
-                Body::Uniform { side, payload } => {
-                    with_scratch(
-                        #[inline(always)]
-                        |scratch| side.decode(payload, self.header.count, scratch, &mut f),
-                    );
-                }
-            },
-        );
+        let count = self.header.count;
+        match &self.body {
+            Body::Entropy(coded) => with_scratch(|scratch| coded.decode(count, scratch, &mut f)),
+            Body::Uniform { side, payload } => {
+                with_scratch(|scratch| side.decode(payload, count, scratch, &mut f));
+            }
+            body => vectorized(
+                #[inline(always)]
+                || match body {
+                    Body::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, &mut f),
+                    Body::F16(bytes) => decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), &mut f),
+                    Body::Packed { levels, scales, codes } => {
+                        decode_packed(&self.header, levels, scales, codes, &mut f);
+                    }
+                    Body::Entropy(_) | Body::Uniform { .. } => {}
+                },
+            ),
+        }
     }
 
     /// Decodes into a slice of the stream's length; a longer rest is left alone.
@@ -199,55 +189,43 @@ fn coded_scales(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u8>, Decode
     let grid = Grid::parse(&mut content)?;
     let mut scales = Vec::with_capacity(count);
     let mut scale = 0u8;
-    with_scratch(
-        #[inline(always)]
-        |uniform::Scratch { coder, levels, .. }| {
-            coder.decode(
-                &grid,
-                Indices::Scalar,
-                content.rest(),
-                count,
-                levels,
-                #[inline(always)]
-                |_, differences| {
-                    scales.extend(differences.iter().map(|difference| {
-                        scale = scale.wrapping_add(*difference as u8);
-                        scale
-                    }));
-                },
-            );
-        },
-    );
+    with_scratch(|scratch| {
+        scratch.for_each_group(&grid, Indices::Scalar, content.rest(), count, |_, differences, _| {
+            scales.extend(differences.iter().map(|difference| {
+                scale = scale.wrapping_add(*difference as u8);
+                scale
+            }));
+        });
+    });
     Ok(scales)
 }
 
-#[inline(always)]
-fn decode_entropy(
-    count: usize,
-    levels: &Levels,
-    scales: &[u8],
-    grid: &Grid,
-    payload: &[u8],
-    scratch: &mut uniform::Scratch,
-    f: &mut impl FnMut(usize, &[f32]),
-) {
-    let uniform::Scratch { coder, levels: indices, values } = scratch;
-    let zero = levels.zero_code() as i32;
-    let last = levels.levels.len() as i32 - 1;
-    coder.decode(
-        grid,
-        Indices::Scalar,
-        payload,
-        count,
-        indices,
-        #[inline(always)]
-        |offset, indices| {
-            values.clear();
-            values.extend(indices.iter().map(|index| levels.levels[(index + zero).clamp(0, last) as usize]));
-            levels.apply(scales, offset, values);
-            f(offset, values);
-        },
-    );
+/// Entropy-coded codes: their distance from the code of zero.
+#[derive(Debug, Clone)]
+struct Coded<'a> {
+    levels: Levels,
+    scales: Vec<u8>,
+    grid: Grid,
+    payload: &'a [u8],
+}
+
+impl Coded<'_> {
+    fn decode(&self, count: usize, scratch: &mut Scratch, f: &mut impl FnMut(usize, &[f32])) {
+        let zero = self.levels.zero_code() as i32;
+        let last = self.levels.levels.len() as i32 - 1;
+        scratch.for_each_group(
+            &self.grid,
+            Indices::Scalar,
+            self.payload,
+            count,
+            |offset, indices, values| {
+                let level = |index: &i32| self.levels.levels[(index + zero).clamp(0, last) as usize];
+                values.extend(indices.iter().map(level));
+                self.levels.apply(&self.scales, offset, values);
+                f(offset, values);
+            },
+        );
+    }
 }
 
 #[inline(always)]

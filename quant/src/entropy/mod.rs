@@ -15,9 +15,11 @@ pub use grid::{Grid, Signs};
 pub use token::MAX_MAGNITUDE;
 pub use trellis::{Indices, Machine, NEXT, STATES, quantizer};
 
+use crate::simd::vectorized;
 use context::{CONTEXTS, Context, Row};
 use model::{LAST_SHIFTS, Models, SYMBOLS};
 use rans::{MAX_LANES, Reader, Recorder};
+use std::ops::Range;
 
 /// The part of a tensor that is tried to find a shift, and its bounds in elements.
 const SAMPLED_PART: usize = 24;
@@ -41,7 +43,7 @@ impl Coder {
         self.recorder.clear();
     }
 
-    /// Codes `values`, whole groups of `lanes` rows (or the last ones), after what came before.
+    /// Codes `values`, one group of `lanes` rows (or the last ones), after what came before.
     #[inline(always)]
     pub fn encode_rows(&mut self, grid: &Grid, indices: Indices, values: &[i32]) {
         let Self { models, walk, recorder, .. } = self;
@@ -49,39 +51,17 @@ impl Coder {
             grid,
             indices,
             values.len(),
+            models,
             #[inline(always)]
-            |lane, at, context| {
+            |models, lane, at, place| {
                 let value = values[at];
                 let magnitude = value.unsigned_abs();
-                let symbol = token::symbol(magnitude, (value < 0) != context.flip);
-                recorder.push(lane, models.interval(context.model, symbol));
-                models.update(context.model, symbol);
+                let symbol = token::symbol(magnitude, (value < 0) != place.flip);
+                recorder.push(lane, models.interval(place.model, symbol));
                 token::write_rest(magnitude, lane, recorder);
-                value
+                (symbol, value)
             },
         );
-    }
-
-    /// Walks over a guess of the row that comes next without coding it: `f(column, flip, costs)` gets
-    /// the symbols' costs under both quantizers, and whether signs are coded the other way round.
-    #[inline(always)]
-    pub fn look_ahead(
-        &mut self,
-        grid: &Grid,
-        guess: &[i32],
-        costs: &mut Costs,
-        mut f: impl FnMut(usize, bool, [&[f32; SYMBOLS]; 2]),
-    ) {
-        let row = &mut self.ahead;
-        row.start(grid.cols, grid.stride);
-        for (column, index) in guess.iter().enumerate() {
-            let mut mean = self.walk.means[column];
-            let Context { model, flip } = row.context(column, mean);
-            costs.fill(&self.models, model);
-            costs.fill(&self.models, model + CONTEXTS);
-            f(column, flip, [&costs.tables[model], &costs.tables[model + CONTEXTS]]);
-            row.push(column, *index, &mut mean);
-        }
     }
 
     /// Tries which shift suits the first rows best.
@@ -118,46 +98,90 @@ impl Coder {
         self.recorder.finish(grid.lanes, out);
     }
 
-    /// Decodes `count` indices: `emit(offset, values)` gets them in order, some rows at a time. Under
-    /// the trellis they are what [`Indices::level`] makes of them.
+    /// Walks over a guess of the row that comes next without coding it: `f(column, flip, costs)` gets
+    /// the symbols' costs under both quantizers, and whether signs are coded the other way round.
+    #[inline(always)]
+    pub fn look_ahead(
+        &mut self,
+        grid: &Grid,
+        guess: &[i32],
+        costs: &mut Costs,
+        mut f: impl FnMut(usize, bool, [&[f32; SYMBOLS]; 2]),
+    ) {
+        let row = &mut self.ahead;
+        row.start(grid.cols, grid.stride);
+        for (column, index) in guess.iter().enumerate() {
+            let mut mean = self.walk.means[column];
+            let Context { model, flip } = row.context(column, mean);
+            costs.fill(&self.models, model);
+            costs.fill(&self.models, model + CONTEXTS);
+            f(column, flip, [&costs.tables[model], &costs.tables[model + CONTEXTS]]);
+            row.push(column, *index, &mut mean);
+        }
+    }
+
+    /// Decodes the next group of rows into `values`. Under the trellis they are what
+    /// [`Indices::level`] makes of the indices.
     ///
     /// Any payload decodes to something; what it decodes to is checked by its checksum alone.
-    #[inline(always)]
-    pub fn decode(
+    fn decode_rows(&mut self, grid: &Grid, indices: Indices, reader: &mut Reader<'_>, values: &mut [i32]) {
+        vectorized(
+            #[inline(always)]
+            || {
+                let Self { models, walk, .. } = self;
+                walk.group(
+                    grid,
+                    indices,
+                    values.len(),
+                    models,
+                    #[inline(always)]
+                    |models, lane, at, place| {
+                        let (symbol, interval) = models.find(place.model, reader.slot(lane));
+                        reader.advance(lane, interval);
+                        let (magnitude, negative) = token::read(symbol, lane, reader);
+                        let value =
+                            if negative != place.flip { -(magnitude as i32) } else { magnitude as i32 };
+                        values[at] = indices.level(place.quantizer, value);
+                        (symbol, value)
+                    },
+                );
+            },
+        );
+    }
+}
+
+/// Memory that decoding reuses.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    coder: Coder,
+    integers: Vec<i32>,
+    values: Vec<f32>,
+}
+
+impl Scratch {
+    /// Decodes `count` integers group by group: `f(offset, integers, values)`, where `values` is an
+    /// empty buffer for what becomes of them.
+    pub fn for_each_group(
         &mut self,
         grid: &Grid,
         indices: Indices,
         payload: &[u8],
         count: usize,
-        buffer: &mut Vec<i32>,
-        mut emit: impl FnMut(usize, &mut [i32]),
+        mut f: impl FnMut(usize, &[i32], &mut Vec<f32>),
     ) {
-        self.start(grid, indices);
-        let Self { models, walk, .. } = self;
+        let Self { coder, integers, values } = self;
+        coder.start(grid, indices);
         let mut reader = Reader::new(payload, grid.lanes);
-        let group = grid.cols * grid.lanes;
-        buffer.clear();
-        buffer.resize(group.min(count), 0);
+        let group = (grid.cols * grid.lanes).min(count);
+        integers.clear();
+        integers.resize(group, 0);
         let mut offset = 0;
         while offset < count {
-            let values = &mut buffer[..group.min(count - offset)];
-            walk.group(
-                grid,
-                indices,
-                values.len(),
-                #[inline(always)]
-                |lane, at, context| {
-                    let (symbol, interval) = models.find(context.model, reader.slot(lane));
-                    reader.advance(lane, interval);
-                    models.update(context.model, symbol);
-                    let (magnitude, negative) = token::read(symbol, lane, &mut reader);
-                    let value = if negative != context.flip { -(magnitude as i32) } else { magnitude as i32 };
-                    values[at] = indices.level(context.quantizer, value);
-                    value
-                },
-            );
-            emit(offset, values);
-            offset += values.len();
+            let integers = &mut integers[..group.min(count - offset)];
+            coder.decode_rows(grid, indices, &mut reader, integers);
+            values.clear();
+            f(offset, integers, values);
+            offset += integers.len();
         }
     }
 }
@@ -221,35 +245,73 @@ impl Walk {
         }
     }
 
-    /// Walks up to `lanes` rows, `count` indices in all. `code(lane, position, place)` gives the index.
+    /// Walks up to `lanes` rows, `count` indices in all. `code(models, lane, position, place)` gives the
+    /// symbol and the index.
+    ///
+    /// Each row is one column behind the row above, whose part of the mean it needs. What the rows code
+    /// at one time is coded with the same models, which learn afterwards: so their chains of
+    /// arithmetic overlap.
     #[inline(always)]
     fn group(
         &mut self,
         grid: &Grid,
         indices: Indices,
         count: usize,
-        mut code: impl FnMut(usize, usize, Place) -> i32,
+        models: &mut Models,
+        mut code: impl FnMut(&Models, usize, usize, Place) -> (usize, i32),
     ) {
         let cols = grid.cols;
+        let lanes = count.div_ceil(cols);
+        let last_row = count - (lanes - 1) * cols;
         let mut machines = [Machine::default(); MAX_LANES];
         self.rows.iter_mut().for_each(Row::restart);
-        let lanes = count.div_ceil(cols);
-        for time in 0..cols + lanes - 1 {
-            for lane in 0..lanes {
-                // Each row is one column behind the row above, whose part of the mean it needs.
-                let column = time.wrapping_sub(lane);
-                let at = lane * cols + column;
-                if column >= cols || at >= count {
-                    continue;
-                }
-                let row = &mut self.rows[lane];
-                let mean = &mut self.means[column];
-                let Context { model, flip } = row.context(column, *mean);
-                let quantizer = machines[lane].quantizer(indices);
-                let value = code(lane, at, Place { model: model + quantizer * CONTEXTS, flip, quantizer });
-                row.push(column, value, mean);
-                machines[lane].advance(value);
-            }
+        let ramp = lanes - 1;
+        // Lanes that have an element at this time.
+        let active = |time: usize| {
+            let first = (time + 1).saturating_sub(cols);
+            let last = if time >= last_row + ramp { ramp } else { lanes.min(time + 1) };
+            first..last
+        };
+        // The common case is all lanes at once, in a number that the compiler knows.
+        let full = if lanes == MAX_LANES { ramp..cols.min(last_row + ramp).max(ramp) } else { 0..0 };
+        for time in 0..full.start {
+            self.step(cols, indices, active(time), time, models, &mut machines, &mut code);
+        }
+        for time in full.clone() {
+            self.step(cols, indices, 0..MAX_LANES, time, models, &mut machines, &mut code);
+        }
+        for time in full.end..cols + ramp {
+            self.step(cols, indices, active(time), time, models, &mut machines, &mut code);
+        }
+    }
+
+    /// Codes what the lanes have at one time, then lets the models learn it.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "the state of one loop, shared by its three parts")]
+    fn step(
+        &mut self,
+        cols: usize,
+        indices: Indices,
+        lanes: Range<usize>,
+        time: usize,
+        models: &mut Models,
+        machines: &mut [Machine; MAX_LANES],
+        code: &mut impl FnMut(&Models, usize, usize, Place) -> (usize, i32),
+    ) {
+        let mut coded = [(0, 0, 0); MAX_LANES];
+        for lane in lanes.clone() {
+            let column = time - lane;
+            let Context { model, flip } = self.rows[lane].context(column, self.means[column]);
+            let quantizer = machines[lane].quantizer(indices);
+            let model = model + quantizer * CONTEXTS;
+            let (symbol, value) = code(models, lane, lane * cols + column, Place { model, flip, quantizer });
+            coded[lane] = (model, symbol, value);
+        }
+        for lane in lanes {
+            let (model, symbol, value) = coded[lane];
+            models.update(model, symbol);
+            self.rows[lane].push(time - lane, value, &mut self.means[time - lane]);
+            machines[lane].advance(value);
         }
     }
 }

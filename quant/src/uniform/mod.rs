@@ -13,7 +13,7 @@ pub use search::{Goal, Request, Search, encode};
 
 use crate::{
     DecodeError,
-    entropy::{Coder, Grid, Indices, MAX_MAGNITUDE},
+    entropy::{Grid, Indices, MAX_MAGNITUDE, Scratch},
     reader::Reader,
 };
 use offsets::Offsets;
@@ -66,7 +66,6 @@ impl Side {
     }
 
     /// Decodes in order: `f(offset, values)`.
-    #[inline(always)]
     pub fn decode(
         &self,
         payload: &[u8],
@@ -74,33 +73,12 @@ impl Side {
         scratch: &mut Scratch,
         f: &mut impl FnMut(usize, &[f32]),
     ) {
-        let Scratch { coder, levels, values } = scratch;
         let most = self.largest_level();
-        coder.decode(
-            &self.grid,
-            self.indices,
-            payload,
-            count,
-            levels,
-            #[inline(always)]
-            |offset, levels| {
-                values.clear();
-                values.extend(
-                    levels.iter().map(|level| self.offsets.value((*level).clamp(-most, most), self.step)),
-                );
-                f(offset, values);
-            },
-        );
+        scratch.for_each_group(&self.grid, self.indices, payload, count, |offset, levels, values| {
+            values.extend(
+                levels.iter().map(|level| self.offsets.value((*level).clamp(-most, most), self.step)),
+            );
+            f(offset, values);
+        });
     }
-}
-
-/// Memory that decoding reuses.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    /// The coder; the encoder's lies with the other parts of its own.
-    pub coder: Coder,
-    /// Levels or codes of some rows.
-    pub levels: Vec<i32>,
-    /// Values of some rows.
-    pub values: Vec<f32>,
 }

@@ -41,32 +41,50 @@ impl Offsets {
     }
 }
 
-/// Finds the centroids.
+/// Finds the centroids, and the error that is left.
 #[derive(Debug, Default)]
 pub struct Centroids {
-    excess: [f64; COUNT],
-    number: [u64; COUNT],
+    /// By class; class 0 is level 0, whose point never moves.
+    excess: [f64; COUNT + 1],
+    squares: [f64; COUNT + 1],
+    number: [u64; COUNT + 1],
 }
 
 impl Centroids {
     /// Takes an element in: its magnitude in steps, and its level's.
     #[inline(always)]
     pub fn add(&mut self, position: f32, level: u32) {
-        if level > 0 {
-            let class = (level as usize).min(COUNT) - 1;
-            self.excess[class] += f64::from(position - level as f32);
-            self.number[class] += 1;
+        let excess = f64::from(position - level as f32);
+        // Most are zero: one sum is all that they need.
+        if level == 0 {
+            self.squares[0] += excess * excess;
+            return;
         }
+        let class = (level as usize).min(COUNT);
+        self.excess[class] += excess;
+        self.squares[class] += excess * excess;
+        self.number[class] += 1;
     }
 
     /// The offsets nearest to the centroids.
     pub fn offsets(&self) -> Offsets {
         let mut offsets = [0; COUNT];
-        for ((offset, excess), number) in offsets.iter_mut().zip(self.excess).zip(self.number) {
-            if number > 0 {
-                *offset = (excess / number as f64 / f64::from(UNIT)).round().clamp(-48.0, 48.0) as i8;
+        for ((offset, excess), number) in offsets.iter_mut().zip(&self.excess[1..]).zip(&self.number[1..]) {
+            if *number > 0 {
+                *offset = (excess / *number as f64 / f64::from(UNIT)).round().clamp(-48.0, 48.0) as i8;
             }
         }
         Offsets(offsets)
+    }
+
+    /// Squared error with these offsets, in squared steps.
+    pub fn error(&self, offsets: &Offsets) -> f64 {
+        let mut error = self.squares[0];
+        for (class, offset) in (1..).zip(offsets.0) {
+            let offset = f64::from(offset) * f64::from(UNIT);
+            error += self.squares[class] - 2.0 * offset * self.excess[class];
+            error += offset * offset * self.number[class] as f64;
+        }
+        error
     }
 }

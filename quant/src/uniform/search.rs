@@ -239,24 +239,18 @@ fn settle(x: &[f32], step: f32, grid: Grid, indices: Indices, values: &[i32]) ->
         },
     );
     let offsets = centroids.offsets();
-    let side = Side { step, largest, offsets, indices, grid };
-    let mut error = 0.0;
-    for_each_level(
-        &grid,
-        indices,
-        values,
-        #[inline(always)]
-        |at, level| {
-            let lost = f64::from(x[at] - offsets.value(level, step));
-            error += lost * lost;
-        },
-    );
-    (side, error)
+    let error = centroids.error(&offsets) * f64::from(step) * f64::from(step);
+    // Without a step everything is zero.
+    let error = if step > 0.0 { error } else { x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum() };
+    (Side { step, largest, offsets, indices, grid }, error)
 }
 
 /// The levels that indices stand for, in order.
 #[inline(always)]
 fn for_each_level(grid: &Grid, indices: Indices, values: &[i32], mut f: impl FnMut(usize, i32)) {
+    if indices == Indices::Scalar {
+        return values.iter().enumerate().for_each(|(at, value)| f(at, *value));
+    }
     for (row, values) in values.chunks(grid.cols).enumerate() {
         let mut machine = crate::entropy::Machine::default();
         for (column, value) in values.iter().enumerate() {
