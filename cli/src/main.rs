@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Train a federation: one master and N workers over real HTTP on this machine.
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Train a federation of thousands of virtual clients in this process, without HTTP.
     Simulate(Box<simulate::SimulateArgs>),
     /// Compare runs: accuracy by rounds, bytes and time, means over seeds.
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         return exit::report(&error);
     }
     let result = match cli.command {
-        Command::Run(args) => run::run(args, cli.json),
+        Command::Run(args) => run::run(*args, cli.json),
         Command::Simulate(args) => simulate::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
         Command::Sweep(args) => sweep::run(&args, cli.json),

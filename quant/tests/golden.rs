@@ -32,7 +32,7 @@ fn matrix() -> Vec<f32> {
     let mut values = values(MATRIX.iter().product());
     for (i, value) in values.iter_mut().enumerate() {
         let place = (i % MATRIX[1]) % 28;
-        let sign = if (place / 5 + i / MATRIX[1]) % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = if (place / 5 + i / MATRIX[1]).is_multiple_of(2) { 1.0 } else { -1.0 };
         *value = sign * value.abs() / (1 + place) as f32;
     }
     values

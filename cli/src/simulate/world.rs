@@ -201,8 +201,7 @@ impl World {
     /// Asks `count` of the clients that are free.
     fn invite(&mut self, count: usize) -> anyhow::Result<()> {
         let rounds = self.mode == Mode::Rounds;
-        let is_free =
-            |client: &usize| !self.busy.contains(client) && !(rounds && self.tried.contains(client));
+        let is_free = |client: &usize| !(self.busy.contains(client) || rounds && self.tried.contains(client));
         let free: Vec<usize> = (0..self.clients.len()).filter(is_free).collect();
         let chosen: Vec<usize> = if free.len() <= count {
             free

@@ -83,8 +83,10 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
 
 /// The mean of the updates with these indices.
 pub fn mean_of(updates: &[&[f32]], chosen: &[usize], mut f: impl FnMut(usize, f64)) {
-    for coordinate in 0..updates.first().map_or(0, |update| update.len()) {
-        let sum: f64 = chosen.iter().map(|&i| f64::from(updates[i][coordinate])).sum();
+    let chosen: Vec<&[f32]> = chosen.iter().map(|&i| updates[i]).collect();
+    let parameters = chosen.first().map_or(0, |update| update.len());
+    for coordinate in 0..parameters {
+        let sum: f64 = chosen.iter().map(|update| f64::from(update[coordinate])).sum();
         f(coordinate, sum / chosen.len() as f64);
     }
 }
@@ -124,6 +126,6 @@ mod tests {
             [&[1.0, 1.0], &[1.1, 1.0], &[90.0, 0.0], &[1.0, 1.1], &[1.05, 1.05], &[-90.0, 0.0], &[1.2, 1.2]];
         assert_eq!(krum(&updates, 2, 1), [4]);
         assert_eq!(krum(&updates, 2, 5), [0, 1, 3, 4, 6]);
-        assert_eq!(collect(|f| mean_of(&updates, &[0, 1], f)), [f64::from(1.0f32 + 1.1) / 2.0, 1.0]);
+        assert_eq!(collect(|f| mean_of(&updates, &[0, 1], f)), [(1.0 + f64::from(1.1f32)) / 2.0, 1.0]);
     }
 }

@@ -57,7 +57,7 @@ impl Recorder {
                 self.words.push(*state as u16);
                 *state >>= 16;
             }
-            *state = (*state / frequency << PRECISION) + *state % frequency + start;
+            *state = ((*state / frequency) << PRECISION) + *state % frequency + start;
         }
         for state in &states[..lanes] {
             out.extend_from_slice(&state.to_le_bytes());

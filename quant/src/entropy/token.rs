@@ -100,7 +100,7 @@ fn write_open(magnitude: u32, lane: usize, recorder: &mut Recorder) {
 /// The magnitude that `symbol` stands for, and its sign as coded; reads plain bits where they follow.
 #[inline(always)]
 pub fn read(symbol: usize, lane: usize, reader: &mut Reader<'_>) -> (u32, bool) {
-    let negative = symbol != 0 && symbol % 2 == 0;
+    let negative = symbol != 0 && symbol.is_multiple_of(2);
     let class = symbol.div_ceil(2) as u32;
     if class <= DIRECT { (class, negative) } else { (read_open(class as usize, lane, reader), negative) }
 }

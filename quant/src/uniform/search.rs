@@ -80,7 +80,8 @@ impl Search {
         let guess = self.magnitudes.step_for(goal);
         let mut step = if request.rdo { guess * TRELLIS_STEP } else { guess };
         // The largest step known to be good, the smallest known to be too large, with their errors.
-        let (mut good, mut bad): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+        let mut good: Option<(f64, f64)> = None;
+        let mut bad: Option<(f64, f64)> = None;
         for pass in 0.. {
             let (sides, error) = self.quantize(x, shapes, step as f32, request.rdo);
             let close = error >= CLOSE * goal || pass >= PASSES;
