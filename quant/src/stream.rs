@@ -121,6 +121,8 @@ impl<'a> Stream<'a> {
     pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
         let count = self.header.count;
         match &self.body {
+            // Behind a pointer: the decoder is compiled once, with this crate, and calls back for rows at a
+            // time.
             Body::Entropy(coded) => with_scratch(|scratch| coded.decode(count, scratch, &mut f)),
             Body::Uniform { side, payload } => {
                 with_scratch(|scratch| side.decode(payload, count, scratch, &mut f));
@@ -210,21 +212,21 @@ struct Coded<'a> {
 }
 
 impl Coded<'_> {
-    fn decode(&self, count: usize, scratch: &mut Scratch, f: &mut impl FnMut(usize, &[f32])) {
-        let zero = self.levels.zero_code() as i32;
-        let last = self.levels.levels.len() as i32 - 1;
-        scratch.for_each_group(
-            &self.grid,
-            Indices::Scalar,
-            self.payload,
-            count,
-            |offset, indices, values| {
-                let level = |index: &i32| self.levels.levels[(index + zero).clamp(0, last) as usize];
-                values.extend(indices.iter().map(level));
-                self.levels.apply(&self.scales, offset, values);
-                f(offset, values);
-            },
-        );
+    fn decode(&self, count: usize, scratch: &mut Scratch, f: &mut dyn FnMut(usize, &[f32])) {
+        let Self { levels, scales, grid, payload } = self;
+        let zero = levels.zero_code() as i32;
+        let last = levels.levels.len() as i32 - 1;
+        scratch.for_each_group(grid, Indices::Scalar, payload, count, |offset, indices, values| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    let level = |index: &i32| levels.levels[(index + zero).clamp(0, last) as usize];
+                    values.extend(indices.iter().map(level));
+                    levels.apply(scales, offset, values);
+                },
+            );
+            f(offset, values);
+        });
     }
 }
 

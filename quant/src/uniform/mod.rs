@@ -15,6 +15,7 @@ use crate::{
     DecodeError,
     entropy::{Grid, Indices, MAX_MAGNITUDE, Scratch},
     reader::Reader,
+    simd::vectorized,
 };
 use offsets::Offsets;
 
@@ -71,12 +72,16 @@ impl Side {
         payload: &[u8],
         count: usize,
         scratch: &mut Scratch,
-        f: &mut impl FnMut(usize, &[f32]),
+        f: &mut dyn FnMut(usize, &[f32]),
     ) {
         let most = self.largest_level();
         scratch.for_each_group(&self.grid, self.indices, payload, count, |offset, levels, values| {
-            values.extend(
-                levels.iter().map(|level| self.offsets.value((*level).clamp(-most, most), self.step)),
+            vectorized(
+                #[inline(always)]
+                || {
+                    let value = |level: &i32| self.offsets.value((*level).clamp(-most, most), self.step);
+                    values.extend(levels.iter().map(value));
+                },
             );
             f(offset, values);
         });
