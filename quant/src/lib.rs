@@ -7,6 +7,9 @@
 //! "FLQ" version scheme bits coding reserved count crc  side information, codes
 //! ```
 //!
+//! Codes are packed at a fixed width, or go through a context-adaptive entropy coder; MSQ_v2 then is a
+//! uniform quantizer whose step is chosen for a target error or size.
+//!
 //! [`encode_update`] writes the streams of a whole update, [`Stream::parse`] checks one from the
 //! network, and [`Stream::for_each_chunk`] decodes it without a further error. [`Feedback`] carries
 //! what quantization lost to the next round. `docs/format.md` describes every byte.
