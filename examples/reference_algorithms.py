@@ -200,8 +200,8 @@ def fedbuff(data, buffer=2):
 
 
 def cosine(t):
-    """Loshchilov and Hutter 2017, eq. 5, over 20 rounds."""
-    return 0.5 * (1 + np.cos(np.pi * t / ROUNDS))
+    """Loshchilov and Hutter 2017, eq. 5, over 20 rounds, but not below the 1 % that the setting promises."""
+    return max(0.5 * (1 + np.cos(np.pi * t / ROUNDS)), 0.01)
 
 
 def everything(data):

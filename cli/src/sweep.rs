@@ -253,7 +253,7 @@ bits = 8
         assert_eq!(planned.len(), 8);
         let wide = planned.iter().filter(|p| p.args.federation.bits == fl_quant::Bits::Width(8));
         assert_eq!(wide.count(), 4);
-        assert!(planned.iter().all(|p| p.args.clients == 20 && p.args.per_round == 3));
+        assert!(planned.iter().all(|p| p.args.clients == 20 && p.args.per_round == Some(3)));
         assert_eq!(planned[7].args.attack.len(), 2);
         let mut folders: Vec<_> = planned.iter().map(|p| p.args.federation.out.clone()).collect();
         folders.sort();

@@ -41,9 +41,10 @@ pub struct SimulateArgs {
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub clients: usize,
 
-    /// Clients that train in a round, drawn at random; with fedbuff, clients that train at any time.
-    #[arg(long, value_name = "N", default_value_t = 10)]
-    pub per_round: usize,
+    /// Clients that train in a round, drawn at random; with fedbuff, clients that train at any time
+    /// [default: 10, or all if there are fewer].
+    #[arg(long, value_name = "N")]
+    pub per_round: Option<usize>,
 
     /// Ask that many times more clients than --per-round; the first ones in count.
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
@@ -128,17 +129,22 @@ fn as_texts<S: serde::Serializer>(values: &[Attack], serializer: S) -> Result<S:
 }
 
 impl SimulateArgs {
+    fn per_round(&self) -> usize {
+        self.per_round.unwrap_or(self.clients.min(10))
+    }
+
     /// Clients that are asked at once.
     fn asked(&self) -> usize {
-        ((self.per_round as f64 * self.overselect).ceil() as usize).min(self.clients)
+        ((self.per_round() as f64 * self.overselect).ceil() as usize).min(self.clients)
     }
 
     fn check(&self) -> Result<(), BadSetting> {
         if self.clients == 0 || self.clients > 100_000 {
             return Err(BadSetting::new("--clients", format!("{} is not 1 to 100000", self.clients)));
         }
-        if self.per_round == 0 || self.per_round > self.clients {
-            let problem = format!("{} is not 1 to the number of clients, {}", self.per_round, self.clients);
+        let per_round = self.per_round();
+        if per_round == 0 || per_round > self.clients {
+            let problem = format!("{per_round} is not 1 to the number of clients, {}", self.clients);
             return Err(BadSetting::new("--per-round", problem));
         }
         if !(1.0..=100.0).contains(&self.overselect) {
@@ -169,7 +175,7 @@ impl SimulateArgs {
             "--norm-action=clip".to_owned(),
             format!("--max-buffer-mb={}", self.max_buffer_mb),
         ];
-        self.federation.master(self.clients, self.per_round, extra)
+        self.federation.master(self.clients, self.per_round(), extra)
     }
 }
 
@@ -178,7 +184,7 @@ pub fn run(args: &SimulateArgs, json: bool) -> anyhow::Result<()> {
     let headline = format!(
         "{} virtual clients, {} a round, train {} on {} ({}), {}, updates as {} at {} bits",
         args.clients,
-        args.per_round,
+        args.per_round(),
         args.federation.model,
         args.federation.dataset,
         args.federation.partition,
