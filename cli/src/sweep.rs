@@ -219,7 +219,7 @@ fn write_results(path: &Path, files: &[PathBuf], sections: &str) -> anyhow::Resu
     let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     let head = format!(
         "# Results\nWritten by `fl sweep {} --results {}`; do not edit. Times are virtual seconds of the simulated \
-         network but in the last column.\n",
+         network; the last column is wall time, with whatever else the machine did.\n",
         files.join(" "),
         path.display()
     );
