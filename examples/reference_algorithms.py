@@ -246,7 +246,7 @@ def main():
         assert golden.keys() == kept.keys(), "other algorithms than in the file"
         worst = max(np.abs(np.array(golden[name]) - np.array(kept[name])).max() for name in kept)
         print(f"{len(kept)} algorithms, largest difference {worst:.1e}")
-        sys.exit(worst > 1e-7)
+        sys.exit(int(worst > 1e-7))
 
 
 if __name__ == "__main__":
