@@ -161,7 +161,9 @@ def decode(stream):
 
     def integers(length, count, trellis=False):
         cols, stride, lanes, shift = grid = struct.unpack("<HHBB", take(6))
-        if cols == 0 or stride == 1 or stride > cols or not 1 <= lanes <= 4 or not 5 <= shift <= 8:
+        if not 1 <= cols <= max(count, 1) or stride == 1 or stride > cols or not 5 <= shift <= 8:
+            raise ValueError("the grid is out of range")
+        if not 1 <= lanes <= max(1, min(4, -(-count // cols))):
             raise ValueError("the grid is out of range")
         payload = take(len(rest) if length is None else length - 6)
         return np.array(decode_levels(payload, grid, count, trellis), np.int64)

@@ -215,13 +215,15 @@ fn a_stream_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// `FL_MUTATIONS` sets how many are tried of each kind of stream.
 #[test]
 fn mutated_streams_are_refused_or_decode_to_finite_values() {
+    let mutations = std::env::var("FL_MUTATIONS").map_or(800, |number| number.parse().unwrap());
     let x = delta(300, 4);
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for spec in specs() {
         let stream = encode(&x, &spec);
-        for round in 0..800 {
+        for round in 0..mutations {
             let mut bytes = stream.clone();
             for _ in 0..rng.random_range(1..4) {
                 let place = rng.random_range(0..bytes.len());

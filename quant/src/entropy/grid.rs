@@ -71,18 +71,15 @@ impl Grid {
         out.extend_from_slice(&[self.lanes as u8, self.shift]);
     }
 
-    /// Reads and checks it.
-    pub fn parse(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads the grid of `count` integers and checks it: what decoding allocates follows from it.
+    pub fn parse(count: usize, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let [c0, c1, s0, s1, lanes, shift] = reader.array::<GRID_BYTES>()?;
         let cols = usize::from(u16::from_le_bytes([c0, c1]));
         let stride = usize::from(u16::from_le_bytes([s0, s1]));
         let lanes = usize::from(lanes);
-        if cols == 0
-            || stride == 1
-            || stride > cols
-            || !(1..=4).contains(&lanes)
-            || !LAST_SHIFTS.contains(&shift)
-        {
+        let cols_fit = (1..=count.max(1)).contains(&cols) && stride != 1 && stride <= cols;
+        let lanes_fit = cols_fit && (1..=count.div_ceil(cols).clamp(1, 4)).contains(&lanes);
+        if !lanes_fit || !LAST_SHIFTS.contains(&shift) {
             return Err(DecodeError::Corrupt("its grid is out of range"));
         }
         Ok(Self { cols, stride, lanes, shift })

@@ -15,7 +15,7 @@ pub use grid::{Grid, Signs};
 pub use token::MAX_MAGNITUDE;
 pub use trellis::{Indices, Machine, NEXT, STATES, quantizer};
 
-use crate::simd::vectorized;
+use crate::{limits::CHUNK, simd::vectorized};
 use context::{CONTEXTS, Context, Row};
 use model::{LAST_SHIFTS, Models, SYMBOLS};
 use rans::{MAX_LANES, Reader, Recorder};
@@ -159,9 +159,9 @@ pub struct Scratch {
 }
 
 impl Scratch {
-    /// Decodes `count` integers group by group: `f(offset, integers, values)`, where `values` is an
+    /// Decodes `count` integers chunk by chunk: `f(offset, integers, values)`, where `values` is an
     /// empty buffer for what becomes of them.
-    pub fn for_each_group(
+    pub fn for_each_chunk(
         &mut self,
         grid: &Grid,
         indices: Indices,
@@ -179,9 +179,11 @@ impl Scratch {
         while offset < count {
             let integers = &mut integers[..group.min(count - offset)];
             coder.decode_rows(grid, indices, &mut reader, integers);
-            values.clear();
-            f(offset, integers, values);
-            offset += integers.len();
+            for integers in integers.chunks(CHUNK) {
+                values.clear();
+                f(offset, integers, values);
+                offset += integers.len();
+            }
         }
     }
 }

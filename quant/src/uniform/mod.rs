@@ -39,8 +39,8 @@ impl Side {
         self.grid.write(out);
     }
 
-    /// Reads and checks it.
-    pub fn parse(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads the side information of `count` elements and checks it.
+    pub fn parse(count: usize, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let step = reader.f32()?;
         let largest = u32::from_le_bytes(reader.array()?);
         let offsets = Offsets::parse(reader)?;
@@ -52,7 +52,7 @@ impl Side {
         if largest > MAX_MAGNITUDE {
             return Err(DecodeError::Corrupt("its largest index is out of range"));
         }
-        Ok(Self { step, largest, offsets, indices, grid: Grid::parse(reader)? })
+        Ok(Self { step, largest, offsets, indices, grid: Grid::parse(count, reader)? })
     }
 
     /// An upper bound of the magnitude of every value, or the error if it is not finite.
@@ -75,7 +75,7 @@ impl Side {
         f: &mut dyn FnMut(usize, &[f32]),
     ) {
         let most = self.largest_level();
-        scratch.for_each_group(&self.grid, self.indices, payload, count, |offset, levels, values| {
+        scratch.for_each_chunk(&self.grid, self.indices, payload, count, |offset, levels, values| {
             vectorized(
                 #[inline(always)]
                 || {
