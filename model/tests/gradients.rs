@@ -127,6 +127,47 @@ proptest! {
     }
 }
 
+/// Convolutions of whole vectors of channels, which take the fused step's own algorithm.
+fn wide_convolutions(size: usize, draws: &[(usize, usize, usize, bool)]) -> ModelSpec {
+    let mut layers =
+        vec![Layer::Conv2d { in_channels: 1, out_channels: 16, kernel: 3, padding: 1, stride: 1 }];
+    let (mut channels, mut side) = (16, size);
+    for &(vectors, kernel, padding, pool) in draws {
+        let padding = padding.min(kernel - 1);
+        if side + 2 * padding < kernel {
+            break;
+        }
+        let out_channels = 16 * vectors;
+        layers.push(Layer::Conv2d { in_channels: channels, out_channels, kernel, padding, stride: 1 });
+        layers.push(Layer::Relu);
+        (channels, side) = (out_channels, side + 2 * padding + 1 - kernel);
+        if pool && side > 1 {
+            layers.push(Layer::MaxPool2d { kernel: 2, stride: 2 });
+            side /= 2;
+        }
+    }
+    layers.extend([Layer::Flatten, Layer::Linear { in_features: channels * side * side, out_features: 5 }]);
+    ModelSpec { name: "wide".into(), input_shape: vec![1, size, size], num_classes: 5, layers }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..config() })]
+
+    #[test]
+    fn random_wide_convolutions_have_burns_gradients(
+        size in 3usize..15,
+        draws in prop::collection::vec(
+            (1usize..4, prop::sample::select(vec![3usize, 5]), 0usize..5, any::<bool>()), 1..4),
+        batch in 1usize..20,
+        seed in 0u64..1000,
+    ) {
+        let spec = wide_convolutions(size, &draws);
+        prop_assert!(spec.validate().is_ok());
+        let worst = compare(&spec, batch, seed);
+        prop_assert!(worst < 1e-5, "{:e} {:?}", worst, spec.layers);
+    }
+}
+
 #[test]
 fn burns_gradients_are_the_slopes_of_the_loss() {
     let layers = vec![

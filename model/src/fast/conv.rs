@@ -1,4 +1,5 @@
-//! Convolution of one channels-last image, forward and backward, as matrix products without `im2col`.
+//! Convolution of one channels-last image, forward and backward, as matrix products without `im2col`;
+//! where [`Winograd`] applies, with its fewer multiplications.
 //!
 //! A kernel row over a channels-last image is one contiguous run of `kernel * channels` values, so
 //! the matrix that `im2col` would build is a list of offsets into the zero-padded image.
@@ -6,7 +7,11 @@
 use super::{
     gemm::{Columns, Rows, Store, nn, tn},
     plan::Shape,
+    winograd::{self, Winograd},
 };
+
+/// Pixels whose gradients stay in the first-level cache while all weights' gradients take them in.
+const PIXELS: usize = 64;
 
 /// The fixed geometry of a convolution.
 #[derive(Debug)]
@@ -24,22 +29,26 @@ pub(super) struct Conv {
     /// The same for the input's gradient as a convolution of the spread output gradient.
     back_starts: Vec<u32>,
     back_segments: Vec<u32>,
+    /// The forward pass and the input's gradient, where they pay.
+    winograd: Option<(Winograd, Winograd)>,
 }
 
 /// Weights as the products want them; made once per step.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
-    /// `[kernel row, kernel column, in][out]`
+    /// `[kernel row, kernel column, in][out]`, or the transform of it.
     forward: Vec<f32>,
-    /// `[kernel row, kernel column, out][in]`, the kernel turned by 180 degrees.
+    /// `[kernel row, kernel column, out][in]`, the kernel turned by 180 degrees, or the transform of it.
     backward: Vec<f32>,
 }
 
-/// Zero-padded copies of one image; the borders stay zero.
-#[derive(Debug)]
+/// Zero-padded copies of one image, whose borders stay zero, or the buffers of [`Winograd`].
+#[derive(Debug, Default)]
 pub(super) struct ConvScratch {
     input: Vec<f32>,
     output_gradient: Vec<f32>,
+    forward: winograd::Scratch,
+    backward: winograd::Scratch,
 }
 
 fn offsets(height: usize, width: usize, step: usize, row_len: usize) -> Vec<u32> {
@@ -58,6 +67,12 @@ impl Conv {
             segments: scale(offsets(kernel, 1, 1, padded_width), input.channels),
             back_starts: scale(offsets(input.height, input.width, 1, spread_width), output.channels),
             back_segments: scale(offsets(kernel, 1, 1, spread_width), output.channels),
+            winograd: Winograd::new(input, output, kernel, padding).zip(Winograd::new(
+                output,
+                input,
+                kernel,
+                kernel - 1 - padding.min(kernel - 1),
+            )),
             input,
             output,
             kernel,
@@ -66,23 +81,43 @@ impl Conv {
         }
     }
 
-    pub(super) fn weights(&self) -> usize {
+    fn weights(&self) -> usize {
         self.kernel * self.kernel * self.input.channels * self.output.channels
     }
 
+    /// Length of the sums of the weights' gradient, which are not laid out as the weights are.
+    pub(super) fn sums_len(&self) -> usize {
+        self.winograd.as_ref().map_or(self.weights(), |(forward, _)| forward.spectrum_len())
+    }
+
     pub(super) fn scratch(&self, with_gradient: bool) -> ConvScratch {
+        if let Some((forward, backward)) = &self.winograd {
+            let backward = if with_gradient { backward.scratch() } else { winograd::Scratch::default() };
+            return ConvScratch { forward: forward.scratch(), backward, ..ConvScratch::default() };
+        }
         let Shape { channels, height, width } = self.input;
         let padded = (height + 2 * self.padding) * (width + 2 * self.padding) * channels;
         let spread = (height + self.kernel - 1) * (width + self.kernel - 1) * self.output.channels;
         ConvScratch {
             input: vec![0.0; padded],
             output_gradient: vec![0.0; if with_gradient { spread } else { 0 }],
+            ..ConvScratch::default()
         }
     }
 
     /// Rearranges PyTorch's `[out, in, row, column]` weights.
     pub(super) fn pack(&self, weights: &[f32], packed: &mut Packed, with_gradient: bool) {
         let (k, inputs, outputs) = (self.kernel, self.input.channels, self.output.channels);
+        if let Some((forward, backward)) = &self.winograd {
+            let at = |o: usize, i: usize, tap: usize| weights[(o * inputs + i) * k * k + tap];
+            forward.pack(|o, i, row, column| at(o, i, row * k + column), &mut packed.forward);
+            if with_gradient {
+                // Of the input's gradient, the outputs are the inputs, and the kernel is turned.
+                let turned = |i, o, row, column| at(o, i, k * k - 1 - (row * k + column));
+                backward.pack(turned, &mut packed.backward);
+            }
+            return;
+        }
         packed.forward.resize(self.weights(), 0.0);
         packed.backward.resize(if with_gradient { self.weights() } else { 0 }, 0.0);
         for (o, of_out) in weights.chunks_exact(inputs * k * k).enumerate() {
@@ -97,9 +132,13 @@ impl Conv {
         }
     }
 
-    /// Calls `f(position in PyTorch's layout, value)` for every element of a gradient in packed layout.
+    /// Calls `f(position in PyTorch's layout, value)` for every element of a gradient's sums.
     pub(super) fn for_each_unpacked(&self, gradient: &[f32], mut f: impl FnMut(usize, f32)) {
         let (taps, inputs, outputs) = (self.kernel * self.kernel, self.input.channels, self.output.channels);
+        if let Some((forward, _)) = &self.winograd {
+            return forward
+                .for_each_unpacked(gradient, |o, i, tap, value| f((o * inputs + i) * taps + tap, value));
+        }
         for o in 0..outputs {
             for i in 0..inputs {
                 for tap in 0..taps {
@@ -128,6 +167,9 @@ impl Conv {
         scratch: &mut ConvScratch,
         y: &mut [f32],
     ) {
+        if let Some((forward, _)) = &self.winograd {
+            return forward.forward(x, &packed.forward, bias, relu, &mut scratch.forward, y);
+        }
         self.pad(x, &mut scratch.input);
         let outputs = self.output.channels;
         let rows = Rows {
@@ -139,7 +181,7 @@ impl Conv {
         nn(rows, &packed.forward, outputs, y, outputs, outputs, Store::ColumnBias { bias, relu });
     }
 
-    /// Adds the gradients of weights (in packed layout) and bias.
+    /// Adds the gradients of weights (as [`Conv::sums_len`] says) and bias.
     pub(super) fn backward_weights(
         &self,
         x: &[f32],
@@ -148,17 +190,21 @@ impl Conv {
         weights: &mut [f32],
         bias: &mut [f32],
     ) {
+        for dy in dy.chunks_exact(self.output.channels) {
+            for (sum, value) in bias.iter_mut().zip(dy) {
+                *sum += value;
+            }
+        }
+        if let Some((forward, _)) = &self.winograd {
+            return forward.backward_weights(x, dy, &mut scratch.forward, weights);
+        }
         self.pad(x, &mut scratch.input);
         let outputs = self.output.channels;
         let width = self.kernel * self.input.channels;
-        for (&segment, gradient) in self.segments.iter().zip(weights.chunks_exact_mut(width * outputs)) {
-            let columns =
-                Columns { data: &scratch.input, starts: &self.starts, offset: segment as usize, width };
-            tn(columns, dy, outputs, gradient, outputs, outputs, Store::Add);
-        }
-        for dy in dy.chunks_exact(outputs) {
-            for (sum, value) in bias.iter_mut().zip(dy) {
-                *sum += value;
+        for (starts, dy) in self.starts.chunks(PIXELS).zip(dy.chunks(PIXELS * outputs)) {
+            for (&segment, gradient) in self.segments.iter().zip(weights.chunks_exact_mut(width * outputs)) {
+                let columns = Columns { data: &scratch.input, starts, offset: segment as usize, width };
+                tn(columns, dy, outputs, gradient, outputs, outputs, Store::Add);
             }
         }
     }
@@ -171,6 +217,9 @@ impl Conv {
         scratch: &mut ConvScratch,
         dx: &mut [f32],
     ) {
+        if let Some((_, backward)) = &self.winograd {
+            return backward.forward(dy, &packed.backward, &[], false, &mut scratch.backward, dx);
+        }
         let (inputs, outputs) = (self.input.channels, self.output.channels);
         // The output's gradient, its pixels `stride` apart, inside a border of what the kernel overhangs.
         let border = self.kernel - 1 - self.padding;

@@ -10,6 +10,7 @@ use super::{
     image::DropoutStep,
     parallel::Threads,
     plan::{DenseOp, DenseStage},
+    transpose::transpose,
 };
 use crate::dropout;
 
@@ -283,20 +284,6 @@ fn drop_some(values: &mut [f32], stride: usize, batch: usize, mask: &dropout::Ma
     for (feature, row) in values.chunks_exact_mut(stride).enumerate() {
         for (sample, value) in row[..batch].iter_mut().enumerate() {
             *value *= mask.at(sample * features + feature);
-        }
-    }
-}
-
-/// `out[j][i] = x[i][j]` for `i < rows`, as many `j` as `out` has rows. `x` has rows of `row_len`.
-fn transpose(x: &[f32], row_len: usize, rows: usize, out: &mut [f32], stride: usize) {
-    const BLOCK: usize = 16;
-    for (block, out) in out.chunks_mut(BLOCK * stride).enumerate() {
-        let columns = out.len() / stride;
-        for i in 0..rows {
-            let x = &x[i * row_len + block * BLOCK..][..columns];
-            for (out, x) in out[i..].iter_mut().step_by(stride).zip(x) {
-                *out = *x;
-            }
         }
     }
 }

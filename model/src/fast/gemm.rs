@@ -138,10 +138,10 @@ fn fma<S: Simd, const ROWS: usize, const VECTORS: usize>(
     l: impl Fn(usize) -> f32,
     r: [S::f32s; VECTORS],
 ) {
-    for (j, row) in acc.iter_mut().enumerate() {
+    for (j, acc) in acc.iter_mut().enumerate() {
         let l = simd.splat_f32s(l(j));
-        for v in 0..VECTORS {
-            row[v] = simd.mul_add_f32s(l, r[v], row[v]);
+        for (acc, r) in acc.iter_mut().zip(r) {
+            *acc = simd.mul_add_f32s(l, r, *acc);
         }
     }
 }
@@ -224,7 +224,7 @@ fn product<S: Simd>(simd: S, source: impl Source, mut target: Target<'_>) {
     }
 }
 
-/// Cuts a strip into tiles of up to six rows.
+/// Cuts a strip into tiles of up to six rows, or twelve where a narrow strip leaves the registers.
 #[inline(always)]
 fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(
     simd: S,
@@ -237,6 +237,9 @@ fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(
     while row < target.rows {
         let at = (row, column, width);
         row += match target.rows - row {
+            12.. if const { S::REGISTER_COUNT >= 32 && VECTORS <= 2 } => {
+                tile::<S, 12, VECTORS, TAIL>(simd, source, at, target)
+            }
             6.. => tile::<S, 6, VECTORS, TAIL>(simd, source, at, target),
             4.. => tile::<S, 4, VECTORS, TAIL>(simd, source, at, target),
             2.. => tile::<S, 2, VECTORS, TAIL>(simd, source, at, target),

@@ -4,7 +4,7 @@
 use super::{
     conv::{Conv, ConvScratch, Packed},
     norm::{self, Moments},
-    plan::{ImageOp, ImageStage, Shape},
+    plan::{ImageOp, ImageStage, Params, Shape},
     pool,
 };
 use crate::dropout;
@@ -15,6 +15,8 @@ pub(super) struct ImageNet {
     pub(super) stages: Vec<ImageStage>,
     convs: Vec<Option<Conv>>,
     packed: Vec<Packed>,
+    /// Where the sums of a stage's gradients lie in [`Block::sums`].
+    sums: Vec<Params>,
     /// First stage with parameters: no gradient is needed before it.
     first: usize,
     input: Shape,
@@ -67,8 +69,10 @@ impl ImageNet {
             .iter()
             .position(|stage| matches!(stage.op, ImageOp::Conv { .. } | ImageOp::Norm { .. }))
             .unwrap_or(stages.len());
+        let convs: Vec<_> = stages.iter().map(conv).collect();
         Some(Self {
-            convs: stages.iter().map(conv).collect(),
+            sums: lay_out_sums(&stages, &convs),
+            convs,
             packed: stages.iter().map(|_| Packed::default()).collect(),
             stages,
             first,
@@ -92,7 +96,7 @@ impl ImageNet {
     }
 
     /// Makes room in `block` for `images` images.
-    pub(super) fn prepare(&self, block: &mut Block, images: usize, parameters: usize) {
+    pub(super) fn prepare(&self, block: &mut Block, images: usize, training: bool) {
         if block.outputs.is_empty() {
             block.outputs.resize_with(self.stages.len(), Vec::new);
             block.argmax.resize_with(self.stages.len(), Vec::new);
@@ -106,7 +110,9 @@ impl ImageNet {
             block.input.resize(self.input.len(), 0.0);
             let largest = self.stages.iter().map(|stage| stage.input.len().max(stage.output.len())).max();
             block.gradients = [(); 2].map(|()| vec![0.0; largest.unwrap_or(0)]);
-            block.sums.resize(parameters, 0.0);
+        }
+        if training {
+            block.sums.resize(self.sums.last().map_or(0, |sums| sums.bias.end), 0.0);
         }
         for (index, stage) in self.stages.iter().enumerate() {
             let len = stage.output.len();
@@ -239,12 +245,13 @@ impl ImageNet {
             _ => of_image(&block.outputs[index - 1], stage.input.len(), image, self.stages[index - 1].kept),
         };
         match &stage.op {
-            ImageOp::Conv { params, .. } => {
+            ImageOp::Conv { .. } => {
                 let (Some(conv), Some(scratch)) = (&self.convs[index], &mut block.scratch[index]) else {
                     return;
                 };
+                let sums = &self.sums[index];
                 let (weights, bias) =
-                    block.sums[params.weight.start..params.bias.end].split_at_mut(conv.weights());
+                    block.sums[sums.weight.start..sums.bias.end].split_at_mut(sums.weight.len());
                 conv.backward_weights(x, dy, scratch, weights, bias);
                 if index > self.first {
                     conv.backward_input(dy, &self.packed[index], scratch, dx);
@@ -256,7 +263,8 @@ impl ImageNet {
                 block.gradients.swap(0, 1);
             }
             ImageOp::Norm { groups, params } => {
-                let sums = block.sums[params.weight.start..params.bias.end].split_at_mut(params.weight.len());
+                let sums = &self.sums[index];
+                let sums = block.sums[sums.weight.start..sums.bias.end].split_at_mut(sums.weight.len());
                 let moments = of_image(&block.moments[index], *groups, image, true);
                 norm::backward(x, stage.input, &parameters[params.weight.clone()], moments, dy, sums);
             }
@@ -278,14 +286,35 @@ impl ImageNet {
     pub(super) fn for_each_gradient(&self, sums: &[f32], mut f: impl FnMut(usize, f32)) {
         for (index, stage) in self.stages.iter().enumerate() {
             let (ImageOp::Conv { params, .. } | ImageOp::Norm { params, .. }) = &stage.op else { continue };
-            let weights = &sums[params.weight.clone()];
+            let of_stage = &self.sums[index];
+            let weights = &sums[of_stage.weight.clone()];
             match &self.convs[index] {
                 Some(conv) => conv.for_each_unpacked(weights, |at, value| f(params.weight.start + at, value)),
                 None => params.weight.clone().zip(weights).for_each(|(at, value)| f(at, *value)),
             }
-            params.bias.clone().zip(&sums[params.bias.clone()]).for_each(|(at, value)| f(at, *value));
+            params.bias.clone().zip(&sums[of_stage.bias.clone()]).for_each(|(at, value)| f(at, *value));
         }
     }
+}
+
+/// One range after the other: the gradients of some convolutions' weights are summed in a form that is
+/// larger than the weights.
+fn lay_out_sums(stages: &[ImageStage], convs: &[Option<Conv>]) -> Vec<Params> {
+    let mut end = 0;
+    let mut take = |len: usize| {
+        end += len;
+        end - len..end
+    };
+    let lay_out = |(stage, conv): (&ImageStage, &Option<Conv>)| match (&stage.op, conv) {
+        (ImageOp::Conv { params, .. }, Some(conv)) => {
+            Params { weight: take(conv.sums_len()), bias: take(params.bias.len()) }
+        }
+        (ImageOp::Norm { params, .. }, _) => {
+            Params { weight: take(params.weight.len()), bias: take(params.bias.len()) }
+        }
+        _ => Params { weight: take(0), bias: take(0) },
+    };
+    stages.iter().zip(convs).map(lay_out).collect()
 }
 
 /// Multiplies an image by its part of the batch's mask, which is laid out channels first.

@@ -17,6 +17,8 @@ mod parallel;
 mod plan;
 mod pool;
 mod simd;
+mod transpose;
+mod winograd;
 
 use crate::{
     error::ModelError,
@@ -201,12 +203,11 @@ impl FastTrainer {
         let (per_block, blocks) = blocks_of(batch);
         self.blocks.resize_with(self.blocks.len().max(blocks), Block::default);
         let (parameters, features) = (&self.parameters, self.features);
-        let sums = if training { self.image_parameters } else { 0 };
         let net = &*net;
         threads.each(&mut self.blocks[..blocks], |index, block| {
             let first = index * per_block;
             let images = per_block.min(batch - first);
-            net.prepare(block, images, sums);
+            net.prepare(block, images, training);
             let x = &x[first * features..(first + images) * features];
             net.forward(block, x, parameters, first, dropout);
         });
