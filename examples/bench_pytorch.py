@@ -4,7 +4,9 @@
     bench_pytorch.py --model mcmahan_cnn --threads 2
     bench_pytorch.py --model mlp --fl target/release/fl     # alternates with `fl bench train`
 
-Needs torch. With --fl both programs take turns, ROUNDS times, and the ratio of the medians is printed.
+Needs torch. With --fl both programs take turns, ROUNDS times; `ratio` is the median ratio of images per
+second, `cpu_ratio` that of processor time per image, which counts beside other loads. Set
+OMP_WAIT_POLICY=passive for the latter: else PyTorch's threads are charged for waiting.
 """
 import argparse
 import json
@@ -37,18 +39,20 @@ def build(name, dim):
 
 
 def measure(network, batch, seconds):
-    """Median seconds of a step of plain SGD on one batch of noise."""
+    """Median seconds, and mean processor seconds, of a step of plain SGD on one batch of noise."""
     x, y = torch.rand(batch, 1, 28, 28) * 2 - 1, torch.randint(0, 10, (batch,))
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     loss_of = nn.CrossEntropyLoss()
-    times, began = [], time.perf_counter()
+    times, began, cpu = [], time.perf_counter(), 0.0
     while len(times) < 15 or time.perf_counter() - began < seconds:
+        if len(times) == 5:
+            cpu = time.process_time()
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         loss_of(network(x), y).backward()
         optimizer.step()
         times.append(time.perf_counter() - start)
-    return statistics.median(times[5:])
+    return statistics.median(times[5:]), (time.process_time() - cpu) / len(times[5:])
 
 
 def main():
@@ -64,9 +68,10 @@ def main():
     torch.set_num_threads(args.threads)
     network = build(args.model, args.model_dim)
     params = sum(p.numel() for p in network.parameters())
-    ours, theirs = [], []
+    ours, theirs, cpu = [], [], []
     for _ in range(args.rounds if args.fl else 1):
-        theirs.append(args.batch_size / measure(network, args.batch_size, args.seconds))
+        step, step_cpu = measure(network, args.batch_size, args.seconds)
+        theirs.append(args.batch_size / step)
         if args.fl:
             command = [args.fl, "bench", "train", "--json", "--skip-burn", "--model", args.model]
             command += ["--threads", str(args.threads), "--batch-size", str(args.batch_size)]
@@ -74,11 +79,13 @@ def main():
             result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
             assert result["params"] == params, (result["params"], params)
             ours.append(result["images_per_s"])
+            cpu.append(1e3 * step_cpu / result["step_cpu_ms"])
     row = {"model": args.model, "threads": args.threads, "params": params}
     row["pytorch_images_per_s"] = round(statistics.median(theirs))
     if ours:
         row["fl_images_per_s"] = round(statistics.median(ours))
         row["ratio"] = round(statistics.median(a / b for a, b in zip(ours, theirs)), 3)
+        row["cpu_ratio"] = round(statistics.median(cpu), 3)
     print(json.dumps(row))
 
 

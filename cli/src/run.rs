@@ -52,7 +52,9 @@ impl RunArgs {
     }
 
     fn worker(&self, index: usize, master: SocketAddr) -> anyhow::Result<fl_worker::Config> {
-        self.federation.worker(index, self.workers, &format!("http://{master}"))
+        let config = self.federation.worker(index, self.workers, &format!("http://{master}"))?;
+        // Threads by the network and by this worker's share of the cores.
+        Ok(fl_worker::Config { workers: self.workers, threads: None, ..config })
     }
 
     fn start_order(&self) -> Vec<usize> {

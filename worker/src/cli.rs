@@ -199,6 +199,7 @@ impl Args {
             model_dim: (self.model_dim != 0).then_some(self.model_dim),
             backend: parse("BACKEND", &self.backend)?,
             threads: (self.threads != 0).then_some(self.threads),
+            workers: 1,
             mem_mb: self.mem_mb,
             touch_stride_bytes: self.touch_stride_bytes,
             token: filled(self.fl_token),

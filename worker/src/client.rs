@@ -2,7 +2,7 @@
 
 use crate::config::{Config, SettingError};
 use bytes::Bytes;
-use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, limits::MAX_PARAMETERS};
+use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::{path::Path, time::Duration};
@@ -85,6 +85,15 @@ impl From<reqwest::Error> for CallError {
     }
 }
 
+/// A model as the master serves it.
+#[derive(Debug)]
+pub struct ServedModel {
+    /// Its round.
+    pub round: u64,
+    /// The safetensors file.
+    pub file: Bytes,
+}
+
 /// A client of one master.
 #[derive(Debug, Clone)]
 pub struct MasterClient {
@@ -156,6 +165,20 @@ impl MasterClient {
         let request = self.http.get(format!("{}/{path}", self.base)).timeout(TRANSFER_TIMEOUT);
         let response = self.send(request).await?;
         body(response, MAX_PARAMETERS * 4 + MAX_JSON_BYTES).await
+    }
+
+    /// `GET /global?min_round=N`: the model of round `min_round` or of a later one; waits at the master
+    /// until there is one.
+    ///
+    /// # Errors
+    /// See [`CallError`]; that it did not come in time, too.
+    pub async fn next_global(&self, min_round: u64) -> Result<ServedModel, CallError> {
+        let url = format!("{}/global?min_round={min_round}&wait={WAIT_S}", self.base);
+        let response = self.send(self.http.get(url).timeout(TRANSFER_TIMEOUT)).await?;
+        let round =
+            response.headers().get(headers::FL_ROUND).and_then(|value| value.to_str().ok()?.parse().ok());
+        let round = round.ok_or_else(|| CallError::BadAnswer("it does not name the model's round".into()))?;
+        Ok(ServedModel { round, file: body(response, MAX_PARAMETERS * 4 + MAX_JSON_BYTES).await? })
     }
 
     /// `POST /update`: hands in an update container.

@@ -8,7 +8,7 @@ use fl_protocol::{
     settings::{number, whole},
 };
 use fl_quant::{Bits, Scheme, Spec, Target};
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
 
 /// What the worker's own settings say about a round; what is none comes from the master's task.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -79,6 +79,8 @@ pub struct Config {
     pub backend: Backend,
     /// `THREADS` (0 = by the model).
     pub threads: Option<usize>,
+    /// Workers of this process, which share its cores: 1, but for `fl run`.
+    pub workers: usize,
     /// `MEM_MB` (500): resident ballast.
     pub mem_mb: usize,
     /// `TOUCH_STRIDE_BYTES` (4096).
@@ -95,6 +97,11 @@ pub struct Config {
     pub drain_s: f64,
     /// `METRICS_ADDR` (none).
     pub metrics_addr: Option<SocketAddr>,
+}
+
+/// Cores that this process may use.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
 /// How much is trained in a round.
@@ -191,11 +198,12 @@ impl Config {
         Ok(Spec { entropy, rdo, target, ..Spec::new(scheme, bits) })
     }
 
-    /// Threads for a network: small dense ones lose more to coordination than they win.
+    /// Threads for a network: small dense ones lose more to coordination than they win, convolutions
+    /// take this worker's share of the cores, at most 8.
     pub fn training_threads(&self, has_convolutions: bool) -> usize {
         match self.threads {
             Some(threads) => threads,
-            None if has_convolutions => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
+            None if has_convolutions => (cores() / self.workers.max(1)).clamp(1, 8),
             None => 1,
         }
     }
@@ -273,6 +281,19 @@ mod tests {
         let plan = config(&[]).plan(&task()).unwrap();
         assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Steps(7), 32, 0.1));
         assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::Sdq, 8));
+    }
+
+    #[test]
+    fn workers_of_one_process_share_its_cores() {
+        let mut config = config(&[]);
+        assert_eq!(config.training_threads(false), 1);
+        assert_eq!(config.training_threads(true), cores().min(8));
+        config.workers = cores();
+        assert_eq!(config.training_threads(true), 1);
+        config.workers = 10 * cores();
+        assert_eq!(config.training_threads(true), 1);
+        config.threads = Some(3);
+        assert_eq!((config.training_threads(true), config.training_threads(false)), (3, 3));
     }
 
     #[test]

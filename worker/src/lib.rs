@@ -15,12 +15,13 @@ mod client;
 mod config;
 mod local;
 mod metrics;
+mod prefetch;
 mod run;
 
 pub use backoff::Backoff;
 pub use ballast::Ballast;
 pub use cli::{Args, LogFormat};
-pub use client::{CallError, MasterClient};
+pub use client::{CallError, MasterClient, ServedModel};
 pub use config::{Config, Own, Plan, SettingError, Work};
 pub use local::{Carried, ClientState, Engine, LocalClient, LocalUpdate, SetupError, StartingPoint};
 pub use metrics::health_check;

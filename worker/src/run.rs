@@ -4,9 +4,10 @@ use crate::{
     backoff::Backoff,
     ballast::{Ballast, BallastError},
     client::{CallError, MasterClient},
-    config::{Config, SettingError},
+    config::{Config, SettingError, cores},
     local::{LocalClient, LocalUpdate, SetupError, StartingPoint},
     metrics::{self, Metrics},
+    prefetch::Prefetch,
 };
 use bytes::Bytes;
 use fl_datasets::{Dataset, DatasetError, Part, Purpose, seeded_rng};
@@ -17,18 +18,22 @@ use std::{
     io,
     ops::ControlFlow,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 use thiserror::Error;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{JoinError, spawn_blocking},
     time::{sleep, timeout},
 };
 use tracing::{info, warn};
+
+/// One training a core: with more workers in a process, more at a time would only evict one another's
+/// data from the caches.
+static TRAININGS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(cores()));
 
 /// Why a worker ends other than by a shutdown or the end of the training.
 #[derive(Debug, Error)]
@@ -187,6 +192,7 @@ struct Session {
     config: Config,
     data: Arc<Dataset>,
     client: MasterClient,
+    prefetch: Prefetch,
     local: Option<LocalClient>,
     ballast: Option<Ballast>,
     backoff: Backoff,
@@ -239,6 +245,7 @@ impl Session {
         Ok(Self {
             config,
             data,
+            prefetch: Prefetch::default(),
             client,
             local: None,
             ballast: Some(ballast),
@@ -274,7 +281,7 @@ impl Session {
 
     async fn round(&mut self, task: &TaskBody) -> Result<Result<(), Stopped>, WorkerError> {
         let client = self.client.clone();
-        let Ok(file) = self.retry(|| client.global()).await? else { return Ok(Err(Stopped)) };
+        let Ok(file) = self.model(task.round).await? else { return Ok(Err(Stopped)) };
         let mut control = None;
         if task.control {
             let Ok(file) = self.retry(|| client.control()).await? else { return Ok(Err(Stopped)) };
@@ -286,6 +293,10 @@ impl Session {
             Trained::Stopped => return Ok(Err(Stopped)),
         };
         let (round, update) = update;
+        // Workers of one process are next to their master: they win nothing.
+        if self.config.workers == 1 {
+            self.prefetch.start(&client, round);
+        }
         let started = Instant::now();
         match self.retry_update(&client, &update.body).await? {
             Ok(Some(ack)) => self.accepted(round, &update, started.elapsed(), &ack),
@@ -293,6 +304,20 @@ impl Session {
             Err(Stopped) => return Ok(Err(Stopped)),
         }
         Ok(Ok(()))
+    }
+
+    /// The model of `round`, as the task names it: pulled ahead, or pulled now.
+    async fn model(&mut self, round: u64) -> Result<Result<Bytes, Stopped>, WorkerError> {
+        let mut stopped = self.stopped.clone();
+        let ahead = tokio::select! {
+            ahead = self.prefetch.take(round) => ahead,
+            _ = stopped.wait_for(|stopped| *stopped) => return Ok(Err(Stopped)),
+        };
+        if let Some(file) = ahead {
+            return Ok(Ok(file));
+        }
+        let client = self.client.clone();
+        self.retry(|| client.global()).await
     }
 
     /// Trains on a thread of its own.
@@ -336,7 +361,10 @@ impl Session {
                 update.map_or(Trained::Stopped, |update| Trained::Update(global.round, update)),
             ))
         };
+        // The semaphore is never closed.
+        let turn = TRAININGS.acquire().await;
         let (local, ballast, trained) = spawn_blocking(work).await??;
+        drop(turn);
         self.local = Some(local);
         self.ballast = Some(ballast);
         Ok(trained)

@@ -66,6 +66,9 @@ struct Measured<'a> {
     images_per_s: f64,
     /// Median.
     step_ms: f64,
+    /// Mean processor time of a step over all threads: steadier than `step_ms` beside other loads.
+    /// `None` where the system does not tell.
+    step_cpu_ms: Option<f64>,
     /// Peak resident size of this process up to here; `None` where the system does not tell.
     peak_rss_mb: Option<f64>,
     /// By the network's definition: see `ModelSpec::training_flops`.
@@ -93,13 +96,13 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
     };
     let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
     let trainer = Trainer::new(&spec, args.backend, args.threads)?;
-    let step_s = median_step_s(trainer, &spec, args, data.as_ref())?;
+    let Step { median_s: step_s, cpu_s } = measure(trainer, &spec, args, data.as_ref())?;
     let peak_rss_mb = peak_rss_mb();
     let burn_step_s = match args.skip_burn {
         true => None,
         false => {
             let reference = Trainer::reference(&spec, args.backend)?;
-            Some(median_step_s(reference, &spec, args, data.as_ref())?)
+            Some(measure(reference, &spec, args, data.as_ref())?.median_s)
         }
     };
     let images_per_s = args.batch_size as f64 / step_s;
@@ -113,6 +116,7 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         params: spec.num_parameters(),
         images_per_s,
         step_ms: step_s * 1e3,
+        step_cpu_ms: cpu_s.map(|seconds| seconds * 1e3),
         peak_rss_mb,
         gflops,
         gemm_gflops,
@@ -158,12 +162,18 @@ fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn median_step_s(
+/// What a step takes.
+struct Step {
+    median_s: f64,
+    cpu_s: Option<f64>,
+}
+
+fn measure(
     mut trainer: Trainer,
     spec: &ModelSpec,
     args: &TrainArgs,
     data: Option<&Dataset>,
-) -> anyhow::Result<f64> {
+) -> anyhow::Result<Step> {
     trainer.set_parameters(&init_parameters(spec, SEED));
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut x: Vec<f32> =
@@ -173,11 +183,11 @@ fn median_step_s(
     let mut indices = vec![0; args.batch_size];
     let config = SgdConfig::default();
     let mut times = Vec::new();
-    let mut began = Instant::now();
+    let (mut began, mut cpu_before) = (Instant::now(), None);
     for step in 0.. {
         if step == WARM_UP {
             times.clear();
-            began = Instant::now();
+            (began, cpu_before) = (Instant::now(), processor_time_s());
         }
         if let Some(data) = data {
             indices.fill_with(|| rng.random_range(0..data.train.len() as u32));
@@ -192,8 +202,20 @@ fn median_step_s(
             break;
         }
     }
+    let cpu_s =
+        processor_time_s().zip(cpu_before).map(|(after, before)| (after - before) / times.len() as f64);
     times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(Step { median_s: times[times.len() / 2], cpu_s })
+}
+
+/// Processor time of all threads of this process that are still there.
+fn processor_time_s() -> Option<f64> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir("/proc/self/task").ok()? {
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    Some(nanoseconds as f64 / 1e9)
 }
 
 /// The most memory that this process has had resident, in MB.
