@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn every_shape_is_turned() {
-        for (rows, columns) in [(1, 1), (8, 8), (16, 8), (7, 9), (64, 50), (3, 64)] {
+        for (rows, columns) in [(1usize, 1), (8, 8), (16, 8), (7, 9), (64, 50), (3, 64)] {
             let stride = rows.next_multiple_of(16);
             let x: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
             let mut out = vec![0.0; columns * stride];
