@@ -59,6 +59,10 @@ enum Command {
 enum Bench {
     /// Training speed, memory, and the share of what this core's arithmetic could do.
     Train(bench::train::TrainArgs),
+    /// Updates per second that a master takes in over HTTP, and their latency.
+    Serve(bench::serve::ServeArgs),
+    /// Speed of checking, decoding and adding updates.
+    Aggregate(bench::aggregate::AggregateArgs),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +81,8 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
         Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),
+        Command::Bench(Bench::Serve(args)) => bench::serve::run(&args, cli.json),
+        Command::Bench(Bench::Aggregate(args)) => bench::aggregate::run(&args, cli.json),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -146,7 +146,7 @@ pub struct Args {
 
     /// Bearer token that every call but the health probes needs [default: none]
     #[arg(long, env = "FL_TOKEN", hide_env_values = true, help_heading = SECURITY)]
-    pub fl_token: Option<String>,
+    pub fl_token: Option<Secret>,
     /// Certificate chain in PEM: turns TLS on
     #[arg(long, env = "TLS_CERT", help_heading = SECURITY)]
     pub tls_cert: Option<String>,
@@ -274,7 +274,7 @@ impl Args {
                 state_dir: self.state_dir,
                 keep_rounds: self.keep_rounds,
             },
-            token: filled(self.fl_token).map(Secret),
+            token: self.fl_token.filter(|token| !token.0.is_empty()),
             tls: tls(filled(self.tls_cert), filled(self.tls_key), filled(self.tls_client_ca))?,
             limits: Limits {
                 max_connections: self.max_connections,

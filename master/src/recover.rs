@@ -74,6 +74,7 @@ pub(crate) fn recover(
     let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
+    store.rewrite_history(&history)?;
     let mut board = Board::new(history);
     let mut remade = Vec::new();
     let (resume, open) = loop {

@@ -7,11 +7,9 @@
 
 mod common;
 
-use common::{Fixture, body, client, config};
+use common::{Fixture, Running, body, client, config, free_port, setting};
 use fl_protocol::{ErrorBody, UpdateAck};
 use std::{
-    net::TcpListener,
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,41 +20,8 @@ use tokio::time::{Instant, sleep};
 
 const WORKERS: usize = 4;
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// A master process that does not outlive its test.
-struct Running(Child);
-
-impl Running {
-    /// SIGKILL: it gets no chance to tidy up.
-    fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn spawn(port: u16, state: &std::path::Path) -> Running {
-    let child = Command::new(env!("CARGO_BIN_EXE_fl-master"))
-        .env_clear()
-        .env("BIND", format!("127.0.0.1:{port}"))
-        .env("STATE_DIR", state)
-        .env("MODEL", "softmax")
-        .env("AGG_MIN_CLIENTS", WORKERS.to_string())
-        .env("EVAL_EVERY", "0")
-        .env("REFUSED_PER_S", "0")
-        .env("RUST_LOG", "error")
-        .stdout(Stdio::null())
-        .spawn();
-    Running(child.unwrap())
+    Running::spawn(port, state, &[("AGG_MIN_CLIENTS", &WORKERS.to_string()), ("REFUSED_PER_S", "0")])
 }
 
 /// The model once its round is there; the master may still be starting.
@@ -116,7 +81,7 @@ async fn work(worker: usize, url: String, rounds: u64, progress: Arc<AtomicU64>)
 async fn kills_at_random_moments_lose_nothing() {
     let kills = setting("FL_CRASH_KILLS", 10);
     let rounds = setting("FL_CRASH_ROUNDS", 20);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let url = format!("http://127.0.0.1:{port}");
     let dir = tempfile::tempdir().unwrap();
     let progress = Arc::new(AtomicU64::new(0));

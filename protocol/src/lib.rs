@@ -21,7 +21,7 @@ pub mod worker_id;
 pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
 pub use schedule::LrSchedule;
-pub use settings::SettingError;
+pub use settings::{Secret, SettingError};
 pub use types::{
     GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,
     UpdateJson, WorkerStatus,

@@ -22,6 +22,22 @@ impl SettingError {
     }
 }
 
+/// A value that no log line may show: its `Debug` hides it, and it has no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
 /// An empty environment variable counts as none: a ConfigMap cannot leave a key out.
 pub fn filled(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.is_empty())
@@ -63,5 +79,15 @@ pub fn number<T: PartialOrd + fmt::Display>(
     match value >= min && value <= max {
         true => Ok(()),
         false => Err(SettingError::new(name, value, format!("use a number from {min} to {max}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_does_not_print() {
+        assert_eq!(format!("{:?}", Some(Secret("hunter2".into()))), "Some((secret))");
     }
 }

@@ -3,7 +3,7 @@
 use crate::config::{Coding, Config, Own, SettingError};
 use clap::{ArgAction, Parser, ValueEnum};
 use fl_protocol::{
-    WorkerId,
+    Secret, WorkerId,
     settings::{filled, parse},
 };
 use std::{net::SocketAddr, path::PathBuf};
@@ -120,7 +120,7 @@ pub struct Args {
 
     /// Bearer token of the master [default: none]
     #[arg(long, env = "FL_TOKEN", hide_env_values = true, help_heading = NETWORK)]
-    pub fl_token: Option<String>,
+    pub fl_token: Option<Secret>,
     /// Authorities in PEM that sign the master's certificate [default: the system's]
     #[arg(long, env = "CA_CERT", help_heading = NETWORK)]
     pub ca_cert: Option<String>,
@@ -202,7 +202,7 @@ impl Args {
             workers: 1,
             mem_mb: self.mem_mb,
             touch_stride_bytes: self.touch_stride_bytes,
-            token: filled(self.fl_token),
+            token: self.fl_token.filter(|token| !token.0.is_empty()),
             ca_cert: filled(self.ca_cert).map(PathBuf::from),
             client_cert: filled(self.client_cert).map(PathBuf::from),
             give_up_s: (self.give_up_s != 0.0).then_some(self.give_up_s),

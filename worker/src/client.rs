@@ -2,7 +2,9 @@
 
 use crate::config::{Config, SettingError};
 use bytes::Bytes;
-use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
+use fl_protocol::{
+    ErrorBody, ErrorCode, Secret, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS,
+};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::{path::Path, time::Duration};
@@ -99,7 +101,7 @@ pub struct ServedModel {
 pub struct MasterClient {
     http: Client,
     base: String,
-    token: Option<String>,
+    token: Option<Secret>,
 }
 
 impl MasterClient {
@@ -197,7 +199,7 @@ impl MasterClient {
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
         let request = match &self.token {
-            Some(token) => request.bearer_auth(token),
+            Some(token) => request.bearer_auth(&token.0),
             None => request,
         };
         let response = request.send().await?;

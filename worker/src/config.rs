@@ -4,7 +4,7 @@ use fl_datasets::{DatasetSpec, Partition};
 use fl_model::{Backend, SgdConfig};
 pub use fl_protocol::SettingError;
 use fl_protocol::{
-    LrSchedule, TaskBody, WorkerId,
+    LrSchedule, Secret, TaskBody, WorkerId,
     settings::{number, whole},
 };
 use fl_quant::{Bits, Scheme, Spec, Target};
@@ -86,7 +86,7 @@ pub struct Config {
     /// `TOUCH_STRIDE_BYTES` (4096).
     pub touch_stride_bytes: usize,
     /// `FL_TOKEN` (none).
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// `CA_CERT` (the system's).
     pub ca_cert: Option<PathBuf>,
     /// `CLIENT_CERT` (none).
@@ -241,7 +241,7 @@ impl Config {
         whole("TOUCH_STRIDE_BYTES", self.touch_stride_bytes as u64, 1, 1 << 30)?;
         number("GIVE_UP_S", self.give_up_s.unwrap_or(1.0), 0.01, 1e9)?;
         number("DRAIN_S", self.drain_s, 0.0, 3600.0)?;
-        if self.token.as_ref().is_some_and(|token| !token.bytes().all(|b| b.is_ascii_graphic())) {
+        if self.token.as_ref().is_some_and(|token| !token.0.bytes().all(|b| b.is_ascii_graphic())) {
             return Err(SettingError::new("FL_TOKEN", "(secret)", "use printable ASCII without spaces"));
         }
         self.backend.check().map_err(|error| SettingError::new("BACKEND", self.backend, error.to_string()))

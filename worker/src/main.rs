@@ -44,7 +44,10 @@ fn main() -> ExitCode {
         println!("the settings are valid");
         return ExitCode::SUCCESS;
     }
-    match runtime.block_on(work(config)) {
+    let result = runtime.block_on(work(config));
+    // A thread may still be loading data: nobody waits for it.
+    runtime.shutdown_background();
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error}");
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
 }
 
 async fn work(config: Config) -> Result<(), WorkerError> {
+    // From the start on: the data may take a while to load.
     let summary = fl_worker::run(config, None, terminated(), None).await?;
     tracing::info!(
         rounds = summary.rounds,
@@ -64,16 +68,18 @@ async fn work(config: Config) -> Result<(), WorkerError> {
     Ok(())
 }
 
-/// Resolves at SIGTERM or SIGINT.
-async fn terminated() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        // Without handlers the default action ends the process anyway.
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
+/// Catches SIGTERM and SIGINT from the call on; resolves at the first.
+fn terminated() -> impl Future<Output = ()> + Send + 'static {
+    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async {
+        let (Ok(mut term), Ok(mut int)) = signals else {
+            // Without handlers the default action ends the process anyway.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
     }
 }
 

@@ -35,6 +35,9 @@ use tracing::{info, warn};
 /// data from the caches.
 static TRAININGS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(cores()));
 
+/// Least time between two requests for work that are answered with "wait".
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
 /// Why a worker ends other than by a shutdown or the end of the training.
 #[derive(Debug, Error)]
 pub enum WorkerError {
@@ -164,13 +167,21 @@ pub async fn run(
             .await
             .map_err(|error| WorkerError::Metrics { addr, error })?;
     }
-    let mut session = Session::start(config, data, stopped, metrics, events).await?;
+    tokio::pin!(shutdown);
+    let mut session = tokio::select! {
+        session = Session::start(config, data, stopped, metrics, events) => session?,
+        () = &mut shutdown => {
+            let _ = stop.send(true);
+            info!("stopping before the start was done");
+            return Ok(Summary::default());
+        }
+    };
     let summary = session.summary.clone();
     let work = session.work();
     tokio::pin!(work);
     let ended = tokio::select! {
         result = &mut work => Some(result),
-        () = shutdown => None,
+        () = &mut shutdown => None,
     };
     if let Some(result) = ended {
         return result.map(|()| *lock(&summary));
@@ -260,6 +271,7 @@ impl Session {
 
     async fn work(&mut self) -> Result<(), WorkerError> {
         while !*self.stopped.borrow() {
+            let asked = Instant::now();
             let client = self.client.clone();
             let worker = self.config.worker_id.clone();
             let Ok(task) = self.retry(|| client.task(&worker)).await? else { return Ok(()) };
@@ -268,7 +280,8 @@ impl Session {
                     info!(round = task.round, "the training is over");
                     return Ok(());
                 }
-                TaskAction::Wait => {}
+                // A master holds the request; one that answers at once must not be asked in a loop.
+                TaskAction::Wait => self.rest(ASK_EVERY.saturating_sub(asked.elapsed())).await,
                 TaskAction::Train => {
                     if self.round(&task).await?.is_err() {
                         return Ok(());
@@ -277,6 +290,15 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Waits, but for a shutdown.
+    async fn rest(&self, pause: Duration) {
+        let mut stopped = self.stopped.clone();
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+        }
     }
 
     async fn round(&mut self, task: &TaskBody) -> Result<Result<(), Stopped>, WorkerError> {
@@ -460,10 +482,9 @@ impl Session {
                 return Err(WorkerError::Refused { error });
             }
             let pause = self.failed(error)?;
-            let mut stopped = self.stopped.clone();
-            tokio::select! {
-                () = sleep(pause) => {}
-                _ = stopped.wait_for(|stopped| *stopped) => return Ok(Err(Stopped)),
+            self.rest(pause).await;
+            if *self.stopped.borrow() {
+                return Ok(Err(Stopped));
             }
         }
     }

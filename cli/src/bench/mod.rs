@@ -1,3 +1,8 @@
 //! `fl bench`: measurements on this machine.
 
+pub mod aggregate;
+mod load;
+mod process;
+pub mod serve;
 pub mod train;
+mod updates;

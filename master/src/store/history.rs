@@ -16,8 +16,7 @@ fn path(dir: &Path) -> PathBuf {
     dir.join("history.jsonl")
 }
 
-/// Records up to round `last`, the oldest first; the last line about a round wins. The file is
-/// written anew without what is not needed any more.
+/// Records up to round `last`, the oldest first; the last line about a round wins.
 pub(super) fn load(dir: &Path, last: u64) -> Result<Vec<HistoryRecord>, StoreError> {
     let path = path(dir);
     let text = match fs::read(&path) {
@@ -33,9 +32,12 @@ pub(super) fn load(dir: &Path, last: u64) -> Result<Vec<HistoryRecord>, StoreErr
         .map(|record| (record.round, record))
         .collect();
     let records: Vec<_> = records.into_values().collect();
-    let records = records[records.len().saturating_sub(MAX_RECORDS)..].to_vec();
-    files::replace(&path, |file| records.iter().try_for_each(|record| write_line(file, record)))?;
-    Ok(records)
+    Ok(records[records.len().saturating_sub(MAX_RECORDS)..].to_vec())
+}
+
+/// Writes the file anew, without what is not needed any more.
+pub(super) fn rewrite(dir: &Path, records: &[HistoryRecord]) -> Result<(), StoreError> {
+    files::replace(&path(dir), |file| records.iter().try_for_each(|record| write_line(file, record)))
 }
 
 /// Appends a record.

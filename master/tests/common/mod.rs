@@ -6,7 +6,12 @@ use fl_model::ModelSpec;
 use fl_protocol::{ErrorBody, ModelLayout, UpdateAck, UpdateMeta, update, update::Encoded};
 use reqwest::{Client, Response, StatusCode};
 use serde::de::DeserializeOwned;
-use std::path::Path;
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
 
 /// A small model, state in `dir`, two clients a round, no evaluation.
 pub fn config(dir: &Path) -> Config {
@@ -110,4 +115,75 @@ pub async fn refused(response: Response, status: u16, code: &str) -> ErrorBody {
     let body: ErrorBody = serde_json::from_slice(&bytes).unwrap();
     assert_eq!((body.code.as_str(), body.status.as_str()), (code, "error"), "{text}");
     body
+}
+
+/// A number from the environment: tests that take a while run longer for a release.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// A port that is free now, for a process that has to be told one.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The real binary with the settings of [`config`], to be changed and started.
+pub fn command(port: u16, state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fl-master"));
+    command
+        .env_clear()
+        .env("BIND", format!("127.0.0.1:{port}"))
+        .env("STATE_DIR", state)
+        .env("MODEL", "softmax")
+        .env("EVAL_EVERY", "0")
+        .env("RUST_LOG", "error")
+        .stdout(Stdio::null());
+    command
+}
+
+/// A master process that does not outlive its test.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn spawn(port: u16, state: &Path, settings: &[(&str, &str)]) -> Self {
+        Self(command(port, state).envs(settings.iter().copied()).spawn().unwrap())
+    }
+
+    /// SIGKILL: it gets no chance to tidy up.
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// SIGTERM: it drains and ends by itself.
+    pub fn terminate(&mut self) -> ExitStatus {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.0.wait().unwrap()
+    }
+
+    /// A field of `/proc/PID/status` in MB, as in `VmRSS`.
+    pub fn memory_mb(&self, field: &str) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':')).unwrap();
+        line.trim().strip_suffix("kB").unwrap().trim().parse::<f64>().unwrap() * 1024.0 / 1e6
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Waits until a master that is starting answers.
+pub async fn ready(url: &str) {
+    for _ in 0..1000 {
+        if client().get(format!("{url}/readyz")).send().await.is_ok_and(|r| r.status() == 200) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{url} does not get ready");
 }

@@ -1,0 +1,31 @@
+//! What this process has used so far, as Linux tells it.
+
+use std::fs;
+
+/// Ticks of a processor's second in `/proc`, the same on every Linux.
+const TICKS_PER_S: f64 = 100.0;
+
+/// A field of `/proc/self/status` in MB: `VmRSS` is the resident size, `VmHWM` its peak. `None` where
+/// the system does not tell.
+pub fn memory_mb(field: &str) -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
+
+/// Seconds of processor time of this thread alone: what other programs do meanwhile does not count.
+pub fn thread_cpu_s() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let nanoseconds: f64 = stat.split_whitespace().next()?.parse().ok()?;
+    Some(nanoseconds / 1e9)
+}
+
+/// Seconds of processor time of all threads, in the program and in the system for it.
+pub fn cpu_s() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the program's name in parentheses and may hold spaces.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<f64>().ok();
+    Some((ticks()? + ticks()?) / TICKS_PER_S)
+}

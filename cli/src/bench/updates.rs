@@ -1,0 +1,106 @@
+//! Updates to measure with: containers of a model's size, made before the clock starts.
+
+use anyhow::Context;
+use fl_protocol::{ModelLayout, UpdateMeta, update, update::Encoded};
+use fl_quant::{Encoder, Spec, encode_update};
+use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
+
+/// The round that a fresh container names. It has ten digits, and so has every patched one.
+const ROUND: u64 = 1_000_000_000;
+const WORKER: &str = "bench-000000";
+const SEED: u64 = 42;
+
+/// A container whose worker and round can be changed in place.
+#[derive(Debug, Clone)]
+pub struct Template {
+    bytes: Vec<u8>,
+    worker_at: usize,
+    round_at: usize,
+    /// Length of the part that differs from client to client: the JSON header.
+    pub head_len: usize,
+}
+
+impl Template {
+    /// The whole container.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Writes a client's number and a round into a copy of the header, [`Self::head_len`] bytes long.
+    pub fn patch(&self, head: &mut Vec<u8>, client: usize, round: u64) {
+        head.clear();
+        head.extend_from_slice(&self.bytes[..self.head_len]);
+        let digits = format!("{client:06}{round:010}");
+        let (client, round) = digits.as_bytes().split_at(6);
+        head[self.worker_at..self.worker_at + 6].copy_from_slice(client);
+        head[self.round_at..self.round_at + 10].copy_from_slice(round);
+    }
+}
+
+/// `count` different updates, encoded as a worker would.
+///
+/// # Errors
+/// If the width is not one that the quantizer has.
+pub fn templates(layout: &ModelLayout, spec: &Spec, count: usize) -> anyhow::Result<Vec<Template>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let shapes = layout.shapes();
+    (0..count)
+        .map(|index| {
+            let x: Vec<f32> = (0..layout.parameters()).map(|_| heavy_tailed(&mut rng)).collect();
+            let mut streams = Vec::new();
+            let spec = Spec { seed: index as u64, ..*spec };
+            encode_update(&mut Encoder::default(), &x, &shapes, &spec, &mut streams)?;
+            template(layout, &streams)
+        })
+        .collect()
+}
+
+/// Most values small, a few large, as real deltas are: the cube of a sum of four uniform numbers.
+fn heavy_tailed(rng: &mut ChaCha8Rng) -> f32 {
+    let sum: f32 = (0..4).map(|_| rng.random_range(-0.5f32..0.5)).sum();
+    0.01 * sum.powi(3)
+}
+
+fn template(layout: &ModelLayout, streams: &[Vec<u8>]) -> anyhow::Result<Template> {
+    let meta = UpdateMeta {
+        worker_id: WORKER.parse().map_err(anyhow::Error::msg)?,
+        round: ROUND,
+        num_samples: 600,
+        loss: Some(0.5),
+        accuracy: None,
+        compute_factor: None,
+        local_steps: Some(5),
+    };
+    let encoded: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
+    let bytes = update::write(&meta, layout, &encoded)?;
+    let declared = bytes.first_chunk::<8>().context("a container has a header")?;
+    let head_len = 8 + u64::from_le_bytes(*declared) as usize;
+    let find = |text: &str| {
+        let position = bytes[..head_len].windows(text.len()).position(|window| window == text.as_bytes());
+        position.with_context(|| format!("the container's header does not hold {text}"))
+    };
+    let worker_at = find(WORKER)? + WORKER.len() - 6;
+    let round_at = find(&ROUND.to_string())?;
+    Ok(Template { worker_at, round_at, head_len, bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fl_model::ModelSpec;
+    use fl_protocol::Update;
+    use fl_quant::Scheme;
+
+    #[test]
+    fn a_patched_container_is_an_update_of_that_client_and_round() {
+        let layout = ModelSpec::preset("mlp", &[1, 8, 8], 10, 5000).unwrap().layout();
+        let made = templates(&layout, &Spec::new(Scheme::MsqV2, 4), 2).unwrap();
+        let mut body = Vec::new();
+        made[1].patch(&mut body, 17, 3);
+        assert_eq!(body.len(), made[1].head_len);
+        body.extend_from_slice(&made[1].bytes()[made[1].head_len..]);
+        let update = Update::parse(&body, &layout).unwrap();
+        assert_eq!((update.meta.worker_id.as_str(), update.meta.round), ("bench-000017", 3));
+        assert_ne!(made[0].bytes(), made[1].bytes());
+    }
+}
