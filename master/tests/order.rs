@@ -63,6 +63,7 @@ fn bodies(layout: &ModelLayout) -> Vec<Bytes> {
                 accuracy: None,
                 compute_factor: None,
                 local_steps: None,
+                local_norm: None,
             };
             let plain = k % 50 == 0;
             let tensors: Vec<_> = layout

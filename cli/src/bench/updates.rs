@@ -70,6 +70,7 @@ fn template(layout: &ModelLayout, streams: &[Vec<u8>]) -> anyhow::Result<Templat
         accuracy: None,
         compute_factor: None,
         local_steps: Some(5),
+        local_norm: None,
     };
     let encoded: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     let bytes = update::write(&meta, layout, &encoded)?;

@@ -140,11 +140,10 @@ impl Winograd {
                         }
                     }
                 }
-                for row in 0..self.kernel {
-                    for column in 0..self.kernel {
-                        let value = (0..POINTS).map(|p| g[p][row] * rows[p][column]).sum();
-                        f(o, i, row * self.kernel + column, value);
-                    }
+                for place in 0..self.kernel * self.kernel {
+                    let (row, column) = (place / self.kernel, place % self.kernel);
+                    let value = g.iter().zip(&rows).map(|(g, sums)| g[row] * sums[column]).sum();
+                    f(o, i, place, value);
                 }
             }
         }
