@@ -28,6 +28,7 @@ fn good(scheme: Scheme, bits: u8) -> Vec<u8> {
         accuracy: None,
         compute_factor: None,
         local_steps: Some(5),
+        local_norm: None,
     };
     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     update::write(&meta, &LAYOUT, &tensors).expect("a good update can be written")
