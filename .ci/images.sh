@@ -49,7 +49,9 @@ cleanup() {
         docker network rm fl-net >/dev/null 2>&1
         kill "$DAEMON" && wait "$DAEMON"
     fi
-    [ -n "${FL_KEEP:-}" ] || rm -rf "$WORK"
+    # dockerd leaves the mount of its network namespace behind; what cannot be removed fails nobody.
+    umount "$WORK/exec/netns/default" 2>/dev/null || true
+    [ -n "${FL_KEEP:-}" ] || rm -rf "$WORK" || true
     exit "$code"
 }
 
