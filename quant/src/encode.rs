@@ -203,16 +203,8 @@ impl Lossless {
         out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     }
 
-    fn code(&mut self, mut grid: Grid, out: &mut Vec<u8>) {
-        let Self { coder, indices, .. } = self;
-        vectorized(
-            #[inline(always)]
-            || {
-                coder.find_shift(&mut grid, Indices::Scalar, indices);
-                grid.write(out);
-                coder.encode_all(&grid, Indices::Scalar, indices, out);
-            },
-        );
+    fn code(&mut self, grid: Grid, out: &mut Vec<u8>) {
+        self.coder.write(grid, Indices::Scalar, &self.indices, out);
     }
 }
 

@@ -66,7 +66,7 @@ impl Coder {
 
     /// Tries which shift suits the first rows best.
     #[inline(always)]
-    pub fn find_shift(&mut self, grid: &mut Grid, indices: Indices, values: &[i32]) {
+    fn find_shift(&mut self, grid: &mut Grid, indices: Indices, values: &[i32]) {
         let rows = (values.len() / SAMPLED_PART).clamp(MIN_SAMPLE, MAX_SAMPLE).div_ceil(grid.cols);
         let group = grid.cols * grid.lanes;
         let sample = &values[..values.len().min(rows.next_multiple_of(grid.lanes) * grid.cols)];
@@ -83,18 +83,19 @@ impl Coder {
         grid.shift = best.1;
     }
 
-    /// Codes all of `values` and writes them.
-    #[inline(always)]
-    pub fn encode_all(&mut self, grid: &Grid, indices: Indices, values: &[i32], out: &mut Vec<u8>) {
-        self.start(grid, indices);
-        for rows in values.chunks(grid.cols * grid.lanes) {
-            self.encode_rows(grid, indices, rows);
-        }
-        self.finish(grid, out);
-    }
-
-    /// Writes what has been coded since [`Coder::start`].
-    fn finish(&mut self, grid: &Grid, out: &mut Vec<u8>) {
+    /// Codes `values` and writes grid and payload, with the shift that suits them.
+    pub fn write(&mut self, mut grid: Grid, indices: Indices, values: &[i32], out: &mut Vec<u8>) {
+        vectorized(
+            #[inline(always)]
+            || {
+                self.find_shift(&mut grid, indices, values);
+                self.start(&grid, indices);
+                for rows in values.chunks(grid.cols * grid.lanes) {
+                    self.encode_rows(&grid, indices, rows);
+                }
+            },
+        );
+        grid.write(out);
         self.recorder.finish(grid.lanes, out);
     }
 

@@ -31,12 +31,12 @@ pub struct Side {
 }
 
 impl Side {
+    /// Appends what stands before the grid.
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.step.to_le_bytes());
         out.extend_from_slice(&self.largest.to_le_bytes());
         self.offsets.write(out);
         out.push(self.indices.quantizers() as u8);
-        self.grid.write(out);
     }
 
     /// Reads the side information of `count` elements and checks it.

@@ -153,15 +153,8 @@ impl Search {
             out.clear();
             let coding = Coding::Uniform;
             Header { scheme: Scheme::MsqV2, bits: request.bits, coding, count }.write(out);
-            let (coder, mut side) = (&mut self.coder, *side);
-            vectorized(
-                #[inline(always)]
-                || {
-                    coder.find_shift(&mut side.grid, side.indices, indices);
-                    side.write(out);
-                    coder.encode_all(&side.grid, side.indices, indices, out);
-                },
-            );
+            side.write(out);
+            self.coder.write(side.grid, side.indices, indices, out);
             seal(out);
             bytes += out.len();
         }
