@@ -107,6 +107,26 @@ pub struct TaskBody {
     pub deadline_s: Option<f64>,
 }
 
+impl TaskBody {
+    /// The task to train for `round`, with no hints: workers go by their own settings.
+    pub const fn train(round: u64) -> Self {
+        Self {
+            action: TaskAction::Train,
+            round,
+            etag: String::new(),
+            local_steps: None,
+            local_epochs: None,
+            batch_size: None,
+            lr: None,
+            mu: None,
+            quantizer: None,
+            bits: None,
+            control: false,
+            deadline_s: None,
+        }
+    }
+}
+
 /// What the master knows of one worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {

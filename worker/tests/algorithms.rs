@@ -11,7 +11,7 @@ use fl_master::{
     update::Term,
 };
 use fl_model::{GlobalModel, ModelSpec};
-use fl_protocol::{ModelLayout, TaskAction, TaskBody};
+use fl_protocol::{ModelLayout, TaskBody};
 use fl_worker::{Args, Carried, ClientState, Config, Engine, StartingPoint};
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
@@ -88,7 +88,7 @@ impl Problem {
         let zeros = vec![0.0; parameters.len()];
         let control = self.server.vectors.first().unwrap_or(&zeros);
         let from = StartingPoint { round, parameters, control: uses_control.then_some(control.as_slice()) };
-        let plan = self.configs[k].plan(&task(round)).unwrap();
+        let plan = self.configs[k].plan(&TaskBody::train(round)).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let body = trained.unwrap().unwrap().body;
         self.engine.settle(&mut self.clients[k]);
@@ -111,23 +111,6 @@ impl Problem {
         let kept = self.parameters.iter().step_by(EVERY);
         assert_eq!(kept.len(), expected.len());
         kept.zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
-    }
-}
-
-fn task(round: u64) -> TaskBody {
-    TaskBody {
-        action: TaskAction::Train,
-        round,
-        etag: String::new(),
-        local_steps: None,
-        local_epochs: None,
-        batch_size: None,
-        lr: None,
-        mu: None,
-        quantizer: None,
-        bits: None,
-        control: false,
-        deadline_s: None,
     }
 }
 

@@ -6,7 +6,7 @@ use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::aggregate::ExactSum;
 use fl_model::{Backend, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, Trainer, init_parameters};
-use fl_protocol::{TaskAction, TaskBody, Update};
+use fl_protocol::{TaskBody, Update};
 use fl_worker::{Args, LocalClient, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -50,20 +50,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
         configs.iter().map(|config| LocalClient::new(config, data.clone(), &global).unwrap()).collect();
     let sum = ExactSum::new(layout.parameters());
     for round in 0..40 {
-        let task = TaskBody {
-            action: TaskAction::Train,
-            round,
-            etag: String::new(),
-            local_steps: None,
-            local_epochs: None,
-            batch_size: None,
-            lr: None,
-            mu: None,
-            quantizer: None,
-            bits: None,
-            control: false,
-            deadline_s: None,
-        };
+        let task = TaskBody::train(round);
         let mut samples = 0.0;
         for (client, config) in clients.iter_mut().zip(&configs) {
             let plan = config.plan(&task).unwrap();

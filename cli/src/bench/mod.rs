@@ -2,7 +2,7 @@
 
 pub mod aggregate;
 mod load;
-mod process;
+pub mod process;
 pub mod serve;
 pub mod train;
 mod updates;

@@ -21,7 +21,18 @@ pub fn thread_cpu_s() -> Option<f64> {
     Some(nanoseconds / 1e9)
 }
 
-/// Seconds of processor time of all threads, in the program and in the system for it.
+/// Seconds of processor time of all threads that are still there, to the nanosecond.
+pub fn threads_cpu_s() -> Option<f64> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir("/proc/self/task").ok()? {
+        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        nanoseconds += text.split_whitespace().next()?.parse::<u64>().ok()?;
+    }
+    Some(nanoseconds as f64 / 1e9)
+}
+
+/// Seconds of processor time of all threads there have been, to the tick: in the program and in the
+/// system for it.
 pub fn cpu_s() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is the program's name in parentheses and may hold spaces.

@@ -1,5 +1,6 @@
 //! `fl bench train`: how fast does this machine train a network?
 
+use super::process;
 use crate::{exit::BadSetting, output};
 use clap::Args;
 use fl_datasets::{Dataset, DatasetSpec, Part};
@@ -7,7 +8,6 @@ use fl_model::{Backend, ModelSpec, SgdConfig, Trainer, init_parameters, measure_
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
 use std::{
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -97,7 +97,7 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
     let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
     let trainer = Trainer::new(&spec, args.backend, args.threads)?;
     let Step { median_s: step_s, cpu_s } = measure(trainer, &spec, args, data.as_ref())?;
-    let peak_rss_mb = peak_rss_mb();
+    let peak_rss_mb = process::memory_mb("VmHWM");
     let burn_step_s = match args.skip_burn {
         true => None,
         false => {
@@ -187,7 +187,7 @@ fn measure(
     for step in 0.. {
         if step == WARM_UP {
             times.clear();
-            (began, cpu_before) = (Instant::now(), processor_time_s());
+            (began, cpu_before) = (Instant::now(), process::threads_cpu_s());
         }
         if let Some(data) = data {
             indices.fill_with(|| rng.random_range(0..data.train.len() as u32));
@@ -203,25 +203,7 @@ fn measure(
         }
     }
     let cpu_s =
-        processor_time_s().zip(cpu_before).map(|(after, before)| (after - before) / times.len() as f64);
+        process::threads_cpu_s().zip(cpu_before).map(|(after, before)| (after - before) / times.len() as f64);
     times.sort_by(f64::total_cmp);
     Ok(Step { median_s: times[times.len() / 2], cpu_s })
-}
-
-/// Processor time of all threads of this process that are still there.
-fn processor_time_s() -> Option<f64> {
-    let mut nanoseconds = 0;
-    for thread in fs::read_dir("/proc/self/task").ok()? {
-        let text = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-        nanoseconds += text.split_whitespace().next()?.parse::<u64>().ok()?;
-    }
-    Some(nanoseconds as f64 / 1e9)
-}
-
-/// The most memory that this process has had resident, in MB.
-pub fn peak_rss_mb() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024.0 / 1e6)
 }

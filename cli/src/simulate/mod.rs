@@ -11,7 +11,7 @@ mod train;
 mod world;
 
 use crate::{
-    bench::train::peak_rss_mb,
+    bench::process,
     exit::BadSetting,
     federation::{FederationArgs, as_text},
     output,
@@ -236,7 +236,7 @@ pub fn simulate(
     let mut summary =
         Summary::new(&history, params, started.elapsed().as_secs_f64(), global.display().to_string());
     summary.virtual_s = Some(history.last().map_or(0.0, |record| record.finished_ts));
-    summary.peak_rss_mb = peak_rss_mb();
+    summary.peak_rss_mb = process::memory_mb("VmHWM");
     let name = name.map_or_else(|| federation.name(), str::to_owned);
     let run = Run { name, summary, settings: serde_json::to_value(args)?, history };
     report::write_all(out, &run)?;
