@@ -218,11 +218,13 @@ impl Coded<'_> {
         let zero = levels.zero_code() as i32;
         let last = levels.levels.len() as i32 - 1;
         scratch.for_each_chunk(grid, Indices::Scalar, payload, count, |offset, indices, values| {
+            values.resize(indices.len(), 0.0);
             vectorized(
                 #[inline(always)]
                 || {
-                    let level = |index: &i32| levels.levels[(index + zero).clamp(0, last) as usize];
-                    values.extend(indices.iter().map(level));
+                    for (value, index) in values.iter_mut().zip(indices) {
+                        *value = levels.levels[(index + zero).clamp(0, last) as usize];
+                    }
                     levels.apply(scales, offset, values);
                 },
             );

@@ -4,6 +4,14 @@
 //! magnitude in how much they move their weights, and do so in every row: the running mean of the
 //! column says how large the next index may be. Within a row, neighbours share their sign, above all
 //! those that are one image row apart, which is what the grid's stride is for.
+//!
+//! The contexts of four rows are computed at once, in vectors of eight 16-bit numbers.
+
+use bytemuck::cast;
+use wide::i16x8;
+
+/// Rows side by side.
+pub const LANES: usize = 4;
 
 /// Magnitudes count up to this.
 const CLAMP: i32 = 40;
@@ -16,88 +24,108 @@ const NEAR_CLASSES: usize = NEAR_STEPS.len() + 1;
 const SIGN_CLASSES: usize = SIGN_STEPS.len() + 1;
 
 /// Where a higher class of the column's mean begins, in sixteenths.
-const COLUMN_STEPS: [u16; 5] = [1, 2, 5, 9, 20];
+const COLUMN_STEPS: [i16; 5] = [1, 2, 5, 9, 20];
 /// Where a higher class of the neighbours' weighted magnitude begins.
-const NEAR_STEPS: [u16; 11] = [1, 6, 10, 15, 22, 32, 46, 66, 100, 160, 280];
+const NEAR_STEPS: [i16; 11] = [1, 6, 10, 15, 22, 32, 46, 66, 100, 160, 280];
 /// Where a higher class of the predicted sign's strength begins.
-const SIGN_STEPS: [u16; 5] = [1, 4, 8, 14, 26];
+const SIGN_STEPS: [i16; 5] = [1, 4, 8, 14, 26];
 
-/// More than any value that is looked up, and a power of two.
-const TABLE: usize = 1024;
-
-/// The class of every value, times `factor`.
-const fn classes(steps: &[u16], factor: u16) -> [u16; TABLE] {
-    let mut table = [0; TABLE];
-    let mut value = 0;
-    while value < TABLE {
-        let mut class = 0;
-        while class < steps.len() && steps[class] as usize <= value {
-            class += 1;
-        }
-        table[value] = class as u16 * factor;
-        value += 1;
-    }
-    table
+/// Clamps an index to what contexts are made of.
+#[inline(always)]
+pub fn clamp(index: i32) -> i16 {
+    index.clamp(-CLAMP, CLAMP) as i16
 }
 
-static COLUMN_CLASS: [u16; TABLE] = classes(&COLUMN_STEPS, (NEAR_CLASSES * SIGN_CLASSES) as u16);
-static NEAR_CLASS: [u16; TABLE] = classes(&NEAR_STEPS, SIGN_CLASSES as u16);
-static SIGN_CLASS: [u16; TABLE] = classes(&SIGN_STEPS, 1);
+/// The same for indices in 16 bits.
+#[inline(always)]
+pub fn clamped(indices: i16x8) -> i16x8 {
+    indices.max(i16x8::splat(-CLAMP as i16)).min(i16x8::splat(CLAMP as i16))
+}
 
-/// The context of one index.
+/// A clamped index of each row: four magnitudes, then the four numbers themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Indices(i16x8);
+
+impl Indices {
+    /// From clamped indices in the upper half; what the lower half holds does not matter.
+    #[inline(always)]
+    pub fn new(clamped: i16x8) -> Self {
+        let [_, magnitudes]: [u64; 2] = cast(clamped.abs());
+        let [_, indices]: [u64; 2] = cast(clamped);
+        Self(cast([magnitudes, indices]))
+    }
+}
+
+/// The neighbours of one element of each row.
 #[derive(Debug, Clone, Copy)]
-pub struct Context {
-    /// Which model, below [`CONTEXTS`].
-    pub model: usize,
-    /// The predicted sign is negative: signs are coded the other way round.
-    pub flip: bool,
+pub struct Neighbours {
+    /// The index before.
+    pub left: Indices,
+    /// The one before that.
+    pub left2: Indices,
+    /// The index one stride before.
+    pub far: Indices,
+    /// The one after that.
+    pub far_next: Indices,
 }
 
-/// A row while it is walked.
-#[derive(Debug, Clone, Default)]
-pub struct Row {
-    /// The indices so far, clamped, behind `stride` zeros.
-    values: Vec<i8>,
-    stride: usize,
-    left: i32,
-    left2: i32,
+/// The contexts of one element of each row.
+#[derive(Debug, Clone, Copy)]
+pub struct Contexts {
+    /// Which model, below [`CONTEXTS`]: four numbers of 16 bits.
+    pub models: u64,
+    /// In the upper half, -1 where the predicted sign is negative: signs are coded the other way
+    /// round. 0 elsewhere.
+    pub flips: i16x8,
 }
 
-impl Row {
-    /// Starts a row of `cols` columns. A stride of 0 means that there is none.
-    pub fn start(&mut self, cols: usize, stride: usize) {
-        // Without a stride, what lies that far back must be zero: before the row's first column.
-        self.stride = if stride == 0 { cols + 1 } else { stride };
-        self.values.clear();
-        self.values.resize(cols + self.stride + 1, 0);
-        (self.left, self.left2) = (0, 0);
+/// The contexts, given the neighbours and the running means of the columns (lower half).
+#[inline(always)]
+pub fn contexts(around: &Neighbours, means: i16x8) -> Contexts {
+    let Neighbours { left, left2, far, far_next } = around;
+    let (close, next) = (left.0 + far.0, left2.0 + far_next.0);
+    // The lower half sums magnitudes, the upper half signed numbers.
+    let sums: i16x8 = (close << 2) + close + next + next;
+    let strengths = sums.abs();
+    // A comparison gives -1 where it holds. Three sums side by side, or each would wait for the one before.
+    let mut counts = [i16x8::default(); 3];
+    for (k, steps) in NEAR_AND_SIGN_STEPS.into_iter().enumerate() {
+        counts[k % 3] += strengths.simd_gt(i16x8::new(steps));
     }
+    let mut classes: i16x8 = counts[0] + counts[1] + counts[2];
+    let mut columns = i16x8::default();
+    for step in COLUMN_STEPS {
+        columns -= means.simd_gt(i16x8::splat(step - 1));
+    }
+    let per_near = SIGN_CLASSES as i16;
+    classes *= i16x8::new([-per_near, -per_near, -per_near, -per_near, -1, -1, -1, -1]);
+    columns *= i16x8::splat((NEAR_CLASSES * SIGN_CLASSES) as i16);
+    let [near, sign]: [u64; 2] = cast(classes);
+    let [column, _]: [u64; 2] = cast(columns);
+    // No field of 16 bits overflows into the next. Sums of magnitudes are never negative.
+    Contexts { models: near + sign + column, flips: sums.is_negative() }
+}
 
-    /// Goes back to the first column; the values ahead of the walk are never read.
-    #[inline(always)]
-    pub fn restart(&mut self) {
-        (self.left, self.left2) = (0, 0);
+/// One below each step, of the neighbours in the lower half and of the sign in the upper.
+const NEAR_AND_SIGN_STEPS: [[i16; 8]; NEAR_STEPS.len()] = {
+    let mut steps = [[i16::MAX; 8]; NEAR_STEPS.len()];
+    let mut k = 0;
+    while k < NEAR_STEPS.len() {
+        let mut lane = 0;
+        while lane < LANES {
+            steps[k][lane] = NEAR_STEPS[k] - 1;
+            if k < SIGN_STEPS.len() {
+                steps[k][LANES + lane] = SIGN_STEPS[k] - 1;
+            }
+            lane += 1;
+        }
+        k += 1;
     }
+    steps
+};
 
-    /// The context at `column`, given the running mean of the column.
-    #[inline(always)]
-    pub fn context(&self, column: usize, mean: u16) -> Context {
-        let far = i32::from(self.values[column]);
-        let far_next = i32::from(self.values[column + 1]);
-        let near = 5 * (self.left.abs() + far.abs()) + 2 * (self.left2.abs() + far_next.abs());
-        let sign = 5 * (self.left + far) + 2 * (self.left2 + far_next);
-        let model = COLUMN_CLASS[mean as usize % TABLE]
-            + NEAR_CLASS[near as usize % TABLE]
-            + SIGN_CLASS[sign.unsigned_abs() as usize % TABLE];
-        Context { model: usize::from(model), flip: sign < 0 }
-    }
-
-    /// Takes the index at `column` over, and moves the column's mean.
-    #[inline(always)]
-    pub fn push(&mut self, column: usize, index: i32, mean: &mut u16) {
-        let value = index.clamp(-CLAMP, CLAMP);
-        self.values[column + self.stride] = value as i8;
-        (self.left2, self.left) = (self.left, value);
-        *mean = *mean - *mean / 4 + 4 * value.unsigned_abs() as u16;
-    }
+/// The running means (lower half) after the columns' next indices; they stay below 16 x 40.
+#[inline(always)]
+pub fn learn(means: i16x8, indices: Indices) -> i16x8 {
+    means - (means >> 2) + (indices.0 << 2)
 }

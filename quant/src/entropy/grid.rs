@@ -51,6 +51,7 @@ impl Grid {
     }
 
     /// Finds the stride at which signs agree best.
+    #[inline(always)]
     pub fn find_stride(&mut self, indices: &[i32], signs: &mut Signs) {
         signs.sample(indices, self.cols);
         let longest = (self.cols / 2).min(*STRIDES.end());
@@ -95,6 +96,7 @@ pub struct Signs {
 }
 
 impl Signs {
+    #[inline(always)]
     fn sample(&mut self, indices: &[i32], cols: usize) {
         let rows = indices.len().div_ceil(cols).max(1);
         // One word more than needed, so that a shifted read stays inside the row.
@@ -118,6 +120,7 @@ impl Signs {
     }
 
     /// Pairs at this distance with one sign, less those with two.
+    #[inline(always)]
     fn agreement(&self, stride: usize) -> i64 {
         let (skip, shift) = (stride / 64, stride % 64);
         let rows = self.positive.chunks(self.words).zip(self.negative.chunks(self.words));

@@ -4,6 +4,9 @@
 //! the distance: quickly at first, slowly later. Sixteen 16-bit numbers fit one vector register, so
 //! both the search and the update are a handful of instructions.
 
+use bytemuck::{cast, cast_ref};
+use wide::{i8x16, i16x8};
+
 /// Symbols of the alphabet.
 pub const SYMBOLS: usize = 16;
 
@@ -33,14 +36,25 @@ pub struct Interval {
     pub frequency: u32,
 }
 
+/// More than the number of contexts, and a power of two: an index needs no check.
+const TABLE: usize = 1024;
+
+/// Sums of the frequencies before each symbol; the first is 0.
+type Bounds = [i16x8; 2];
+
 /// The models of all contexts.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Models {
-    /// Per context: sums of the frequencies before each symbol; the first is 0.
-    bounds: Vec<[i16; SYMBOLS]>,
+    bounds: Box<[Bounds; TABLE]>,
     /// Per context: symbols seen, up to the number from which the shift stays.
-    seen: Vec<u8>,
+    seen: Box<[u8; TABLE]>,
     last_shift: u8,
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self { bounds: Box::new([Bounds::default(); TABLE]), seen: Box::new([0; TABLE]), last_shift: 0 }
+    }
 }
 
 impl Models {
@@ -51,46 +65,50 @@ impl Models {
         for symbol in 1..SYMBOLS {
             first[symbol] = first[symbol - 1] + PRIOR[symbol - 1];
         }
-        self.bounds.clear();
-        self.bounds.resize(contexts, first);
-        self.seen.clear();
-        self.seen.resize(contexts, 0);
+        self.bounds[..contexts].fill(cast(first));
+        self.seen[..contexts].fill(0);
+    }
+
+    #[inline(always)]
+    fn bounds(&self, context: usize) -> &Bounds {
+        &self.bounds[context % TABLE]
     }
 
     /// The interval of `symbol`.
     #[inline(always)]
     pub fn interval(&self, context: usize, symbol: usize) -> Interval {
-        interval(&self.bounds[context], symbol)
+        interval(self.bounds(context), symbol)
     }
 
     /// The symbol whose interval holds `slot`, and the interval.
     #[inline(always)]
     pub fn find(&self, context: usize, slot: u32) -> (usize, Interval) {
-        let bounds = &self.bounds[context];
-        // An arithmetic shift gives -1 for every bound at or below the slot. (A comparison would become
-        // a mask register, whose bits compilers count one by one.)
-        let slot = slot as i16;
-        let below = bounds.iter().fold(0i16, |count, bound| count - ((bound - slot - 1) >> 15));
-        // The first bound is 0 and a slot is never negative: at least one lies at or below it.
-        let symbol = (below - 1) as usize % SYMBOLS;
+        let bounds = self.bounds(context);
+        let slots = i16x8::splat(slot as i16);
+        let above: [i16x8; 2] = [bounds[0].simd_gt(slots), bounds[1].simd_gt(slots)];
+        let above = i8x16::from_i16x16_saturate(cast(above)).to_bitmask();
+        // The first bound is 0 and a slot is never negative: at least one does not lie above it.
+        let symbol = (SYMBOLS as u32 - 1).wrapping_sub(above.count_ones()) as usize % SYMBOLS;
         (symbol, interval(bounds, symbol))
     }
 
     /// Moves the model of `context` towards `symbol`.
     #[inline(always)]
     pub fn update(&mut self, context: usize, symbol: usize) {
-        let seen = &mut self.seen[context];
+        let seen = &mut self.seen[context % TABLE];
         let shift = FIRST_SHIFT + *seen / SHIFT_AFTER;
         *seen += u8::from(shift < self.last_shift);
         let targets = &TARGETS[symbol % SYMBOLS];
-        let bounds = &mut self.bounds[context];
+        let bounds = &mut self.bounds[context % TABLE];
         // Rounding down keeps every frequency at 1 or more.
-        *bounds = std::array::from_fn(|i| bounds[i] + ((targets[i] - bounds[i]) >> shift));
+        for (bounds, targets) in bounds.iter_mut().zip(targets) {
+            *bounds += (*targets - *bounds) >> i32::from(shift);
+        }
     }
 
     /// Costs in bits of all symbols of a context.
     pub fn costs(&self, context: usize) -> [f32; SYMBOLS] {
-        let bounds = &self.bounds[context];
+        let bounds = self.bounds(context);
         std::array::from_fn(|symbol| PRECISION as f32 - log2(interval(bounds, symbol).frequency))
     }
 }
@@ -105,26 +123,30 @@ pub fn log2(value: u32) -> f32 {
 }
 
 #[inline(always)]
-fn interval(bounds: &[i16; SYMBOLS], symbol: usize) -> Interval {
-    let start = bounds[symbol] as u32;
-    // The bound after the last symbol is 2^15; the array wraps to 0 there.
-    let end = ((bounds[(symbol + 1) % SYMBOLS] as u32).wrapping_sub(1) & 0x7fff) + 1;
-    Interval { start, frequency: end - start }
+fn interval(bounds: &Bounds, symbol: usize) -> Interval {
+    let bounds: &[i16; SYMBOLS] = cast_ref(bounds);
+    let start = bounds[symbol % SYMBOLS] as u32;
+    // The bound after the last symbol is 2^15; the array wraps to 0 there, which is the same modulo 2^15.
+    let end = bounds[(symbol + 1) % SYMBOLS] as u32;
+    Interval { start, frequency: end.wrapping_sub(start) & 0x7fff }
 }
 
 /// Where the bounds would end if one symbol came for ever: every other symbol keeps a frequency of 1.
-static TARGETS: [[i16; SYMBOLS]; SYMBOLS] = {
-    let mut targets = [[0; SYMBOLS]; SYMBOLS];
+static TARGETS: [Bounds; SYMBOLS] = {
+    let mut all = [[i16x8::ZERO; 2]; SYMBOLS];
     let mut symbol = 0;
     while symbol < SYMBOLS {
+        let mut targets = [[0; SYMBOLS / 2]; 2];
         let mut i = 0;
         while i < SYMBOLS {
-            targets[symbol][i] = if i <= symbol { i as i16 } else { (32_768 - SYMBOLS + i) as i16 };
+            let target = if i <= symbol { i } else { 32_768 - SYMBOLS + i };
+            targets[i / 8][i % 8] = target as i16;
             i += 1;
         }
+        all[symbol] = [i16x8::new(targets[0]), i16x8::new(targets[1])];
         symbol += 1;
     }
-    targets
+    all
 };
 
 #[cfg(test)]

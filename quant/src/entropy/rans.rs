@@ -7,16 +7,37 @@
 use super::model::{Interval, PRECISION, log2};
 
 /// Most states.
-pub const MAX_LANES: usize = 4;
+pub const MAX_LANES: usize = super::context::LANES;
 
 /// Lower end of a state's range; its upper end is 2^16 times as much.
 const LOW: u32 = 1 << 16;
 
+/// A symbol as the coder sees it: `lane << 30 | frequency << 15 | start`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Record(u32);
+
+impl Record {
+    /// The symbol with this interval, in a lane.
+    #[inline(always)]
+    pub fn new(lane: usize, interval: Interval) -> Self {
+        Self((lane as u32) << 30 | interval.frequency << PRECISION | interval.start)
+    }
+
+    #[inline(always)]
+    fn frequency(self) -> u32 {
+        self.0 >> PRECISION & 0x7fff
+    }
+
+    #[inline(always)]
+    fn start(self) -> u32 {
+        self.0 & 0x7fff
+    }
+}
+
 /// Symbols in the order in which they will be decoded.
 #[derive(Debug, Default)]
 pub struct Recorder {
-    /// `lane << 30 | frequency << 15 | start`.
-    symbols: Vec<u32>,
+    symbols: Vec<Record>,
     words: Vec<u16>,
 }
 
@@ -28,21 +49,44 @@ impl Recorder {
 
     /// Adds a symbol.
     #[inline(always)]
-    pub fn push(&mut self, lane: usize, interval: Interval) {
-        self.symbols.push((lane as u32) << 30 | interval.frequency << PRECISION | interval.start);
+    pub fn push(&mut self, symbol: Record) {
+        self.symbols.push(symbol);
+    }
+
+    /// Adds a symbol of each lane.
+    #[inline(always)]
+    pub fn extend(&mut self, symbols: [Record; MAX_LANES]) {
+        self.symbols.extend_from_slice(&symbols);
     }
 
     /// Adds `bits` bits (at most 14) without a model.
     #[inline(always)]
     pub fn push_raw(&mut self, lane: usize, value: u32, bits: u32) {
-        let frequency = 1 << (PRECISION - bits);
-        self.push(lane, Interval { start: value * frequency, frequency });
+        if bits > 0 {
+            let frequency = 1 << (PRECISION - bits);
+            self.push(Record::new(lane, Interval { start: value * frequency, frequency }));
+        }
     }
 
     /// Bits that the symbols will take.
+    #[inline(always)]
     pub fn bits(&self) -> f64 {
-        let bits = |symbol: &u32| PRECISION as f32 - log2(symbol >> PRECISION & 0x7fff);
-        self.symbols.iter().map(|symbol| f64::from(bits(symbol))).sum()
+        let mut sums = [0.0f32; 16];
+        let mut total = 0.0;
+        for stretch in self.symbols.chunks(4096) {
+            let (groups, rest) = stretch.as_chunks::<16>();
+            for group in groups {
+                for (sum, symbol) in sums.iter_mut().zip(group) {
+                    *sum += PRECISION as f32 - log2(symbol.frequency());
+                }
+            }
+            for symbol in rest {
+                sums[0] += PRECISION as f32 - log2(symbol.frequency());
+            }
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+            sums = [0.0; 16];
+        }
+        total
     }
 
     /// Writes everything: the states, then the words, both little-endian.
@@ -50,9 +94,8 @@ impl Recorder {
         let mut states = [LOW; MAX_LANES];
         self.words.clear();
         for symbol in self.symbols.iter().rev() {
-            let state = &mut states[(symbol >> 30) as usize];
-            let frequency = symbol >> PRECISION & 0x7fff;
-            let start = symbol & 0x7fff;
+            let state = &mut states[(symbol.0 >> 30) as usize];
+            let (frequency, start) = (symbol.frequency(), symbol.start());
             if *state >= frequency << 17 {
                 self.words.push(*state as u16);
                 *state >>= 16;
@@ -68,7 +111,7 @@ impl Recorder {
 
 /// The decoder's states. What follows the end reads as zero: a stream from the network may end
 /// anywhere, and any bytes decode to something.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Reader<'a> {
     states: [u32; MAX_LANES],
     words: &'a [[u8; 2]],
@@ -106,10 +149,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Takes `bits` bits (at most 14) off `lane`.
+    #[inline(always)]
     pub fn raw(&mut self, lane: usize, bits: u32) -> u32 {
-        let frequency = 1 << (PRECISION - bits);
-        let value = self.slot(lane) / frequency;
-        self.advance(lane, Interval { start: value * frequency, frequency });
+        let shift = PRECISION - bits;
+        let value = self.slot(lane) >> shift;
+        self.advance(lane, Interval { start: value << shift, frequency: 1 << shift });
         value
     }
 }

@@ -15,6 +15,8 @@
 //! Odd symbols are positive. Symbol 15 is never written and reads as zero.
 
 use super::rans::{Reader, Recorder};
+use bytemuck::cast;
+use wide::i16x8;
 
 /// Largest magnitude that can be coded.
 pub const MAX_MAGNITUDE: u32 = 1 << 20;
@@ -34,9 +36,9 @@ const LENGTH_BITS: u32 = 5;
 /// Most plain bits that go into the coder at a time.
 const PIECE: u32 = 14;
 
-/// The class of each magnitude below [`ESCAPE`], counted from 1.
-static CLASS_OF: [u8; ESCAPE as usize] = {
-    let mut class_of = [0; ESCAPE as usize];
+/// The class of each magnitude up to [`ESCAPE`], counted from 1; 0 for 0.
+static CLASS_OF: [u8; ESCAPE as usize + 1] = {
+    let mut class_of = [0; ESCAPE as usize + 1];
     let mut magnitude = 1;
     while magnitude < ESCAPE {
         let mut class = CLASSES.len();
@@ -46,24 +48,40 @@ static CLASS_OF: [u8; ESCAPE as usize] = {
         class_of[magnitude as usize] = class as u8;
         magnitude += 1;
     }
+    class_of[ESCAPE as usize] = CLASSES.len() as u8 + 1;
     class_of
 };
 
 /// The symbol of a value; `negative` is its sign as it is coded.
 #[inline(always)]
 pub fn symbol(magnitude: u32, negative: bool) -> usize {
-    if magnitude == 0 {
-        return 0;
+    let class = usize::from(CLASS_OF[magnitude.min(ESCAPE) as usize]);
+    // Without a branch: what comes is unpredictable.
+    (2 * class + usize::from(negative)).saturating_sub(1) & usize::from(class == 0).wrapping_sub(1)
+}
+
+/// The symbols of four values in the upper half, as fields of 16 bits, and whether one of them leaves
+/// something open. `flips` is -1 where the sign is coded the other way round.
+#[inline(always)]
+pub fn symbols(values: i16x8, flips: i16x8) -> (u64, bool) {
+    let magnitudes = values.abs();
+    let mut classes = i16x8::default();
+    for (first, _) in CLASSES {
+        // A comparison gives -1 where it holds.
+        classes -= magnitudes.simd_gt(i16x8::splat(first as i16 - 1));
     }
-    let class = CLASS_OF.get(magnitude as usize).map_or(CLASSES.len() + 1, |class| usize::from(*class));
-    2 * class - 1 + usize::from(negative)
+    classes -= magnitudes.simd_gt(i16x8::splat(ESCAPE as i16 - 1));
+    let negative = values.is_negative() ^ flips;
+    let symbols = classes + classes - i16x8::splat(1) - negative;
+    let [_, symbols]: [u64; 2] = cast(symbols & classes.simd_gt(i16x8::splat(0)));
+    let [_, open]: [u64; 2] = cast(magnitudes.simd_gt(i16x8::splat(DIRECT as i16)));
+    (symbols, open != 0)
 }
 
 /// Plain bits that follow the symbol of `magnitude`.
 pub fn plain_bits(magnitude: u32) -> u32 {
-    match CLASS_OF.get(magnitude as usize) {
-        Some(0) => 0,
-        Some(class) => CLASSES[usize::from(*class) - 1].1,
+    match CLASSES.get(class_index(magnitude)) {
+        Some((_, bits)) => *bits,
         None => LENGTH_BITS + (magnitude - ESCAPE + 1).ilog2(),
     }
 }
@@ -76,14 +94,15 @@ pub fn write_rest(magnitude: u32, lane: usize, recorder: &mut Recorder) {
     }
 }
 
-#[cold]
+/// Where the class of a magnitude above zero stands in [`CLASSES`]; behind them for the open one.
+fn class_index(magnitude: u32) -> usize {
+    usize::from(CLASS_OF[magnitude.min(ESCAPE) as usize]).wrapping_sub(1)
+}
+
 #[inline(never)]
 fn write_open(magnitude: u32, lane: usize, recorder: &mut Recorder) {
-    match CLASS_OF.get(magnitude as usize) {
-        Some(class) => {
-            let (first, bits) = CLASSES[usize::from(*class) - 1];
-            recorder.push_raw(lane, magnitude - first, bits);
-        }
+    match CLASSES.get(class_index(magnitude)) {
+        Some((first, bits)) => recorder.push_raw(lane, magnitude - first, *bits),
         None => {
             let rest = magnitude - ESCAPE + 1;
             let mut bits = rest.ilog2();
@@ -97,29 +116,64 @@ fn write_open(magnitude: u32, lane: usize, recorder: &mut Recorder) {
     }
 }
 
-/// The magnitude that `symbol` stands for, and its sign as coded; reads plain bits where they follow.
+/// Symbols above this leave something open.
+const LAST_DIRECT: usize = 2 * DIRECT as usize;
+
+/// Whether a symbol stands for one integer.
 #[inline(always)]
-pub fn read(symbol: usize, lane: usize, reader: &mut Reader<'_>) -> (u32, bool) {
-    let negative = symbol != 0 && symbol.is_multiple_of(2);
-    let class = symbol.div_ceil(2) as u32;
-    if class <= DIRECT { (class, negative) } else { (read_open(class as usize, lane, reader), negative) }
+pub fn is_direct(symbol: usize) -> bool {
+    symbol <= LAST_DIRECT
 }
 
+/// The integer that a direct symbol stands for, with its sign as coded.
+#[inline(always)]
+pub fn direct(symbol: usize) -> i16 {
+    const DIRECTS: [i16; 8] = [0, 1, -1, 2, -2, 3, -3, 0];
+    DIRECTS[symbol % DIRECTS.len()]
+}
+
+/// Whether at most three plain bits follow.
+#[inline(always)]
+pub fn is_short(symbol: usize) -> bool {
+    symbol <= 2 * CLASSES.len()
+}
+
+/// The integer that a short symbol stands for, with its sign as coded; reads the plain bits that follow.
+#[inline(always)]
+pub fn read_short(symbol: usize, lane: usize, reader: &mut Reader<'_>) -> i16 {
+    /// First magnitude and plain bits by symbol.
+    const SHORT: [(i16, u8); 16] = {
+        let mut short = [(0, 0); 16];
+        let mut symbol = 1;
+        while symbol <= 2 * CLASSES.len() {
+            let (first, bits) = CLASSES[(symbol - 1) / 2];
+            short[symbol] = (first as i16, bits as u8);
+            symbol += 1;
+        }
+        short
+    };
+    let (first, bits) = SHORT[symbol % SHORT.len()];
+    let magnitude = first + reader.raw(lane, u32::from(bits)) as i16;
+    // Even symbols are negative: -1 for those, 0 for the others.
+    let negative = (symbol as i16 & 1) - 1;
+    (magnitude ^ negative) - negative
+}
+
+/// The integer that any other symbol stands for, with its sign as coded; reads the plain bits that
+/// follow.
 #[cold]
 #[inline(never)]
-fn read_open(class: usize, lane: usize, reader: &mut Reader<'_>) -> u32 {
-    match CLASSES.get(class - 1) {
-        Some((first, bits)) => first + reader.raw(lane, *bits),
-        None if class == CLASSES.len() + 1 => {
-            let mut bits = reader.raw(lane, LENGTH_BITS).min(MAX_MAGNITUDE.ilog2());
-            let mut rest = 1;
-            while bits > 0 {
-                let piece = bits.min(PIECE);
-                bits -= piece;
-                rest = rest << piece | reader.raw(lane, piece);
-            }
-            (rest + ESCAPE - 1).min(MAX_MAGNITUDE)
-        }
-        None => 0,
+pub fn read_long(symbol: usize, lane: usize, reader: &mut Reader<'_>) -> i32 {
+    if symbol > 2 * (CLASSES.len() + 1) {
+        return 0;
     }
+    let mut bits = reader.raw(lane, LENGTH_BITS).min(MAX_MAGNITUDE.ilog2());
+    let mut rest = 1;
+    while bits > 0 {
+        let piece = bits.min(PIECE);
+        bits -= piece;
+        rest = rest << piece | reader.raw(lane, piece);
+    }
+    let magnitude = (rest + ESCAPE - 1).min(MAX_MAGNITUDE) as i32;
+    if symbol.is_multiple_of(2) { -magnitude } else { magnitude }
 }

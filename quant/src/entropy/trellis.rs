@@ -49,11 +49,8 @@ pub struct Machine {
 impl Machine {
     /// The quantizer of the next index.
     #[inline(always)]
-    pub fn quantizer(self, indices: Indices) -> usize {
-        match indices {
-            Indices::Scalar => 0,
-            Indices::Trellis => quantizer(self.state as usize),
-        }
+    pub fn quantizer(self) -> usize {
+        quantizer(self.state as usize)
     }
 
     /// Takes an index over.

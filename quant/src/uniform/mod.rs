@@ -6,6 +6,7 @@
 //! all lie below that error costs next to nothing.
 
 mod offsets;
+mod round;
 mod search;
 mod trellis;
 
@@ -76,12 +77,10 @@ impl Side {
     ) {
         let most = self.largest_level();
         scratch.for_each_chunk(&self.grid, self.indices, payload, count, |offset, levels, values| {
+            values.resize(levels.len(), 0.0);
             vectorized(
                 #[inline(always)]
-                || {
-                    let value = |level: &i32| self.offsets.value((*level).clamp(-most, most), self.step);
-                    values.extend(levels.iter().map(value));
-                },
+                || self.offsets.values(levels, most, self.step, values),
             );
             f(offset, values);
         });

@@ -16,18 +16,19 @@ impl Offsets {
     /// No shift is larger, in steps.
     pub const LARGEST: f32 = 2.0;
 
-    /// The value of a level. A multiplication of two numbers that are exact in f32.
+    /// Turns levels into values. Each takes one multiplication of two numbers that are exact in f32.
     #[inline(always)]
-    pub fn value(&self, level: i32, step: f32) -> f32 {
-        let magnitude = level.unsigned_abs();
-        let offset = match magnitude {
-            0 => 0,
-            1 => self.0[0],
-            2 => self.0[1],
-            _ => self.0[2],
-        };
-        let position = magnitude as i32 as f32 + f32::from(offset) * UNIT;
-        (if level < 0 { -position } else { position }) * step
+    pub fn values(self, levels: &[i32], most: i32, step: f32, values: &mut [f32]) {
+        let [first, second, others] = self.0.map(|offset| f32::from(offset) * UNIT);
+        for (value, level) in values.iter_mut().zip(levels) {
+            // Selections and not a look-up: they vectorise.
+            let magnitude = level.unsigned_abs().min(most as u32) as i32;
+            let offset = if magnitude == 1 { first } else { others };
+            let offset = if magnitude == 2 { second } else { offset };
+            let offset = if magnitude == 0 { 0.0 } else { offset };
+            let position = magnitude as f32 + offset;
+            *value = (if *level < 0 { -position } else { position }) * step;
+        }
     }
 
     /// Appends them to the side information.
@@ -64,6 +65,13 @@ impl Centroids {
         self.excess[class] += excess;
         self.squares[class] += excess * excess;
         self.number[class] += 1;
+    }
+
+    /// Takes elements of one class in: sums of their excess and its squares, in steps, and their number.
+    pub fn add_sums(&mut self, class: usize, excess: f64, squares: f64, number: u64) {
+        self.excess[class] += excess;
+        self.squares[class] += squares;
+        self.number[class] += number;
     }
 
     /// The offsets nearest to the centroids.

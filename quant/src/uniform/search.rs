@@ -1,9 +1,9 @@
 //! From values to streams: finds the step that reaches the goal.
 
-use super::{Side, offsets::Centroids, trellis::Viterbi};
+use super::{Side, offsets::Centroids, round::round, trellis::Viterbi};
 use crate::{
     Scheme,
-    entropy::{Coder, Grid, Indices, MAX_MAGNITUDE, Signs},
+    entropy::{Coder, Grid, Indices, Machine, Signs},
     header::{Coding, Header, seal},
     simd::vectorized,
 };
@@ -122,14 +122,23 @@ impl Search {
             vectorized(
                 #[inline(always)]
                 || {
-                    round(x, guess, indices);
-                    grid.find_stride(indices, signs);
-                    if rdo && step > 0.0 {
-                        viterbi.quantize(x, step, &grid, coder, indices);
+                    let (mut centroids, mut largest) = round(x, guess, indices);
+                    if rdo {
+                        // The trellis codes on the way: it needs the grid as it will be.
+                        grid.find_stride(indices, signs);
+                        if step > 0.0 {
+                            viterbi.quantize(x, step, &grid, coder, indices);
+                        }
+                        (centroids, largest) = trellis_cells(x, step, &grid, indices);
                     }
-                    let (side, error) = settle(x, step, grid, kind, indices);
-                    total += error;
-                    sides.push(side);
+                    let offsets = centroids.offsets();
+                    // Without a step everything is zero.
+                    total += if step > 0.0 {
+                        centroids.error(&offsets) * f64::from(step) * f64::from(step)
+                    } else {
+                        energy(x)
+                    };
+                    sides.push(Side { step, largest, offsets, indices: kind, grid });
                 },
             );
         }
@@ -144,17 +153,25 @@ impl Search {
         request: &Request,
         outs: &mut [Vec<u8>],
     ) -> usize {
+        let Self { indices, signs, coder, .. } = self;
         let mut start = 0;
         let mut bytes = 0;
         for ((shape, side), out) in shapes.iter().zip(sides).zip(outs) {
             let count = shape.iter().product::<usize>();
-            let indices = &self.indices[start..start + count];
+            let indices = &indices[start..start + count];
             start += count;
+            let mut side = *side;
+            if side.indices == Indices::Scalar {
+                vectorized(
+                    #[inline(always)]
+                    || side.grid.find_stride(indices, signs),
+                );
+            }
             out.clear();
             let coding = Coding::Uniform;
             Header { scheme: Scheme::MsqV2, bits: request.bits, coding, count }.write(out);
             side.write(out);
-            self.coder.write(side.grid, side.indices, indices, out);
+            coder.write(side.grid, side.indices, indices, out);
             seal(out);
             bytes += out.len();
         }
@@ -204,80 +221,66 @@ fn interpolate(low: (f64, f64), high: (f64, f64), aim: f64) -> f64 {
     low.0 * (high.0 / low.0).powf(part)
 }
 
-/// Rounds to the nearest index.
+/// The cells of indices under the trellis: their centroids, and the largest index's magnitude.
 #[inline(always)]
-fn round(x: &[f32], step: f32, indices: &mut [i32]) {
+fn trellis_cells(x: &[f32], step: f32, grid: &Grid, values: &[i32]) -> (Centroids, u32) {
     let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    for (index, v) in indices.iter_mut().zip(x) {
-        let position = (v * inverse).abs() + 0.5;
-        let position = if position < MAX_MAGNITUDE as f32 { position } else { MAX_MAGNITUDE as f32 };
-        let magnitude = position as i32;
-        *index = if *v < 0.0 { -magnitude } else { magnitude };
-    }
-}
-
-/// Finds the reconstruction points of the indices. Returns the side information and the error.
-#[inline(always)]
-fn settle(x: &[f32], step: f32, grid: Grid, indices: Indices, values: &[i32]) -> (Side, f64) {
-    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    let mut centroids = Centroids::default();
-    let mut largest = 0;
-    for_each_level(
-        &grid,
-        indices,
-        values,
-        #[inline(always)]
-        |at, level| {
-            largest = largest.max(values[at].unsigned_abs());
-            centroids.add((x[at] * inverse).abs(), level.unsigned_abs());
-        },
-    );
-    let offsets = centroids.offsets();
-    let error = centroids.error(&offsets) * f64::from(step) * f64::from(step);
-    // Without a step everything is zero.
-    let error = if step > 0.0 { error } else { x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum() };
-    (Side { step, largest, offsets, indices, grid }, error)
-}
-
-/// The levels that indices stand for, in order.
-#[inline(always)]
-fn for_each_level(grid: &Grid, indices: Indices, values: &[i32], mut f: impl FnMut(usize, i32)) {
-    if indices == Indices::Scalar {
-        return values.iter().enumerate().for_each(|(at, value)| f(at, *value));
-    }
-    for (row, values) in values.chunks(grid.cols).enumerate() {
-        let mut machine = crate::entropy::Machine::default();
-        for (column, value) in values.iter().enumerate() {
-            let level = indices.level(machine.quantizer(indices), *value);
+    let (mut centroids, mut largest) = (Centroids::default(), 0);
+    for (x, values) in x.chunks(grid.cols).zip(values.chunks(grid.cols)) {
+        let mut machine = Machine::default();
+        for (x, value) in x.iter().zip(values) {
+            let level = Indices::Trellis.level(machine.quantizer(), *value);
             machine.advance(*value);
-            f(row * grid.cols + column, level);
+            largest = largest.max(value.unsigned_abs());
+            centroids.add((x * inverse).abs(), level.unsigned_abs());
         }
     }
+    (centroids, largest)
+}
+
+/// Sum of squares.
+#[inline(always)]
+fn energy(x: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 16];
+    let (groups, rest) = x.as_chunks::<16>();
+    for group in groups {
+        for (sum, v) in sums.iter_mut().zip(group) {
+            *sum += f64::from(*v) * f64::from(*v);
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
 }
 
 /// Distribution of the magnitudes, in sixteenths of an octave.
 #[derive(Debug, Default)]
 struct Magnitudes {
     number: Vec<u32>,
-    energies: Vec<f64>,
+    /// Values that each counted one stands for.
+    weight: f64,
     energy: f64,
 }
 
 /// Bits of an f32 below those that make a bin: exponent and four bits of mantissa are left.
 const BIN_SHIFT: u32 = 19;
 
+/// Most values of which the distribution is taken.
+const MAX_SAMPLE: usize = 1 << 18;
+
 impl Magnitudes {
+    /// Takes the energy of all values and the distribution of some: what follows from it is a guess.
     fn measure(&mut self, x: &[f32]) {
         self.number.clear();
         self.number.resize(1 << (31 - BIN_SHIFT), 0);
-        self.energies.clear();
-        self.energies.resize(1 << (31 - BIN_SHIFT), 0.0);
-        for v in x {
-            let bin = ((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize;
-            self.number[bin] += 1;
-            self.energies[bin] += f64::from(*v) * f64::from(*v);
+        // Odd, so that no column of a matrix is met again and again.
+        let stride = (x.len() / MAX_SAMPLE) | 1;
+        for v in x.iter().step_by(stride) {
+            self.number[((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize] += 1;
         }
-        self.energy = self.energies.iter().sum();
+        self.weight = stride as f64;
+        self.energy = vectorized(
+            #[inline(always)]
+            || energy(x),
+        );
     }
 
     /// The scalar step whose error is about `goal`.
@@ -298,14 +301,12 @@ impl Magnitudes {
     fn error(&self, step: f64) -> f64 {
         let threshold = 0.5 * step;
         let mut error = 0.0;
-        for (bin, (number, energy)) in self.number.iter().zip(&self.energies).enumerate() {
-            error += if bin_start(bin + 1) <= threshold {
-                *energy
-            } else {
-                f64::from(*number) * step * step / 12.0
-            };
+        for (bin, number) in self.number.iter().enumerate().filter(|(_, number)| **number > 0) {
+            let (start, end) = (bin_start(bin), bin_start(bin + 1));
+            let square = if end <= threshold { start * end } else { step * step / 12.0 };
+            error += f64::from(*number) * square;
         }
-        error
+        self.weight * error
     }
 }
 

@@ -1,0 +1,85 @@
+//! Rounding to indices, and what it loses, in one pass.
+
+use super::offsets::{COUNT, Centroids};
+use crate::entropy::MAX_MAGNITUDE;
+
+/// Values that are worked on side by side: a vector register, or a few.
+const WIDTH: usize = 16;
+
+/// Values whose sums are kept in f32; an f64 takes them over afterwards.
+const STRETCH: usize = 1024;
+
+/// Sums of one class of levels, per place in the vector.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    excess: [f32; WIDTH],
+    squares: [f32; WIDTH],
+    number: [u32; WIDTH],
+}
+
+/// Rounds each value to its nearest index. Returns the centroids of the cells and the largest index's
+/// magnitude.
+#[inline(always)]
+pub fn round(x: &[f32], step: f32, indices: &mut [i32]) -> (Centroids, u32) {
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    let mut centroids = Centroids::default();
+    let mut largest = [0; WIDTH];
+    for (x, indices) in x.chunks(STRETCH).zip(indices.chunks_mut(STRETCH)) {
+        let mut sums = [Sums::default(); COUNT + 1];
+        let (groups, rest) = x.as_chunks::<WIDTH>();
+        let (group_indices, rest_indices) = indices.as_chunks_mut::<WIDTH>();
+        for (x, indices) in groups.iter().zip(group_indices) {
+            group(x, inverse, indices, &mut sums, &mut largest);
+        }
+        if !rest.is_empty() {
+            // Zeros add nothing: level 0 has no excess.
+            let mut x = [0.0; WIDTH];
+            let mut last = [0; WIDTH];
+            x[..rest.len()].copy_from_slice(rest);
+            group(&x, inverse, &mut last, &mut sums, &mut largest);
+            rest_indices.copy_from_slice(&last[..rest.len()]);
+        }
+        for (class, sums) in sums.iter().enumerate() {
+            let total = |sums: &[f32; WIDTH]| sums.iter().map(|sum| f64::from(*sum)).sum();
+            let number = sums.number.iter().map(|number| u64::from(*number)).sum();
+            centroids.add_sums(class, total(&sums.excess), total(&sums.squares), number);
+        }
+    }
+    (centroids, largest.into_iter().fold(0, u32::max))
+}
+
+/// One vector of values.
+#[inline(always)]
+fn group(
+    x: &[f32; WIDTH],
+    inverse: f32,
+    indices: &mut [i32; WIDTH],
+    sums: &mut [Sums; COUNT + 1],
+    largest: &mut [u32; WIDTH],
+) {
+    let mut excess = [0.0; WIDTH];
+    let mut magnitudes = [0; WIDTH];
+    for i in 0..WIDTH {
+        let position = (x[i] * inverse).abs();
+        let nearest = position + 0.5;
+        let nearest = if nearest < MAX_MAGNITUDE as f32 { nearest } else { MAX_MAGNITUDE as f32 };
+        let magnitude = nearest as i32;
+        magnitudes[i] = magnitude as u32;
+        excess[i] = position - magnitude as f32;
+        // The sign's bit, spread over the word.
+        let negative = (x[i].to_bits() as i32) >> 31;
+        indices[i] = (magnitude ^ negative) - negative;
+    }
+    for i in 0..WIDTH {
+        largest[i] = largest[i].max(magnitudes[i]);
+    }
+    for (class, sums) in sums.iter_mut().enumerate() {
+        for i in 0..WIDTH {
+            let inside = magnitudes[i].min(COUNT as u32) == class as u32;
+            let excess = if inside { excess[i] } else { 0.0 };
+            sums.excess[i] += excess;
+            sums.squares[i] += excess * excess;
+            sums.number[i] += u32::from(inside);
+        }
+    }
+}
