@@ -20,6 +20,8 @@ const WORKABLE: std::ops::Range<f32> = 1e-15..1e15;
 /// Reusable scratch memory of the encoder.
 #[derive(Debug, Default)]
 pub struct Encoder {
+    /// The largest magnitude of each tensor.
+    largest: Vec<f32>,
     scratch: Scratch,
     search: uniform::Search,
     lossless: Lossless,
@@ -48,7 +50,7 @@ pub fn encode_update(
     spec: &Spec,
     outs: &mut Vec<Vec<u8>>,
 ) -> Result<(), EncodeError> {
-    let largest = check(x, shapes, spec)?;
+    let largest = check(x, shapes, spec, &mut encoder.largest)?;
     outs.resize_with(shapes.len(), Vec::new);
     let goal = match (spec.scheme, spec.target) {
         _ if largest != 0.0 && !WORKABLE.contains(&largest) => None,
@@ -68,7 +70,8 @@ pub fn encode_update(
     Ok(())
 }
 
-fn check(x: &[f32], shapes: &[Vec<usize>], spec: &Spec) -> Result<f32, EncodeError> {
+/// Checks everything. Returns the largest magnitude; `each` gets that of each tensor.
+fn check(x: &[f32], shapes: &[Vec<usize>], spec: &Spec, each: &mut Vec<f32>) -> Result<f32, EncodeError> {
     if !(1..=MAX_BITS).contains(&spec.bits) {
         return Err(EncodeError::Bits { scheme: spec.scheme.name(), bits: spec.bits });
     }
@@ -84,10 +87,20 @@ fn check(x: &[f32], shapes: &[Vec<usize>], spec: &Spec) -> Result<f32, EncodeErr
         return Err(EncodeError::Shape { shape: total, found: x.len() });
     }
     // One fast pass for the common case; the position matters only to the message.
-    let largest = vectorized(
+    each.clear();
+    let mut rest = x;
+    vectorized(
         #[inline(always)]
-        || max_abs(x),
+        || {
+            for shape in shapes {
+                let (tensor, tail) = rest.split_at(shape.iter().product());
+                rest = tail;
+                each.push(max_abs(tensor));
+            }
+        },
     );
+    // As integers infinities and NaN are larger than any finite magnitude.
+    let largest = f32::from_bits(each.iter().fold(0, |max, each| max.max(each.to_bits())));
     if !largest.is_finite() {
         let position = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
         return Err(EncodeError::NonFinite(position));
@@ -102,7 +115,7 @@ impl Encoder {
         for (index, (shape, out)) in shapes.iter().zip(outs.iter_mut()).enumerate() {
             let (tensor, tail) = rest.split_at(shape.iter().product());
             rest = tail;
-            self.encode_tensor(tensor, shape, index as u64, spec, out);
+            self.encode_tensor(tensor, shape, index, spec, out);
         }
     }
 
@@ -127,11 +140,8 @@ impl Encoder {
         self.encode_width(x, shapes, &Spec { bits: low, ..*spec }, outs);
     }
 
-    fn encode_tensor(&mut self, x: &[f32], shape: &[usize], index: u64, spec: &Spec, out: &mut Vec<u8>) {
-        let largest = vectorized(
-            #[inline(always)]
-            || max_abs(x),
-        );
+    fn encode_tensor(&mut self, x: &[f32], shape: &[usize], index: usize, spec: &Spec, out: &mut Vec<u8>) {
+        let largest = self.largest[index];
         match spec.scheme {
             Scheme::None => return write_plain(Scheme::None, x, out),
             Scheme::F16 => return write_plain(Scheme::F16, x, out),
@@ -143,7 +153,7 @@ impl Encoder {
         let coding = if spec.entropy { Coding::Entropy } else { Coding::Packed };
         Header { scheme: spec.scheme, bits, coding, count: x.len() }.write(out);
         // Tensors must not share random numbers.
-        let seed = spec.seed.wrapping_add(index.wrapping_mul(0xd1b5_4a32_d192_ed03));
+        let seed = spec.seed.wrapping_add((index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03));
         let request = Request { bits, max_abs: largest, seed };
         let scratch = &mut self.scratch;
         vectorized(

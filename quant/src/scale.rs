@@ -32,15 +32,11 @@ pub fn byte_at_least(table: &ScaleTable, magnitude: f32) -> u8 {
         return ZERO;
     }
     // Exponent and upper three bits of the mantissa: a logarithm in eighths that is never more than one
-    // off. Only the table decides.
+    // off. Only the table decides; without branches, which blocks of a real delta would mislead.
     let eighths = ((table[0] / magnitude).to_bits() >> 20) as i32 - (127 << 3);
-    let mut s = eighths.clamp(0, 254) as usize;
-    while s > 0 && table[s] < magnitude {
-        s -= 1;
-    }
-    while s < 254 && table[s + 1] >= magnitude {
-        s += 1;
-    }
+    let s = eighths.clamp(0, 254) as usize;
+    let s = s - usize::from(s > 0 && table[s] < magnitude);
+    let s = s + usize::from(s < 254 && table[s + 1] >= magnitude);
     s as u8
 }
 

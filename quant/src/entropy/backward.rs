@@ -99,9 +99,7 @@ impl Scratch {
                     restore(&long, places.flips, &mut indices);
                 }
                 by_time[time] = if TRELLIS {
-                    std::array::from_fn(|lane| {
-                        Indices::Trellis.level(places.quantizers[lane], indices[lane])
-                    })
+                    std::array::from_fn(|lane| Indices::Trellis.level(places.quantizers[lane], indices[lane]))
                 } else {
                     indices
                 };

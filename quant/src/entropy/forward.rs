@@ -1,7 +1,7 @@
 //! Coding: indices to symbols with their probabilities, in the order of decoding.
 
 use super::{
-    context::{CONTEXTS, Contexts, Indices as Clamped, LANES, Neighbours, clamp, contexts, clamped},
+    context::{CONTEXTS, Contexts, Indices as Clamped, LANES, Neighbours, clamp, clamped, contexts},
     grid::Grid,
     model::{LAST_SHIFTS, Models, SYMBOLS},
     rans::{Record, Recorder},
@@ -36,7 +36,10 @@ impl Coder {
             self.encode_rows(&grid, indices, rows);
         }
         grid.write(out);
-        self.recorder.finish(grid.lanes, out);
+        vectorized(
+            #[inline(always)]
+            || self.recorder.finish(grid.lanes, out),
+        );
     }
 
     /// Prepares for a tensor.
@@ -72,9 +75,8 @@ impl Coder {
                 let values = i16x8::from_i32x8_saturate(i32x8::new([0, 0, 0, 0, i0, i1, i2, i3]));
                 let (symbols, open) = token::symbols(values, places.flips);
                 let symbols = std::array::from_fn(|lane| (symbols >> (16 * lane)) as usize & 0xff);
-                let record = |lane: usize| {
-                    Record::new(lane, models.interval(places.models[lane], symbols[lane]))
-                };
+                let record =
+                    |lane: usize| Record::new(lane, models.interval(places.models[lane], symbols[lane]));
                 if active == (0..LANES) && !open {
                     recorder.extend(std::array::from_fn(record));
                 } else {

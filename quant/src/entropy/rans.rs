@@ -38,7 +38,7 @@ impl Record {
 #[derive(Debug, Default)]
 pub struct Recorder {
     symbols: Vec<Record>,
-    words: Vec<u16>,
+    words: Vec<[u8; 2]>,
 }
 
 impl Recorder {
@@ -90,22 +90,28 @@ impl Recorder {
     }
 
     /// Writes everything: the states, then the words, both little-endian.
+    #[inline(always)]
     pub fn finish(&mut self, lanes: usize, out: &mut Vec<u8>) {
         let mut states = [LOW; MAX_LANES];
-        self.words.clear();
+        // A symbol puts out at most one word. What an earlier tensor has left there does not matter.
+        if self.words.len() < self.symbols.len() {
+            self.words.resize(self.symbols.len(), [0; 2]);
+        }
+        let mut first = self.words.len();
         for symbol in self.symbols.iter().rev() {
-            let state = &mut states[(symbol.0 >> 30) as usize];
+            let state = &mut states[(symbol.0 >> 30) as usize % MAX_LANES];
             let (frequency, start) = (symbol.frequency(), symbol.start());
-            if *state >= frequency << 17 {
-                self.words.push(*state as u16);
-                *state >>= 16;
-            }
-            *state = ((*state / frequency) << PRECISION) + *state % frequency + start;
+            // Whether a word goes out is hard to predict: it is always written, but counted only then.
+            let full = *state >= frequency << 17;
+            self.words[first - 1] = (*state as u16).to_le_bytes();
+            first -= usize::from(full);
+            let low = if full { *state >> 16 } else { *state };
+            *state = ((low / frequency) << PRECISION) + low % frequency + start;
         }
         for state in &states[..lanes] {
             out.extend_from_slice(&state.to_le_bytes());
         }
-        out.extend(self.words.iter().rev().flat_map(|word| word.to_le_bytes()));
+        out.extend_from_slice(self.words[first..].as_flattened());
     }
 }
 

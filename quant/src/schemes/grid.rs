@@ -1,7 +1,13 @@
 //! Uniform grids: the levels that StocQ and `laq8` share, and the two presets of the predecessor.
 
 use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, inverse};
-use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
+use crate::{
+    DecodeError,
+    limits::BLOCK,
+    reader::Reader,
+    scale::scale_table,
+    simd::{floor, to_integer},
+};
 
 /// Width of `laq8`.
 pub const LAQ_BITS: u8 = 8;
@@ -32,7 +38,7 @@ pub fn quantize_laq(x: &[f32], request: &Request, scratch: &mut Scratch, side: &
         |scale, values, codes| {
             let factor = half * inverse(scale);
             for (v, code) in values.iter().zip(codes) {
-                *code = (v * factor + half + 0.5) as i32 as u8;
+                *code = to_integer(floor(v * factor + half + 0.5)) as u8;
             }
         },
     );

@@ -43,7 +43,7 @@ pub struct Request {
 /// Quantizes `x`: side information to `side`, codes to `scratch.codes`.
 #[inline(always)]
 pub fn quantize(scheme: Scheme, x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
-    scratch.codes.clear();
+    // Every code is written: what an earlier tensor has left need not be cleared.
     scratch.codes.resize(x.len(), 0);
     scratch.scales.clear();
     match scheme {

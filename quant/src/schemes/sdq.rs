@@ -41,19 +41,39 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
     side.extend_from_slice(&mean.to_le_bytes());
     side.extend_from_slice(&deviation.to_le_bytes());
     let table = step_table(deviation, request.bits);
-    for (values, codes) in x.chunks(SDQ_BLOCK).zip(scratch.codes.chunks_mut(SDQ_BLOCK)) {
-        // A short last block is filled with zeros, which every step keeps.
+    let (blocks, rest) = x.as_chunks::<SDQ_BLOCK>();
+    let (block_codes, rest_codes) = scratch.codes.as_chunks_mut::<SDQ_BLOCK>();
+    for (block, codes) in blocks.iter().zip(block_codes) {
+        let centred = block.map(|v| v - mean);
+        scratch.scales.push(quantize_block(&centred, &table, request.bits, SDQ_BLOCK, codes));
+    }
+    if !rest.is_empty() {
+        // Filled up with zeros, which every step keeps.
         let mut block = [0.0; SDQ_BLOCK];
-        for (b, v) in block.iter_mut().zip(values) {
+        for (b, v) in block.iter_mut().zip(rest) {
             *b = v - mean;
         }
-        let byte = match request.bits {
-            1 => sign_step(&block, &table, values.len()),
-            bits => best_step(&block, &table, bits),
-        };
-        scratch.scales.push(byte);
-        write_codes(&block, &table, byte, request.bits, codes);
+        let mut codes = [0; SDQ_BLOCK];
+        scratch.scales.push(quantize_block(&block, &table, request.bits, rest.len(), &mut codes));
+        rest_codes.copy_from_slice(&codes[..rest.len()]);
     }
+}
+
+/// Writes the codes of a block, `count` of whose values count. Returns the byte of its step.
+#[inline(always)]
+fn quantize_block(
+    block: &[f32; SDQ_BLOCK],
+    table: &ScaleTable,
+    bits: u8,
+    count: usize,
+    codes: &mut [u8; SDQ_BLOCK],
+) -> u8 {
+    let byte = match bits {
+        1 => sign_step(block, table, count),
+        bits => best_step(block, table, bits),
+    };
+    write_codes(block, table, byte, bits, codes);
+    byte
 }
 
 /// Mean (zero if it is small) and standard deviation around it, both as they go on the wire.
@@ -66,10 +86,15 @@ fn moments(x: &[f32]) -> (f32, f32) {
         let mut sums = [0.0f32; 16];
         let mut square_sums = [0.0f32; 16];
         let (groups, rest) = stretch.as_chunks::<16>();
+        // One loop after the other: what is done to both sums at once is not vectorised.
         for group in groups {
-            for i in 0..16 {
-                sums[i] += group[i];
-                square_sums[i] += group[i] * group[i];
+            for (sum, v) in sums.iter_mut().zip(group) {
+                *sum += v;
+            }
+        }
+        for group in groups {
+            for (sum, v) in square_sums.iter_mut().zip(group) {
+                *sum += v * v;
             }
         }
         for (i, v) in rest.iter().enumerate() {
@@ -121,7 +146,7 @@ fn best_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, bits: u8) -> u8 {
     // With many levels there is little to win by clipping.
     let (tries, stride) = match bits {
         ..=3 => (6, 2),
-        4..=5 => (3, 2),
+        4..=5 => (2, 2),
         _ => (2, 1),
     };
     for s in (first..ZERO_STEP).step_by(stride).take(tries) {
@@ -172,7 +197,13 @@ fn sign_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, count: usize) -> u8 {
 }
 
 #[inline(always)]
-fn write_codes(block: &[f32; SDQ_BLOCK], table: &ScaleTable, byte: u8, bits: u8, codes: &mut [u8]) {
+fn write_codes(
+    block: &[f32; SDQ_BLOCK],
+    table: &ScaleTable,
+    byte: u8,
+    bits: u8,
+    codes: &mut [u8; SDQ_BLOCK],
+) {
     if bits == 1 {
         for (code, v) in codes.iter_mut().zip(block) {
             *code = u8::from(*v >= 0.0);
@@ -182,12 +213,10 @@ fn write_codes(block: &[f32; SDQ_BLOCK], table: &ScaleTable, byte: u8, bits: u8,
     let step = table[byte as usize];
     let factor = if step == 0.0 { 0.0 } else { 1.0 / step };
     let half = (1u32 << (bits - 1)) as f32;
-    let mut wide = [0u8; SDQ_BLOCK];
-    for (code, v) in wide.iter_mut().zip(block) {
+    for (code, v) in codes.iter_mut().zip(block) {
         // 2^23 + code keeps the code in the lowest bits of the f32.
         *code = (round_to_code(v * factor, half) + (half + 8_388_608.0)).to_bits() as u8;
     }
-    codes.copy_from_slice(&wide[..codes.len()]);
 }
 
 pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {

@@ -4,7 +4,13 @@
 //! number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
 
 use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, grid, inverse};
-use crate::{DecodeError, limits::BLOCK, reader::Reader, scale::scale_table};
+use crate::{
+    DecodeError,
+    limits::BLOCK,
+    reader::Reader,
+    scale::scale_table,
+    simd::{floor, to_integer},
+};
 
 #[inline(always)]
 pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
@@ -27,7 +33,7 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
                 let position = v * factor + half + random.unit(index + i);
                 // Rounding may carry the largest value past the last code.
                 let position = if position < top as f32 { position } else { top as f32 };
-                *code = position as i32 as u8;
+                *code = to_integer(floor(position)) as u8;
             }
             index += BLOCK as u32;
         },

@@ -1,7 +1,10 @@
 //! Rounding to indices, and what it loses, in one pass.
 
 use super::offsets::{COUNT, Centroids};
-use crate::entropy::MAX_MAGNITUDE;
+use crate::{
+    entropy::MAX_MAGNITUDE,
+    simd::{floor, to_integer},
+};
 
 /// Values that are worked on side by side: a vector register, or a few.
 const WIDTH: usize = 16;
@@ -63,9 +66,10 @@ fn group(
         let position = (x[i] * inverse).abs();
         let nearest = position + 0.5;
         let nearest = if nearest < MAX_MAGNITUDE as f32 { nearest } else { MAX_MAGNITUDE as f32 };
-        let magnitude = nearest as i32;
-        magnitudes[i] = magnitude as u32;
-        excess[i] = position - magnitude as f32;
+        let nearest = floor(nearest);
+        magnitudes[i] = to_integer(nearest);
+        excess[i] = position - nearest;
+        let magnitude = magnitudes[i] as i32;
         // The sign's bit, spread over the word.
         let negative = (x[i].to_bits() as i32) >> 31;
         indices[i] = (magnitude ^ negative) - negative;

@@ -23,6 +23,9 @@ const TRELLIS_STEP: f64 = 0.62;
 /// A pass whose error lies between this part of the goal and the goal is good enough.
 const CLOSE: f64 = 0.975;
 
+/// The part of the goal that the first pass aims at.
+const FIRST_AIM: f64 = 0.99;
+
 /// Most passes in search of the step.
 const PASSES: usize = 12;
 
@@ -77,7 +80,8 @@ impl Search {
         nmse: f64,
     ) -> Vec<Side> {
         let goal = nmse * self.magnitudes.energy;
-        let guess = self.magnitudes.step_for(goal);
+        // A little below the goal: the guess may be off by a percent.
+        let guess = self.magnitudes.step_for(FIRST_AIM * goal);
         let mut step = if request.rdo { guess * TRELLIS_STEP } else { guess };
         // The largest step known to be good, the smallest known to be too large, with their errors.
         let mut good: Option<(f64, f64)> = None;
