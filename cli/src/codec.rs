@@ -240,6 +240,7 @@ fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> 
         compute_factor: Some(0.01),
         local_steps: Some(5),
         local_norm: None,
+        reuse: None,
     };
     let tensors: Vec<_> = streams.iter().map(|stream| Encoded::Stream(stream)).collect();
     Ok(update::write(&meta, &delta.layout, &tensors)?.len())

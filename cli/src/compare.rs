@@ -96,6 +96,8 @@ pub struct Group {
     pub rounds: u64,
     /// Mean of all bytes sent up.
     pub bytes_up: f64,
+    /// Mean of all bytes sent down.
+    pub bytes_down: f64,
     /// Mean seconds of the run's own clock: virtual ones for a simulation.
     pub time_s: f64,
     /// Mean seconds on this machine.
@@ -137,14 +139,14 @@ impl Comparison {
     /// The table as Markdown.
     pub fn markdown(&self) -> String {
         let mut text = String::new();
-        let _ = writeln!(text, "| {} |\n|{}|", self.head().join(" | "), [" --- "; 9].join("|"));
+        let _ = writeln!(text, "| {} |\n|{}|", self.head().join(" | "), [" --- "; 10].join("|"));
         for group in &self.groups {
             let _ = writeln!(text, "| {} |", self.cells(group).join(" | "));
         }
         text
     }
 
-    fn head(&self) -> [String; 9] {
+    fn head(&self) -> [String; 10] {
         let target = 100.0 * self.target;
         [
             "run".to_owned(),
@@ -153,13 +155,14 @@ impl Comparison {
             "against the first".to_owned(),
             "rounds".to_owned(),
             "sent up".to_owned(),
+            "sent down".to_owned(),
             "time".to_owned(),
             format!("rounds, bytes, time to {target:.1} %"),
             "on this machine".to_owned(),
         ]
     }
 
-    fn cells(&self, group: &Group) -> [String; 9] {
+    fn cells(&self, group: &Group) -> [String; 10] {
         let against = match self.groups.first() {
             Some(first) if first.name != group.name => {
                 format!("{:+.2} points", 100.0 * (group.accuracy - first.accuracy))
@@ -173,6 +176,7 @@ impl Comparison {
             against,
             group.rounds.to_string(),
             human_bytes(group.bytes_up),
+            human_bytes(group.bytes_down),
             format!("{:.0} s", group.time_s),
             group.to_target.map_or("not reached".to_owned(), |t| {
                 format!("{:.0}, {}, {:.0} s", t.rounds, human_bytes(t.bytes_up), t.time_s)
@@ -212,6 +216,7 @@ impl Group {
             accuracy_sd: if runs.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
             rounds: runs.iter().filter_map(|run| run.history.last()).map(|r| r.round).max().unwrap_or(0),
             bytes_up: mean(&|run| run.history.iter().map(|r| r.bytes_up as f64).sum()),
+            bytes_down: mean(&|run| run.history.iter().map(|r| r.bytes_down as f64).sum()),
             time_s: mean(&|run| run.history.last().map_or(0.0, |record| time_of(run, record))),
             wall_s: mean(&|run| run.summary.wall_s),
             to_target,
@@ -344,6 +349,8 @@ mod tests {
                 test_accuracy: Some(*accuracy),
                 test_loss: None,
                 bytes_up: 100,
+                reused: 0,
+                bytes_saved: 0,
                 bytes_down: 0,
                 bits_per_param: 4.0,
             })

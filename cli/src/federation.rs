@@ -40,8 +40,25 @@ pub struct FederationArgs {
     pub quantizer: Scheme,
 
     /// Bits per code, 1 to 8 (with the entropy stage: the quality of so many), or auto.
-    #[arg(long, default_value = "4")]
+    #[arg(long, default_value = "4", conflicts_with = "uplink_mbit")]
     pub bits: Bits,
+
+    /// Instead of --bits: Mbit that all updates of a round may take; each client makes the best of its share.
+    #[arg(long, value_name = "MBIT", value_parser = mbit)]
+    pub uplink_mbit: Option<f64>,
+
+    /// Lazy upload: a client leaves out an update whose squared change is at most so many times the mean
+    /// squared step of the last ten models, and its last one counts again. 0.8 is LAQ's rule, 0 = off.
+    #[arg(long, default_value_t = 0.0, value_name = "FACTOR")]
+    pub lazy: f64,
+
+    /// Bits of the codes in which clients download the model, 1 to 8, 0 = the exact model.
+    #[arg(long, default_value_t = 0, value_name = "BITS")]
+    pub down_bits: u8,
+
+    /// Quantizer of the downloaded model [default: SDQ].
+    #[arg(long)]
+    pub down_quantizer: Option<Scheme>,
 
     /// Entropy-code the updates.
     #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
@@ -125,6 +142,11 @@ pub struct FederationArgs {
     pub out: PathBuf,
 }
 
+fn mbit(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|mbit| (0.001..=1e6).contains(mbit));
+    value.ok_or_else(|| format!("`{text}` is not 0.001 to 1e6"))
+}
+
 /// Serializes a setting as it is typed.
 pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&value.to_string())
@@ -150,7 +172,9 @@ impl FederationArgs {
             format!("--server-beta1={}", self.server_beta1),
             format!("--server-beta2={}", self.server_beta2),
             format!("--server-tau={}", self.server_tau),
+            format!("--lazy={}", self.lazy),
         ];
+        args.extend(self.uplink_mbit.map(|mbit| format!("--uplink-mbit={mbit}")));
         args.push(match self.strategy.as_str() {
             "scaffold" => format!("--strategy=scaffold:{clients}"),
             strategy => format!("--strategy={strategy}"),
@@ -176,7 +200,6 @@ impl FederationArgs {
             format!("--partition-id={index}"),
             format!("--num-partitions={clients}"),
             format!("--quantizer={}", self.quantizer),
-            format!("--bits={}", self.bits),
             format!("--entropy={}", self.entropy),
             format!("--rdo={}", self.rdo),
             format!("--target-nmse={}", self.target_nmse),
@@ -188,10 +211,16 @@ impl FederationArgs {
             format!("--clip-norm={}", self.clip_norm),
             format!("--mu={}", self.mu),
             format!("--backend={}", self.backend),
+            format!("--down-bits={}", self.down_bits),
             "--dataset-size=1000000000".to_owned(),
             "--mem-mb=0".to_owned(),
             "--threads=1".to_owned(),
         ];
+        args.extend(self.down_quantizer.map(|scheme| format!("--down-quantizer={scheme}")));
+        // The master proposes a size.
+        if self.uplink_mbit.is_none() {
+            args.push(format!("--bits={}", self.bits));
+        }
         args.push(match self.local_epochs {
             Some(epochs) => format!("--local-epochs={epochs}"),
             None => format!("--local-steps={}", self.local_steps),

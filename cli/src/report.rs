@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt::Write as _, fs, path::Path};
 
 const TEMPLATE: &str = include_str!("../assets/report.html");
+const CHARTS: &str = include_str!("../assets/charts.js");
 const SCRIPT: &str = include_str!("../assets/report.js");
 
 /// What a finished run comes to: the last JSON line of `fl run`.
@@ -104,7 +105,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 14] = [
     "round",
     "started_ts",
     "finished_ts",
@@ -117,6 +118,8 @@ const COLUMNS: [&str; 12] = [
     "bytes_up",
     "bytes_down",
     "bits_per_param",
+    "reused",
+    "bytes_saved",
 ];
 
 fn history_csv(history: &[HistoryRecord]) -> String {
@@ -129,7 +132,7 @@ fn history_csv(history: &[HistoryRecord]) -> String {
 }
 
 /// The cells of a record in the order of [`COLUMNS`]; an unknown value is empty.
-fn cells(r: &HistoryRecord) -> [String; 12] {
+fn cells(r: &HistoryRecord) -> [String; 14] {
     let optional = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
     [
         r.round.to_string(),
@@ -144,6 +147,8 @@ fn cells(r: &HistoryRecord) -> [String; 12] {
         r.bytes_up.to_string(),
         r.bytes_down.to_string(),
         r.bits_per_param.to_string(),
+        r.reused.to_string(),
+        r.bytes_saved.to_string(),
     ]
 }
 
@@ -190,6 +195,7 @@ pub fn page(
         ("uplot_css", fl_master::assets::UPLOT_CSS),
         ("uplot_js", fl_master::assets::UPLOT_JS),
         ("data", &data),
+        ("charts", CHARTS),
         ("script", script),
     ]))
 }
@@ -272,6 +278,8 @@ mod tests {
             test_accuracy: Some(0.5),
             test_loss: None,
             bytes_up: 100,
+            reused: 0,
+            bytes_saved: 0,
             bytes_down: 0,
             bits_per_param: 4.0,
         };

@@ -29,6 +29,7 @@ fn good(scheme: Scheme, bits: u8) -> Vec<u8> {
         compute_factor: None,
         local_steps: Some(5),
         local_norm: None,
+        reuse: None,
     };
     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     update::write(&meta, &LAYOUT, &tensors).expect("a good update can be written")

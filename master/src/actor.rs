@@ -191,6 +191,9 @@ impl Actor {
     ) {
         let round = self.state.round();
         self.shared.metrics.accepted(&worker, &status);
+        if let Some(reused) = contribution.reused_bytes {
+            self.shared.metrics.reused(reused.saturating_sub(contribution.bytes));
+        }
         self.shared.board().saw(worker.clone(), status);
         let closes = self.step(Event::Commit { worker: worker.clone(), contribution });
         let pending_updates = self.state.accepted() as u64;

@@ -91,13 +91,18 @@ pub struct Args {
     /// Adaptivity of fedadagrad, fedyogi, fedadam: the smaller, the more alike are all steps, 1e-9 to 1
     #[arg(long, env = "SERVER_TAU", default_value_t = 1e-3, help_heading = AGGREGATION)]
     pub server_tau: f64,
-    /// Rounds that an update may be late with fedbuff, 0 to 1000000
+    /// Rounds that an update may be late with fedbuff, or may count again with LAZY, 0 to 1000000
     #[arg(long, env = "MAX_STALENESS", default_value_t = 100, help_heading = AGGREGATION)]
     pub max_staleness: u64,
     /// Memory for the updates of a round in MB; median, trimmed_mean, krum and multikrum keep 4 bytes for
-    /// each parameter and update
+    /// each parameter and update, LAZY the last update of every worker
     #[arg(long, env = "MAX_BUFFER_MB", default_value_t = 512, help_heading = AGGREGATION)]
     pub max_buffer_mb: usize,
+    /// Lazy upload: workers leave out an update whose squared change is at most LAZY times the mean squared
+    /// step of the last ten models, and their last one counts again. 0.8 is the rule of LAQ, 1e-6 to 1e6,
+    /// 0 = off
+    #[arg(long, env = "LAZY", default_value_t = 0.0, help_heading = AGGREGATION)]
+    pub lazy: f64,
     /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit
     #[arg(long, env = "MAX_UPDATE_NORM", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub max_update_norm: f64,
@@ -129,9 +134,16 @@ pub struct Args {
     /// Proposed quantizer: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16, none
     #[arg(long, env = "QUANTIZER", help_heading = TASK)]
     pub quantizer: Option<String>,
-    /// Proposed bits per code, 1 to 8
+    /// Proposed bits per code, 1 to 8, or auto = as few as reach TARGET_NMSE
     #[arg(long, env = "BITS", help_heading = TASK)]
-    pub bits: Option<u8>,
+    pub bits: Option<String>,
+    /// With BITS=auto: proposed |sent - delta|^2 / |delta|^2 at most, 1e-9 to 0.9
+    #[arg(long, env = "TARGET_NMSE", default_value_t = 0.0095, help_heading = TASK)]
+    pub target_nmse: f64,
+    /// Instead of BITS: what all updates of a round may take together, in Mbit, 0.001 to 1e6, 0 = no limit;
+    /// each worker makes the best of its share
+    #[arg(long, env = "UPLINK_MBIT", default_value_t = 0.0, help_heading = TASK)]
+    pub uplink_mbit: f64,
 
     /// Folder of checkpoints and journals
     #[arg(long, env = "STATE_DIR", default_value = "./fl-state", help_heading = STATE)]
@@ -255,6 +267,7 @@ impl Args {
                 },
                 max_staleness: self.max_staleness,
                 max_buffer_mb: self.max_buffer_mb,
+                lazy: (self.lazy != 0.0).then_some(self.lazy),
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
                 threads: self.decode_threads,
@@ -267,7 +280,9 @@ impl Args {
                 lr_schedule: parse("LR_SCHEDULE", &self.lr_schedule)?,
                 mu: self.mu,
                 quantizer: filled(self.quantizer),
-                bits: self.bits,
+                bits: filled(self.bits).map(|bits| parse("BITS", &bits)).transpose()?,
+                target_nmse: self.target_nmse,
+                uplink_mbit: (self.uplink_mbit != 0.0).then_some(self.uplink_mbit),
             },
             store: StoreConfig {
                 durable: self.durable,

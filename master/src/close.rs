@@ -1,7 +1,7 @@
 //! From a round's sum to the next model, off the async threads.
 
 use crate::{
-    aggregate::{ServerState, Totals},
+    aggregate::{LastUpdates, ServerState, Totals},
     config::Config,
     global::{self, Global},
     round::{Contribution, RoundState, Rules},
@@ -48,6 +48,8 @@ pub(crate) struct Batch {
     opened: f64,
     closed: f64,
     bytes_up: u64,
+    reused: u64,
+    bytes_saved: u64,
     train_loss: Option<f64>,
     /// Closed by its deadline, which no replay can tell from the updates alone.
     early: bool,
@@ -88,6 +90,11 @@ impl Batch {
             newest: BTreeMap::new(),
             num_samples: updates.iter().map(|(_, update)| update.num_samples).sum(),
             bytes_up: updates.iter().map(|(_, update)| update.bytes).sum(),
+            reused: updates.iter().filter(|(_, update)| update.reused_bytes.is_some()).count() as u64,
+            bytes_saved: updates
+                .iter()
+                .filter_map(|(_, update)| Some(update.reused_bytes?.saturating_sub(update.bytes)))
+                .sum(),
             train_loss: (loss.1 > 0.0).then(|| loss.0 / loss.1),
             participants: updates.into_iter().map(|(worker, _)| worker).collect(),
             opened,
@@ -96,13 +103,17 @@ impl Batch {
         }
     }
 
-    pub(crate) fn checkpoint(&self, next: &Global, server: &ServerState) -> Checkpoint {
+    /// The checkpoint of the model that this round made. What the workers' last updates must not be any
+    /// more goes first.
+    pub(crate) fn checkpoint(&self, next: &Global, server: &ServerState, lasts: &LastUpdates) -> Checkpoint {
+        lasts.prune(next.round);
         Checkpoint {
             round: next.round,
             participants: self.participants.clone(),
             newest: self.newest.clone(),
             model: next.bytes.clone(),
             server: server.clone(),
+            last_updates: lasts.snapshot(),
         }
     }
 
@@ -119,6 +130,8 @@ impl Batch {
             test_accuracy: None,
             test_loss: None,
             bytes_up: self.bytes_up,
+            reused: self.reused,
+            bytes_saved: self.bytes_saved,
             bytes_down,
             bits_per_param: if values > 0.0 { 8.0 * self.bytes_up as f64 / values } else { 0.0 },
         }
@@ -177,7 +190,7 @@ fn make(shared: &Shared, batch: &Batch) -> anyhow::Result<(Global, Checkpoint, H
         &batch.totals,
     )?;
     shared.collector.reset();
-    let checkpoint = batch.checkpoint(&global, &server);
+    let checkpoint = batch.checkpoint(&global, &server, &shared.lasts);
     let bytes_down = shared.bytes_down.swap(0, Ordering::Relaxed);
     shared.metrics.aggregate_seconds.observe(started.elapsed().as_secs_f64());
     Ok((global, checkpoint, batch.record(shared.layout.parameters(), bytes_down)))

@@ -2,16 +2,17 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::aggregate::{ServerOptions, Strategy};
+use crate::aggregate::{LastUpdate, LastUpdates, ServerOptions, Strategy, lazy::Bounds};
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
-use fl_protocol::LrSchedule;
+use fl_protocol::{LrSchedule, WorkerId};
 pub use fl_protocol::{Secret, SettingError};
 use fl_protocol::{
     limits::{MAX_PARAMETERS, MAX_WAIT_S},
     settings::{number, whole},
 };
-use std::{net::SocketAddr, path::PathBuf};
+use fl_quant::Bits;
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 /// What network is trained and what it is evaluated on.
 #[derive(Debug, Clone)]
@@ -73,10 +74,15 @@ pub struct AggregationConfig {
     /// `SERVER_LR` (1, or 0.01 with an adaptive strategy), `SERVER_BETA1` (0.9), `SERVER_BETA2` (0.99) and
     /// `SERVER_TAU` (0.001): the server's step.
     pub server: ServerOptions,
-    /// `MAX_STALENESS` (100): rounds that an update may be late with `fedbuff`.
+    /// `MAX_STALENESS` (100): rounds that an update may be late with `fedbuff`, or may count again with
+    /// `LAZY`.
     pub max_staleness: u64,
-    /// `MAX_BUFFER_MB` (512): memory for the updates of a round, if the strategy keeps them.
+    /// `MAX_BUFFER_MB` (512): memory for the updates of a round, if the strategy keeps them; for the workers'
+    /// last updates with `LAZY`.
     pub max_buffer_mb: usize,
+    /// `LAZY` (0 = off): workers may leave an upload out whose squared change is at most so many times the
+    /// mean squared step of the last ten models.
+    pub lazy: Option<f64>,
     /// `MAX_UPDATE_NORM` (0 = no limit): largest Euclidean norm of an update.
     pub max_update_norm: Option<f64>,
     /// `NORM_ACTION` (reject): what happens beyond it.
@@ -85,8 +91,16 @@ pub struct AggregationConfig {
     pub threads: usize,
 }
 
+impl AggregationConfig {
+    /// The workers' last updates, to go on with.
+    pub(crate) fn last_updates(&self, kept: BTreeMap<WorkerId, LastUpdate>) -> LastUpdates {
+        let bounds = Bounds { max_age: self.max_staleness, max_bytes: self.max_buffer_mb * 1_000_000 };
+        LastUpdates::new(self.lazy.map(|_| bounds), kept)
+    }
+}
+
 /// What `GET /task` proposes to the workers; their own settings win.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TaskHints {
     /// `LOCAL_STEPS` (none): SGD steps of a round.
     pub local_steps: Option<u32>,
@@ -102,8 +116,36 @@ pub struct TaskHints {
     pub mu: Option<f32>,
     /// `QUANTIZER` (none).
     pub quantizer: Option<String>,
-    /// `BITS` (none): bits per code.
-    pub bits: Option<u8>,
+    /// `BITS` (none): bits per code, or as few as reach `target_nmse`.
+    pub bits: Option<Bits>,
+    /// `TARGET_NMSE` (0.0095): the error that `BITS=auto` aims at.
+    pub target_nmse: f64,
+    /// `UPLINK_MBIT` (0 = none): what all updates of a round may take together, in megabits.
+    pub uplink_mbit: Option<f64>,
+}
+
+impl Default for TaskHints {
+    fn default() -> Self {
+        Self {
+            local_steps: None,
+            local_epochs: None,
+            batch_size: None,
+            lr: None,
+            lr_schedule: LrSchedule::Constant,
+            mu: None,
+            quantizer: None,
+            bits: None,
+            target_nmse: 0.0095,
+            uplink_mbit: None,
+        }
+    }
+}
+
+impl TaskHints {
+    /// Bytes of one of `updates` updates that share the uplink.
+    pub fn update_bytes(&self, updates: usize) -> Option<u64> {
+        self.uplink_mbit.map(|mbit| (mbit * 1e6 / 8.0 / updates.max(1) as f64) as u64)
+    }
 }
 
 /// Where the state lives.
@@ -212,6 +254,7 @@ impl Default for Config {
                 server: ServerOptions::default(),
                 max_staleness: 100,
                 max_buffer_mb: 512,
+                lazy: None,
                 max_update_norm: None,
                 norm_action: NormAction::Reject,
                 threads: 0,
@@ -243,6 +286,15 @@ impl Config {
         whole("MODEL_DIM", self.model.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
         self.validate_round()?;
         self.validate_aggregation()?;
+        if let Some(lazy) = self.aggregation.lazy {
+            number("LAZY", lazy, 1e-6, 1e6)?;
+            let strategy = self.aggregation.strategy;
+            if strategy.is_asynchronous() || strategy.uses_control() {
+                let reason =
+                    format!("STRATEGY={strategy} has no use for an update that came before: set LAZY=0");
+                return Err(SettingError::new("LAZY", lazy, reason));
+            }
+        }
         if let Some(norm) = self.aggregation.max_update_norm {
             number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;
         }
@@ -354,7 +406,16 @@ impl Config {
         some("LOCAL_STEPS", task.local_steps, 1_000_000)?;
         some("LOCAL_EPOCHS", task.local_epochs, 10_000)?;
         some("BATCH_SIZE", task.batch_size, 1_000_000)?;
-        some("BITS", task.bits.map(u32::from), 8)?;
+        if let Some(Bits::Width(bits)) = task.bits {
+            whole("BITS", bits.into(), 1, 8)?;
+        }
+        number("TARGET_NMSE", task.target_nmse, 1e-9, 0.9)?;
+        if let Some(mbit) = task.uplink_mbit {
+            number("UPLINK_MBIT", mbit, 0.001, 1e6)?;
+            if let Some(bits @ Bits::Width(_)) = task.bits {
+                return Err(SettingError::new("BITS", bits, "UPLINK_MBIT chooses the bits: leave BITS out"));
+            }
+        }
         if let Some(lr) = task.lr {
             number("LR", lr.into(), 1e-9, 1000.0)?;
         }
@@ -401,7 +462,7 @@ mod tests {
         assert_eq!(name_of(|c| c.model.model_dim = 0), "MODEL_DIM");
         assert_eq!(name_of(|c| c.aggregation.server.lr = f64::NAN), "SERVER_LR");
         assert_eq!(name_of(|c| c.token = Some(Secret("a b".into()))), "FL_TOKEN");
-        assert_eq!(name_of(|c| c.task.bits = Some(9)), "BITS");
+        assert_eq!(name_of(|c| c.task.bits = Some(Bits::Width(9))), "BITS");
         assert_eq!(name_of(|c| c.task.quantizer = Some("zip".into())), "QUANTIZER");
         assert_eq!(name_of(|c| c.store.state_dir = PathBuf::new()), "STATE_DIR");
     }
@@ -437,6 +498,16 @@ mod tests {
         assert_eq!([with("multikrum:2:6", 7), with("multikrum:2:6", 8)], ["STRATEGY", "fine"]);
         assert_eq!([with("trimmed_mean:2", 4), with("trimmed_mean:2", 5)], ["STRATEGY", "fine"]);
         assert_eq!([with("fedbuff:3", 2), with("fedbuff:3", 3)], ["STRATEGY", "fine"]);
+        let lazy = |strategy: &str| {
+            name_of(|c| {
+                c.aggregation.strategy = strategy.parse().unwrap();
+                c.aggregation.lazy = Some(0.8);
+            })
+        };
+        assert_eq!(
+            ["fedavg", "median", "scaffold:3", "fedbuff:2"].map(lazy),
+            ["fine", "fine", "LAZY", "LAZY"]
+        );
         let mut config = Config::default();
         config.aggregation.strategy = Strategy::Median;
         config.round.min_clients = 10;

@@ -2,20 +2,21 @@
 //! directly. `fl simulate` drives it, with a clock of its own.
 
 use crate::{
-    aggregate::{Collector, ServerState},
+    aggregate::{Collector, LastUpdates, ServerState},
     close::{self, Batch},
     config::Config,
-    global::{self, Blueprint, Global},
+    global::{self, Blueprint, Compact, Global},
     http::task,
     ingest::account,
     round::{Contribution, RoundState},
     store::journal::RecordMeta,
-    update::{Rejection, Term},
+    update::{Intake, Rejection},
 };
 use bytes::Bytes;
 use fl_datasets::Dataset;
 use fl_model::{GlobalModel, ModelError};
 use fl_protocol::{HistoryRecord, TaskAction, TaskBody};
+use std::collections::BTreeMap;
 
 /// A federation's model and the open round's updates.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub struct Core {
     global: Global,
     server: ServerState,
     collector: Collector,
+    lasts: LastUpdates,
 }
 
 impl Core {
@@ -35,10 +37,11 @@ impl Core {
     pub fn new(config: Config) -> anyhow::Result<Self> {
         let blueprint = Blueprint::new(&config.model)?;
         config.check_memory(blueprint.layout.parameters())?;
-        let (strategy, server) = (config.aggregation.strategy, ServerState::default());
-        let global = blueprint.initial(config.seed)?.with_control(strategy, &server)?;
-        let collector = Collector::new(strategy, blueprint.layout.parameters());
-        Ok(Self { config, blueprint, global, server, collector })
+        let (aggregation, server) = (&config.aggregation, ServerState::default());
+        let global = blueprint.initial(config.seed)?.completed(aggregation, &server)?;
+        let collector = Collector::new(aggregation.strategy, blueprint.layout.parameters());
+        let lasts = aggregation.last_updates(BTreeMap::new());
+        Ok(Self { config, blueprint, global, server, collector, lasts })
     }
 
     /// The rules of the rounds, before the first one, at time `now`.
@@ -74,6 +77,14 @@ impl Core {
         &self.global.bytes
     }
 
+    /// The quantized file of the newest model, as `GET /global?quantizer=..&bits=..` sends it.
+    ///
+    /// # Errors
+    /// Never, but by a fault of ours.
+    pub fn quantized(&self, compact: Compact) -> Result<Bytes, ModelError> {
+        self.global.quantized(compact)
+    }
+
     /// The server's control variate, if the strategy has one, as `GET /control` sends it.
     pub fn control(&self) -> Option<&Bytes> {
         self.global.control.as_ref()
@@ -89,13 +100,28 @@ impl Core {
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
-    pub fn add(&self, body: &[u8]) -> Result<Contribution, Rejection> {
+    pub fn add(&self, body: &Bytes) -> Result<Contribution, Rejection> {
+        self.intake().with_term(body, self.global.round, |term| {
+            term.add_to(&self.collector)?;
+            self.lasts.keep(&term.meta, body);
+            let record = RecordMeta { wire_bytes: body.len() as u64, ..RecordMeta::default() };
+            Ok(account(term, &record).0)
+        })
+    }
+
+    /// Whether a notice can be taken: in this round it then is.
+    pub fn takes_notice(&self, notice: &[u8]) -> bool {
+        self.intake().with_term(notice, self.global.round, |_| Ok(())).is_ok()
+    }
+
+    fn intake(&self) -> Intake<'_> {
         let Config { aggregation, round, .. } = &self.config;
-        let open = self.global.round;
-        let term = Term::new(body, &self.blueprint.layout, aggregation, round.min_clients, open)?;
-        term.add_to(&self.collector)?;
-        let record = RecordMeta { wire_bytes: body.len() as u64, ..RecordMeta::default() };
-        Ok(account(&term.meta, term.local_norm, &record).0)
+        Intake {
+            layout: &self.blueprint.layout,
+            config: aggregation,
+            terms: round.min_clients,
+            lasts: &self.lasts,
+        }
     }
 
     /// Makes the next model from the round that `state` says is over at time `now`. `bytes_down` were
@@ -114,6 +140,7 @@ impl Core {
         self.global =
             global::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.totals)?;
         self.collector.reset();
+        self.lasts.prune(self.global.round);
         Ok(batch.record(self.num_parameters(), bytes_down))
     }
 }

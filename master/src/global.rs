@@ -1,7 +1,7 @@
 //! The global model in memory: the file that `GET /global` sends, and how the next one is made.
 
 use crate::{
-    aggregate::{Collector, ServerState, Strategy, Totals, next_parameters},
+    aggregate::{Collector, ServerState, Totals, lazy, next_parameters},
     config::{AggregationConfig, ModelConfig},
 };
 use anyhow::Context;
@@ -9,7 +9,13 @@ use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
 use fl_model::{GlobalModel, ModelError, ModelSpec};
 use fl_protocol::ModelLayout;
+use fl_quant::{Scheme, Spec};
 use sha2::{Digest, Sha256};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// A round's model, ready to be sent.
 #[derive(Debug, Clone)]
@@ -22,21 +28,52 @@ pub struct Global {
     pub etag: String,
     /// The server's control variate as a file like the model's, if the strategy has one.
     pub control: Option<Bytes>,
+    /// With lazy upload: the squared change below which an update need not be sent.
+    pub lazy_below: Option<f32>,
+    /// The quantized files that were asked for last.
+    quantized: Arc<Mutex<VecDeque<(Compact, Bytes)>>>,
+}
+
+/// Quantized files of one model that are kept: workers of one federation ask for one.
+const KEPT_COMPACT: usize = 2;
+
+/// How a model is quantized for the download.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compact {
+    /// The quantizer.
+    pub scheme: Scheme,
+    /// Bits per code.
+    pub bits: u8,
+}
+
+impl fmt::Display for Compact {
+    /// As in an `ETag` and in a file's name.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.scheme, self.bits)
+    }
 }
 
 impl Global {
     /// Names a file.
     pub fn new(round: u64, bytes: Bytes) -> Self {
         let digest = crate::store::checkpoint::hex(&Sha256::digest(&bytes)[..16]);
-        Self { round, bytes, etag: format!("\"{digest}\""), control: None }
+        Self {
+            round,
+            bytes,
+            etag: format!("\"{digest}\""),
+            control: None,
+            lazy_below: None,
+            quantized: Arc::default(),
+        }
     }
 
-    /// Adds what else a strategy sends to the workers.
+    /// Adds what else the workers are told, by the settings and the strategy's state.
     ///
     /// # Errors
     /// If the file is no model.
-    pub fn with_control(mut self, strategy: Strategy, server: &ServerState) -> Result<Self, ModelError> {
-        if strategy.uses_control() {
+    pub fn completed(mut self, config: &AggregationConfig, server: &ServerState) -> Result<Self, ModelError> {
+        self.lazy_below = config.lazy.map(|factor| lazy::threshold(factor, &server.steps));
+        if config.strategy.uses_control() {
             let mut model = GlobalModel::from_safetensors(&self.bytes)?;
             match server.vectors.first() {
                 Some(control) => model.parameters.clone_from(control),
@@ -45,6 +82,25 @@ impl Global {
             self.control = Some(model.to_safetensors()?.into());
         }
         Ok(self)
+    }
+
+    /// The quantized file, made once for all who ask for it. Takes a while: call it off the async threads.
+    ///
+    /// It is made of the exact model every time, so that no round inherits an error from the one before.
+    ///
+    /// # Errors
+    /// If the file is no model.
+    pub fn quantized(&self, compact: Compact) -> Result<Bytes, ModelError> {
+        // Whoever comes while it is being made waits for it here.
+        let mut kept = self.quantized.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, file)) = kept.iter().find(|(known, _)| *known == compact) {
+            return Ok(file.clone());
+        }
+        let spec = Spec { entropy: true, seed: self.round, ..Spec::new(compact.scheme, compact.bits) };
+        let file = Bytes::from(GlobalModel::from_safetensors(&self.bytes)?.to_quantized(&spec)?);
+        kept.truncate(KEPT_COMPACT - 1);
+        kept.push_front((compact, file.clone()));
+        Ok(file)
     }
 
     /// All parameters in canonical order.
@@ -128,11 +184,14 @@ pub fn next(
     next_parameters(strategy, options, &mut next_server, collected, totals, &mut model.parameters);
     let vectors = std::iter::once(&model.parameters).chain(&next_server.vectors);
     if vectors.flatten().all(|value| value.is_finite()) {
+        if config.lazy.is_some() {
+            lazy::push_step(&mut next_server.steps, &before, &model.parameters);
+        }
         *server = next_server;
     } else {
         tracing::error!(round = global.round, "the average is not finite: the model stays as it was");
         model.parameters = before;
     }
     model.round = global.round + 1;
-    Global::new(model.round, model.to_safetensors()?.into()).with_control(strategy, server)
+    Global::new(model.round, model.to_safetensors()?.into()).completed(config, server)
 }

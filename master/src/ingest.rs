@@ -83,9 +83,8 @@ async fn take_in(
         Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
     };
     let record = RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes };
-    match admitted(shared, body, &record, round).await {
-        Ok(local_norm) => {
-            let (contribution, status) = account(&meta, local_norm, &record);
+    match admitted(shared, body, record, round).await {
+        Ok((contribution, status)) => {
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
         }
         Err(rejection) => {
@@ -95,24 +94,30 @@ async fn take_in(
     }
 }
 
-/// Adds an admitted update and makes it durable, or leaves no trace of it. Gives what its local steps
-/// are worth.
+/// Adds an admitted update and makes it durable, or leaves no trace of it.
 async fn admitted(
     shared: &Arc<Shared>,
     body: Bytes,
-    meta: &RecordMeta,
+    received: RecordMeta,
     round: u64,
-) -> Result<f64, Rejection> {
-    let add = |term: &Term<'_>, shared: &Shared| term.add_to(&shared.collector).map(|()| term.local_norm);
-    let local_norm = on_pool(shared, body.clone(), round, add).await?;
-    let Some(durable) = &shared.durable else { return Ok(local_norm) };
-    let record = Record { kind: RecordKind::Update, meta: meta.clone(), body: body.clone() };
-    if let Ok(Ok(())) = durable.journal.append(round, record).await {
-        return Ok(local_norm);
+) -> Result<(Contribution, WorkerStatus), Rejection> {
+    let record = Record { kind: RecordKind::Update, meta: received.clone(), body: body.clone() };
+    let add = move |term: &Term<'_>, shared: &Shared| {
+        term.add_to(&shared.collector)?;
+        Ok((account(term, &received), term.meta.clone()))
+    };
+    let (accounted, meta) = on_pool(shared, body.clone(), round, add).await?;
+    let durable = match &shared.durable {
+        Some(durable) => matches!(durable.journal.append(round, record).await, Ok(Ok(()))),
+        None => true,
+    };
+    if durable {
+        shared.lasts.keep(&meta, &body);
+        return Ok(accounted);
     }
     let job_shared = shared.clone();
     let removed = shared.pool.run_always(move || {
-        with_term(&job_shared, &body, round, |term| {
+        job_shared.intake().with_term(&body, round, |term| {
             term.take_from(&job_shared.collector);
             Ok(())
         })
@@ -130,21 +135,11 @@ async fn on_pool<T: Send + 'static>(
     let job_shared = shared.clone();
     let job = move || {
         let started = Instant::now();
-        let result = with_term(&job_shared, &body, round, |term| f(term, &job_shared));
+        let result = job_shared.intake().with_term(&body, round, |term| f(term, &job_shared));
         job_shared.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
     shared.pool.run(job).await.map_err(pool_rejection)?
-}
-
-fn with_term<T>(
-    shared: &Shared,
-    body: &[u8],
-    round: u64,
-    f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
-) -> Result<T, Rejection> {
-    let config = &shared.config;
-    f(&Term::new(body, &shared.layout, &config.aggregation, config.round.min_clients, round)?)
 }
 
 /// The container of a JSON update: from here on both formats take one path.
@@ -191,17 +186,15 @@ fn refuse(
 }
 
 /// What an accepted update counts for, and what is shown of it.
-pub(crate) fn account(
-    meta: &UpdateMeta,
-    local_norm: f64,
-    record: &RecordMeta,
-) -> (Contribution, WorkerStatus) {
+pub(crate) fn account(term: &Term<'_>, record: &RecordMeta) -> (Contribution, WorkerStatus) {
+    let meta = &term.meta;
     let contribution = Contribution {
         num_samples: meta.num_samples,
-        local_norm,
+        local_norm: term.local_norm,
         base: meta.round,
         loss: meta.loss,
         bytes: record.wire_bytes,
+        reused_bytes: term.reused_bytes,
     };
     let status = WorkerStatus {
         ip: record.ip.clone(),

@@ -31,4 +31,5 @@ pub use crate::core::Core;
 pub use cli::{Args, LogFormat};
 pub use config::{Config, SettingError};
 pub use events::MasterEvent;
+pub use global::Compact;
 pub use master::{Master, check};

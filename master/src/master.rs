@@ -152,7 +152,7 @@ async fn assemble(
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let pool = Pool::new(config.decode_threads(), config.limits.max_queue)?;
     let (recovered, durable) = load(&config, &blueprint, clock.now(), metrics.clone()).await?;
-    let Recovered { global, server, collector, state, board, .. } = recovered;
+    let Recovered { global, server, collector, lasts, state, board, .. } = recovered;
     let finished = state.finishes_with(global.round);
     metrics.global_round.set(global.round as i64);
     metrics.pending_updates.set(board.pending_updates as i64);
@@ -162,6 +162,7 @@ async fn assemble(
         model_name: blueprint.spec.name.clone(),
         layout: blueprint.layout.clone(),
         collector,
+        lasts,
         server: Mutex::new(server),
         actor: handle,
         published,

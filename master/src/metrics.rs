@@ -36,6 +36,8 @@ pub struct Metrics {
     pub updates: IntCounter,
     /// Retries of accepted updates.
     pub duplicates: IntCounter,
+    reused: IntCounter,
+    bytes_saved: IntCounter,
     rejected: IntCounterVec,
     /// Bytes of models sent.
     pub bytes_down: IntCounter,
@@ -104,6 +106,12 @@ impl Metrics {
                 "fl_duplicate_updates_total",
                 "Retries of updates that were accepted before.",
             )?,
+            reused: counter(
+                &r,
+                "fl_reused_updates_total",
+                "Uploads left out, so that the worker's last update counted again.",
+            )?,
+            bytes_saved: counter(&r, "fl_saved_upload_bytes_total", "Bytes that left out uploads saved.")?,
             rejected: register(&r, rejected)?,
             bytes_down: counter(&r, "fl_sent_model_bytes_total", "Bytes of models sent to workers.")?,
             // 1 kB to 268 MB: a small quantized update to the largest plain ones.
@@ -179,6 +187,12 @@ impl Metrics {
         }
         self.worker_num_samples.with_label_values(label).set(status.num_samples as f64);
         self.worker_last_update.with_label_values(label).set(status.last_update_ts);
+    }
+
+    /// Notes an upload that was left out and what that saved.
+    pub fn reused(&self, bytes_saved: u64) {
+        self.reused.inc();
+        self.bytes_saved.inc_by(bytes_saved);
     }
 
     fn has_series(&self, worker: &WorkerId) -> bool {

@@ -4,7 +4,7 @@
 //! journal, so the rounds since are made again from their journals, to the bit.
 
 use crate::{
-    aggregate::{Collector, ServerState},
+    aggregate::{Collector, LastUpdates, ServerState},
     close::{self, Batch},
     config::Config,
     events::Board,
@@ -12,7 +12,7 @@ use crate::{
     ingest::account,
     round::{Contribution, Event, RoundState},
     store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
-    update::Term,
+    update::Intake,
 };
 use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ pub(crate) struct Recovered {
     pub(crate) global: Global,
     pub(crate) server: ServerState,
     pub(crate) collector: Collector,
+    pub(crate) lasts: LastUpdates,
     pub(crate) state: RoundState,
     pub(crate) board: Board,
     /// The open round's journal and its valid length.
@@ -36,11 +37,12 @@ type Accepted = (WorkerId, Contribution, WorkerStatus);
 
 /// Starts without a state on disk.
 pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow::Result<Recovered> {
-    let (strategy, server) = (config.aggregation.strategy, ServerState::default());
+    let (aggregation, server) = (&config.aggregation, ServerState::default());
     Ok(Recovered {
-        global: blueprint.initial(config.seed)?.with_control(strategy, &server)?,
+        global: blueprint.initial(config.seed)?.completed(aggregation, &server)?,
         server,
-        collector: Collector::new(strategy, blueprint.layout.parameters()),
+        collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
+        lasts: aggregation.last_updates(BTreeMap::new()),
         state: RoundState::new(close::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
         resume: None,
@@ -67,6 +69,7 @@ pub(crate) fn recover(
             newest: BTreeMap::new(),
             model: recovered.global.bytes.clone(),
             server: ServerState::default(),
+            last_updates: BTreeMap::new(),
         })?;
         return Ok(recovered);
     };
@@ -74,12 +77,14 @@ pub(crate) fn recover(
     let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
+    let lasts = config.aggregation.last_updates(checkpoint.last_updates);
     store.rewrite_history(&history)?;
     let mut board = Board::new(history);
     let mut remade = Vec::new();
     let (resume, open) = loop {
         let round = global.round;
-        let Some((replayed, updates)) = replay(config, blueprint, store, round, Some(&collector))? else {
+        let Some((replayed, updates)) = replay(config, blueprint, store, round, &lasts, Some(&collector))?
+        else {
             break (None, Vec::new());
         };
         for (worker, _, status) in &updates {
@@ -93,7 +98,7 @@ pub(crate) fn recover(
             newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
         }
         let (mut checkpoint, record, next) =
-            remake(config, blueprint, &global, &mut server, &collector, &updates)?;
+            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates)?;
         checkpoint.newest = newest.clone();
         participants.push((round, checkpoint.participants.clone()));
         board.record(record.clone());
@@ -102,14 +107,14 @@ pub(crate) fn recover(
     };
     info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     board.pending_updates = open.len() as u64;
-    let global = global.with_control(strategy, &server)?;
+    let global = global.completed(&config.aggregation, &server)?;
     let state = RoundState::new(close::rules(config), global.round, participants, now);
     let mut state = state.with_newest(newest);
     for (worker, contribution, _) in open {
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, collector, state, board, resume, remade })
+    Ok(Recovered { global, server, collector, lasts, state, board, resume, remade })
 }
 
 /// Reads every file of the state without changing anything.
@@ -119,7 +124,8 @@ pub(crate) fn recover(
 pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    while replay(config, blueprint, store, round, None)?.is_some() {
+    let lasts = config.aggregation.last_updates(checkpoint.last_updates);
+    while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
         round += 1;
     }
     Ok(checkpoint.round)
@@ -131,6 +137,7 @@ fn replay(
     blueprint: &Blueprint,
     store: &Store,
     round: u64,
+    lasts: &LastUpdates,
     collector: Option<&Collector>,
 ) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
@@ -143,14 +150,15 @@ fn replay(
             path: config.store.state_dir.clone(),
             reason: format!("an accepted update of round {round} no longer is: {msg}"),
         };
-        let terms = config.round.min_clients;
-        let term = Term::new(&record.body, &blueprint.layout, &config.aggregation, terms, round)
-            .map_err(|rejection| refused(rejection.msg))?;
-        if let Some(collector) = collector {
-            term.add_to(collector).map_err(|rejection| refused(rejection.msg))?;
-        }
-        let (contribution, status) = account(&term.meta, term.local_norm, &record.meta);
-        updates.push((term.meta.worker_id.clone(), contribution, status));
+        let (layout, terms) = (&blueprint.layout, config.round.min_clients);
+        let intake = Intake { layout, config: &config.aggregation, terms, lasts };
+        let accepted = intake.with_term(&record.body, round, |term| {
+            collector.map_or(Ok(()), |collector| term.add_to(collector))?;
+            lasts.keep(&term.meta, &record.body);
+            let (contribution, status) = account(term, &record.meta);
+            Ok((term.meta.worker_id.clone(), contribution, status))
+        });
+        updates.push(accepted.map_err(|rejection| refused(rejection.msg))?);
         Ok(())
     };
     Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
@@ -162,6 +170,7 @@ fn remake(
     global: &Global,
     server: &mut ServerState,
     collector: &Collector,
+    lasts: &LastUpdates,
     updates: &[Accepted],
 ) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
     let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
@@ -170,5 +179,5 @@ fn remake(
     let batch = Batch::new(global.round, contributions, span, false);
     let next = global::next(global, &config.aggregation, server, collector, &batch.totals)?;
     collector.reset();
-    Ok((batch.checkpoint(&next, server), batch.record(blueprint.layout.parameters(), 0), next))
+    Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
 }

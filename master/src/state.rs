@@ -2,7 +2,7 @@
 
 use crate::{
     actor::ActorHandle,
-    aggregate::{Collector, ServerState},
+    aggregate::{Collector, LastUpdates, ServerState},
     clock::Clock,
     config::Config,
     evaluate::Evaluator,
@@ -12,6 +12,7 @@ use crate::{
     metrics::Metrics,
     pool::Pool,
     store::{Journal, Store, StoreWriter},
+    update::Intake,
 };
 use fl_protocol::{HistoryRecord, ModelLayout, StatusBody};
 use std::{
@@ -54,6 +55,8 @@ pub struct Shared {
     pub layout: ModelLayout,
     /// The open round's updates.
     pub collector: Collector,
+    /// The workers' last updates, for lazy upload.
+    pub lasts: LastUpdates,
     /// What the strategy carries from round to round.
     pub server: Mutex<ServerState>,
     /// The task that owns the round.
@@ -99,6 +102,12 @@ impl Shared {
         self.published.borrow().global.clone()
     }
 
+    /// What updates are checked against.
+    pub fn intake(&self) -> Intake<'_> {
+        let Config { aggregation, round, .. } = &self.config;
+        Intake { layout: &self.layout, config: aggregation, terms: round.min_clients, lasts: &self.lasts }
+    }
+
     /// Whether a shutdown has begun.
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
@@ -134,6 +143,7 @@ impl Shared {
     pub fn status_with(&self, max_workers: usize) -> StatusBody {
         let published = self.published.borrow().clone();
         let board = self.board();
+        let saved = |f: fn(&HistoryRecord) -> u64| board.history().iter().map(f).sum();
         StatusBody {
             global_round: published.global.round,
             num_pending_rounds: u64::from(board.pending_updates > 0),
@@ -146,6 +156,8 @@ impl Shared {
             strategy: self.config.aggregation.strategy.to_string(),
             last_evaluation: board.last_evaluation,
             rejected_updates: board.rejected.iter().map(|(code, n)| ((*code).to_owned(), *n)).collect(),
+            reused_updates: saved(|record| record.reused),
+            bytes_saved: saved(|record| record.bytes_saved),
             uptime_s: self.clock.uptime_s(),
             finished: published.finished,
             version: env!("CARGO_PKG_VERSION").to_owned(),

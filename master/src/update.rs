@@ -1,10 +1,10 @@
 //! What an update contributes: the checks that need the settings, and the term of the sum.
 
 use crate::{
-    aggregate::{Collector, ExactSum, Strategy, collector::Vector},
+    aggregate::{Collector, ExactSum, LastUpdates, Strategy, collector::Vector},
     config::{AggregationConfig, NormAction},
 };
-use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta};
+use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta, update};
 use fl_quant::DecodeError;
 
 /// Why an update is refused: a code and a sentence.
@@ -39,6 +39,52 @@ impl From<UpdateError> for Rejection {
     }
 }
 
+/// What updates are checked against.
+#[derive(Debug, Clone, Copy)]
+pub struct Intake<'a> {
+    /// The model's tensors.
+    pub layout: &'a ModelLayout,
+    /// The settings.
+    pub config: &'a AggregationConfig,
+    /// How many updates the sum must have room for.
+    pub terms: usize,
+    /// What notices refer to.
+    pub lasts: &'a LastUpdates,
+}
+
+impl Intake<'_> {
+    /// Calls `f` with the term that `body` stands for in the open round `round`: its own, or that of the
+    /// worker's last update if it is a notice.
+    ///
+    /// # Errors
+    /// What is wrong with it, or what `f` says.
+    pub fn with_term<T>(
+        &self,
+        body: &[u8],
+        round: u64,
+        f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
+    ) -> Result<T, Rejection> {
+        let term = |body| Term::new(body, self.layout, self.config, self.terms, round);
+        if update::peek_meta(body)?.reuse.is_none() {
+            return f(&term(body)?);
+        }
+        let notice = update::parse_notice(body)?;
+        let last = self.lasts.reused(&notice).ok_or_else(|| {
+            Rejection::new(ErrorCode::NoLastUpdate, "that update is not kept here: send this round's instead")
+        })?;
+        let mut term = term(&last)?;
+        term.reused_bytes = Some(last.len() as u64);
+        // The weight is that of the update which counts; what is told of the round is new.
+        term.meta = UpdateMeta {
+            num_samples: term.meta.num_samples,
+            local_steps: term.meta.local_steps,
+            local_norm: term.meta.local_norm,
+            ..notice
+        };
+        f(&term)
+    }
+}
+
 /// A checked update as a term of the sum. The same body and settings always give the same term.
 #[derive(Debug)]
 pub struct Term<'a> {
@@ -46,6 +92,8 @@ pub struct Term<'a> {
     pub meta: UpdateMeta,
     /// `|a_k|_1` of FedNova: the local steps, or what the worker says they are worth.
     pub local_norm: f64,
+    /// Size of the worker's last update, if that counts again.
+    pub reused_bytes: Option<u64>,
     update: Update<'a>,
     weight: f64,
     control_weight: f64,
@@ -87,7 +135,14 @@ impl<'a> Term<'a> {
             Some(limit) => clip(&update, limit, config.norm_action)?,
             None => 1.0,
         };
-        Ok(Self { meta, local_norm, update, weight: weight * scale, control_weight: weight })
+        Ok(Self {
+            meta,
+            local_norm,
+            reused_bytes: None,
+            update,
+            weight: weight * scale,
+            control_weight: weight,
+        })
     }
 
     /// Calls `f` with what the collector takes: the update, and the change of the control variate.

@@ -341,3 +341,51 @@ async fn a_shutdown_turns_readiness_off_and_ends_long_polls() {
     refused(polling.await.unwrap(), 503, "draining").await;
     assert!(started.elapsed() < Duration::from_secs(5));
 }
+
+#[tokio::test]
+async fn a_quantized_model_is_a_representation_of_its_own() {
+    let (f, _dir) = fixture().await;
+    let exact = f.get("/global").await;
+    let exact_tag = exact.headers()["etag"].clone();
+    let exact = fl_model::GlobalModel::from_safetensors(&exact.bytes().await.unwrap()).unwrap();
+    let path = "/global?quantizer=SDQ&bits=8";
+    let first = f.get(path).await;
+    let tag = first.headers()["etag"].clone();
+    assert_ne!(tag, exact_tag);
+    assert_eq!(first.headers()["fl-round"], "0");
+    let disposition = first.headers()["content-disposition"].to_str().unwrap();
+    assert!(disposition.contains("global-round-0-SDQ-8.safetensors"), "{disposition}");
+    let file = first.bytes().await.unwrap();
+    assert_eq!(file, f.get("/global?quantizer=sdq").await.bytes().await.unwrap(), "8 bits are the default");
+    assert_eq!(file, f.get("/global?bits=8").await.bytes().await.unwrap(), "and SDQ the default quantizer");
+    let read = fl_model::GlobalModel::from_safetensors(&file).unwrap();
+    assert_ne!(read.parameters, exact.parameters);
+    let furthest =
+        read.parameters.iter().zip(&exact.parameters).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(furthest < 0.01, "{furthest}");
+    let known = f.client.get(format!("{}{path}", f.url)).header("if-none-match", &tag).send().await.unwrap();
+    assert_eq!((known.status().as_u16(), &known.headers()["etag"]), (304, &tag));
+    let other = f.client.get(format!("{}{path}", f.url)).header("if-none-match", &exact_tag);
+    assert_eq!(other.send().await.unwrap().status(), 200);
+    let part = f.client.get(format!("{}{path}", f.url)).header("range", "bytes=8-15").send().await.unwrap();
+    assert_eq!((part.status().as_u16(), &part.bytes().await.unwrap()[..]), (206, &file[8..16]));
+    assert_eq!(f.get("/global?quantizer=none").await.headers()["etag"], exact_tag);
+    // An earlier round, and a later one.
+    f.accepted(body(0, 0)).await;
+    f.accepted(body(1, 0)).await;
+    let later = f.get(&format!("{path}&min_round=1&wait=5")).await;
+    assert_eq!((later.headers()["fl-round"].to_str().unwrap(), later.headers()["etag"] == tag), ("1", false));
+    assert_eq!(f.get(&format!("{path}&round=0")).await.bytes().await.unwrap(), file);
+    let history: Vec<HistoryRecord> = f.json("/history").await;
+    let sent = file.len() as u64 * 4 + 8;
+    assert!(
+        history[0].bytes_down > sent,
+        "{} bytes are counted, {sent} went down quantized",
+        history[0].bytes_down
+    );
+    refused(f.get("/global?quantizer=zip").await, 422, "unknown_quantizer").await;
+    refused(f.get("/global?quantizer=SDQ&bits=9").await, 400, "malformed").await;
+    refused(f.get("/global?bits=0").await, 400, "malformed").await;
+    let json = f.client.get(format!("{}{path}", f.url)).header("accept", "application/json");
+    refused(json.send().await.unwrap(), 400, "malformed").await;
+}

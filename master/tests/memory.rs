@@ -67,6 +67,7 @@ async fn memory_does_not_grow_with_the_number_of_clients() {
                         compute_factor: None,
                         local_steps: None,
                         local_norm: None,
+                        reuse: None,
                     };
                     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
                     let body = update::write(&meta, &layout, &tensors).unwrap();

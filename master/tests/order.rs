@@ -64,6 +64,7 @@ fn bodies(layout: &ModelLayout) -> Vec<Bytes> {
                 compute_factor: None,
                 local_steps: None,
                 local_norm: None,
+                reuse: None,
             };
             let plain = k % 50 == 0;
             let tensors: Vec<_> = layout

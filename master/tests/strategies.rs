@@ -28,6 +28,7 @@ fn body(worker: usize, round: u64, control: bool) -> Vec<u8> {
         compute_factor: None,
         local_steps: Some(1 + worker as u32),
         local_norm: None,
+        reuse: None,
     };
     let layout = layout();
     let mut vectors = vec![delta(worker, round)];

@@ -1,7 +1,8 @@
-//! The global model as a safetensors file in PyTorch's layout.
+//! The global model as a safetensors file in PyTorch's layout, exact or quantized.
 
 use crate::{error::ModelError, spec::ModelSpec};
 use fl_protocol::{Normalization, limits::MAX_CONTAINER_HEADER_BYTES};
+use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -38,16 +39,52 @@ impl GlobalModel {
     /// # Errors
     /// Parameters that are not finite or not as many as the network has: such a file must not exist.
     pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
-        let layout = self.spec.layout();
-        if self.parameters.len() != layout.parameters() {
+        self.check()?;
+        let tensors: Vec<_> =
+            self.spec.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
+        let mut file = self.header(&tensors);
+        for value in &self.parameters {
+            file.extend_from_slice(&value.to_le_bytes());
+        }
+        Ok(file)
+    }
+
+    /// Writes the file with an fl-quant stream in place of each tensor (`docs/format.md`). The same model
+    /// and `spec` give the same bytes.
+    ///
+    /// # Errors
+    /// As [`Self::to_safetensors`].
+    pub fn to_quantized(&self, spec: &Spec) -> Result<Vec<u8>, ModelError> {
+        self.check()?;
+        let mut streams = Vec::new();
+        encode_update(
+            &mut Encoder::default(),
+            &self.parameters,
+            &self.spec.layout().shapes(),
+            spec,
+            &mut streams,
+        )
+        .map_err(|error| ModelError::BadFile(error.to_string()))?;
+        let tensors: Vec<_> = streams.iter().map(|stream| ("U8", vec![stream.len()], stream.len())).collect();
+        let mut file = self.header(&tensors);
+        streams.iter().for_each(|stream| file.extend_from_slice(stream));
+        Ok(file)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        let expected = self.spec.layout().parameters();
+        if self.parameters.len() != expected {
             return Err(ModelError::BadFile(format!(
-                "{} parameters given, the network has {}",
+                "{} parameters given, the network has {expected}",
                 self.parameters.len(),
-                layout.parameters()
             )));
         }
         check_finite(&self.parameters)?;
-        check_normalization(&self.normalization, &self.spec)?;
+        check_normalization(&self.normalization, &self.spec)
+    }
+
+    /// The file up to its data: type, shape and bytes of each tensor are given.
+    fn header(&self, tensors: &[(&str, Vec<usize>, usize)]) -> Vec<u8> {
         // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
         // from process to process, and the bytes must not.
         let metadata = Metadata {
@@ -61,26 +98,26 @@ impl GlobalModel {
         };
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!(metadata));
-        for tensor in layout.tensors() {
-            let [start, end] = [tensor.offset, tensor.offset + tensor.len].map(|at| at * size_of::<f32>());
-            let entry = json!({"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]});
+        let mut end = 0;
+        for (tensor, (dtype, shape, bytes)) in self.spec.layout().tensors().iter().zip(tensors) {
+            let start = end;
+            end += bytes;
+            let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
             header.insert(tensor.name.clone(), entry);
         }
         let mut header = Value::Object(header).to_string();
         // The data starts at a multiple of 8.
         header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-        let mut file = Vec::with_capacity(8 + header.len() + size_of_val(self.parameters.as_slice()));
+        let mut file = Vec::with_capacity(8 + header.len() + end);
         file.extend_from_slice(&(header.len() as u64).to_le_bytes());
         file.extend_from_slice(header.as_bytes());
-        for value in &self.parameters {
-            file.extend_from_slice(&value.to_le_bytes());
-        }
-        Ok(file)
+        file
     }
 
-    /// Reads and checks a file from anywhere: names, shapes, types and finite values.
+    /// Reads and checks a file from anywhere, exact or quantized: names, shapes, types and finite values.
     ///
-    /// Allocates in proportion to the file's size, not by what it declares.
+    /// Allocates in proportion to the file's size, not by what it declares; a quantized file at most the
+    /// largest model that there may be.
     ///
     /// # Errors
     /// [`ModelError::BadFile`] or [`ModelError::BadSpec`] with what is wrong.
@@ -135,6 +172,12 @@ fn read_parameters(file: &SafeTensors<'_>, spec: &ModelSpec) -> Result<Vec<f32>,
         let view = file
             .tensor(&tensor.name)
             .map_err(|_| ModelError::BadFile(format!("tensor `{}` is missing", tensor.name)))?;
+        if view.dtype() == Dtype::U8 {
+            let stream = Stream::parse(view.data(), tensor.len)
+                .map_err(|error| ModelError::BadFile(format!("tensor `{}`: {error}", tensor.name)))?;
+            stream.for_each_chunk(|_, values| parameters.extend_from_slice(values));
+            continue;
+        }
         if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
             return Err(ModelError::BadFile(format!(
                 "tensor `{}` is {:?} {:?}, its network needs F32 {:?}",

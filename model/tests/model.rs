@@ -106,6 +106,29 @@ fn the_file_is_deterministic_and_reads_back() {
 }
 
 #[test]
+fn a_quantized_file_reads_back_within_its_error_and_is_as_hard_to_damage() {
+    let global = global();
+    let spec = fl_quant::Spec { entropy: true, ..fl_quant::Spec::new(fl_quant::Scheme::Sdq, 8) };
+    let file = global.to_quantized(&spec).unwrap();
+    assert_eq!(file, global.to_quantized(&spec).unwrap());
+    assert!(4 * file.len() < 2 * global.to_safetensors().unwrap().len());
+    let read = GlobalModel::from_safetensors(&file).unwrap();
+    let energy = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    let lost = energy(&mut read.parameters.iter().zip(&global.parameters).map(|(a, b)| a - b));
+    assert!(lost < 1e-3 * energy(&mut global.parameters.iter().copied()));
+    assert_eq!(
+        (read.round, &read.spec, &read.normalization),
+        (global.round, &global.spec, &global.normalization)
+    );
+    for at in (0..file.len()).step_by(7) {
+        assert!(GlobalModel::from_safetensors(&file[..at]).is_err(), "cut at {at}");
+    }
+    let mut flipped = file.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    assert!(GlobalModel::from_safetensors(&flipped).is_err(), "a stream has a checksum");
+}
+
+#[test]
 fn a_file_cut_anywhere_is_an_error() {
     let file = global().to_safetensors().unwrap();
     for len in 0..file.len() {

@@ -40,6 +40,8 @@ pub enum ErrorCode {
     UnknownQuantizer,
     /// An update's magnitude is beyond the limit.
     NormTooLarge,
+    /// A notice of lazy upload names an update that is not kept: the update itself is needed.
+    NoLastUpdate,
     /// This worker sends more than it may.
     RateLimited,
     /// The server is at its limit.
@@ -54,7 +56,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 22] = [
+    pub const ALL: [ErrorCode; 23] = [
         Self::Malformed,
         Self::Unauthorized,
         Self::NotFound,
@@ -72,6 +74,7 @@ impl ErrorCode {
         Self::BadStream,
         Self::UnknownQuantizer,
         Self::NormTooLarge,
+        Self::NoLastUpdate,
         Self::RateLimited,
         Self::Overloaded,
         Self::StorageUnavailable,
@@ -99,6 +102,7 @@ impl ErrorCode {
             Self::BadStream => "bad_stream",
             Self::UnknownQuantizer => "unknown_quantizer",
             Self::NormTooLarge => "norm_too_large",
+            Self::NoLastUpdate => "no_last_update",
             Self::RateLimited => "rate_limited",
             Self::Overloaded => "overloaded",
             Self::StorageUnavailable => "storage_unavailable",
@@ -124,7 +128,8 @@ impl ErrorCode {
             | Self::BadNumSamples
             | Self::BadStream
             | Self::UnknownQuantizer
-            | Self::NormTooLarge => 422,
+            | Self::NormTooLarge
+            | Self::NoLastUpdate => 422,
             Self::RateLimited => 429,
             Self::Internal => 500,
             Self::Overloaded | Self::StorageUnavailable | Self::Draining => 503,

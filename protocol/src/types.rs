@@ -99,6 +99,16 @@ pub struct TaskBody {
     /// Bits per code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
+    /// Instead of `bits`: as few bytes as reach this `|sent - delta|^2 / |delta|^2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_nmse: Option<f64>,
+    /// Instead of both: as little error as an update of so many bytes can have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_bytes: Option<u64>,
+    /// An upload may be left out whose squared distance to the last accepted one is at most this, the errors
+    /// of both encodings not counted: see [`crate::UpdateMeta::reuse`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy_below: Option<f32>,
     /// Whether to train with control variates (SCAFFOLD): they are at `GET /control`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub control: bool,
@@ -121,6 +131,9 @@ impl TaskBody {
             mu: None,
             quantizer: None,
             bits: None,
+            target_nmse: None,
+            update_bytes: None,
+            lazy_below: None,
             control: false,
             deadline_s: None,
         }
@@ -184,6 +197,12 @@ pub struct StatusBody {
     pub last_evaluation: Option<LastEvaluation>,
     /// Updates refused since the start, by error code.
     pub rejected_updates: BTreeMap<String, u64>,
+    /// Uploads left out in the finished rounds of `GET /history` (lazy upload).
+    #[serde(default)]
+    pub reused_updates: u64,
+    /// Bytes that this saved.
+    #[serde(default)]
+    pub bytes_saved: u64,
     /// Seconds since the start of the process.
     pub uptime_s: f64,
     /// True once the last round is done.
@@ -215,8 +234,18 @@ pub struct HistoryRecord {
     pub test_loss: Option<f64>,
     /// Bytes of the accepted update bodies.
     pub bytes_up: u64,
+    /// Workers that left their upload out, so that their last update counted again (lazy upload).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reused: u64,
+    /// Bytes that this saved: the reused bodies' less those of the notices.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_saved: u64,
     /// Bytes of the model bodies sent while the round was open.
     pub bytes_down: u64,
     /// `8 * bytes_up / (participants * parameters)`.
     pub bits_per_param: f64,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }

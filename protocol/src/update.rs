@@ -37,6 +37,9 @@ pub struct UpdateMeta {
     /// How far these steps go, in plain SGD steps: `|a_k|_1` of FedNova (Wang et al. 2020, section 4).
     /// Left out where it equals `local_steps`.
     pub local_norm: Option<f64>,
+    /// Lazy upload: the round of this worker's last accepted update, which is to count once more. The
+    /// container then is a notice, without tensors.
+    pub reuse: Option<u64>,
 }
 
 /// Why a container was refused.
@@ -218,6 +221,7 @@ fn meta_to_map(meta: &UpdateMeta) -> HashMap<String, String> {
     put("compute_factor", meta.compute_factor.map(|v| v.to_string()));
     put("local_steps", meta.local_steps.map(|v| v.to_string()));
     put("local_norm", meta.local_norm.map(|v| v.to_string()));
+    put("reuse", meta.reuse.map(|v| v.to_string()));
     map
 }
 
@@ -249,6 +253,7 @@ fn read_meta(body: &[u8]) -> Result<UpdateMeta, UpdateError> {
         compute_factor: optional(map, "compute_factor")?,
         local_steps: optional(map, "local_steps")?,
         local_norm: optional(map, "local_norm")?,
+        reuse: optional(map, "reuse")?,
     };
     for (key, value) in [
         ("loss", meta.loss),
@@ -399,6 +404,31 @@ fn decode_plain<const N: usize>(
     }
 }
 
+/// Writes a notice: a container whose `meta.reuse` says which update is to count once more.
+///
+/// # Errors
+/// Never, but by a fault of ours.
+pub fn write_notice(meta: &UpdateMeta) -> Result<Vec<u8>, UpdateError> {
+    safetensors::serialize(Vec::<(String, TensorView<'_>)>::new(), Some(meta_to_map(meta)))
+        .map_err(|error| UpdateError::Malformed(error.to_string()))
+}
+
+/// Checks a notice and gives its metadata.
+///
+/// # Errors
+/// If it carries tensors, or does not say what is to be reused.
+pub fn parse_notice(body: &[u8]) -> Result<UpdateMeta, UpdateError> {
+    let meta = read_meta(body)?;
+    let file = SafeTensors::deserialize(body).map_err(|error| UpdateError::Malformed(error.to_string()))?;
+    match (meta.reuse, file.is_empty()) {
+        (Some(_), true) => Ok(meta),
+        (Some(_), false) => Err(UpdateError::WrongTensors(
+            "a container with `reuse` in its metadata is a notice: it carries no tensors".to_owned(),
+        )),
+        (None, _) => Err(UpdateError::Malformed("its metadata lacks `reuse`".to_owned())),
+    }
+}
+
 /// The metadata of a container, read without looking at its tensors.
 ///
 /// For routing: which worker, which round. [`Update::parse`] is what accepts an update.
@@ -419,6 +449,7 @@ pub fn from_json(update: &crate::UpdateJson, layout: &ModelLayout) -> Result<Vec
         compute_factor: update.compute_factor,
         local_steps: None,
         local_norm: None,
+        reuse: None,
     };
     let tensors: Vec<_> = layout
         .tensors()

@@ -25,6 +25,7 @@ fn meta() -> UpdateMeta {
         compute_factor: Some(1.5),
         local_steps: Some(5),
         local_norm: None,
+        reuse: None,
     }
 }
 

@@ -63,6 +63,7 @@ mod tests {
             batch_size,
             sgd: SgdConfig::default(),
             encoding: Spec::new(Scheme::None, 8),
+            lazy_below: None,
             compute_factor: None,
         };
         let mut batches = Batches::new((0..samples).collect(), &plan, ChaCha8Rng::seed_from_u64(1));

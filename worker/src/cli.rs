@@ -1,11 +1,12 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
-use crate::config::{Coding, Config, Own, SettingError};
+use crate::config::{Coding, Config, Down, Own, SettingError};
 use clap::{ArgAction, Parser, ValueEnum};
 use fl_protocol::{
     Secret, WorkerId,
-    settings::{filled, parse},
+    settings::{filled, parse, whole},
 };
+use fl_quant::Scheme;
 use std::{net::SocketAddr, path::PathBuf};
 
 /// How log lines look.
@@ -107,9 +108,18 @@ pub struct Args {
     /// With BITS=auto: |sent - delta|^2 / |delta|^2 at most, 1e-9 to 0.9
     #[arg(long, env = "TARGET_NMSE", default_value_t = 0.0095, help_heading = UPDATES)]
     pub target_nmse: f64,
-    /// With BITS=auto: bytes of an update's streams at most instead of TARGET_NMSE, 0 = no such limit
+    /// With BITS=auto: bytes of an update at most instead of TARGET_NMSE, as far as 1 bit a parameter does
+    /// (MSQ_v2: less), 0 = no such limit
     #[arg(long, env = "UPDATE_BYTES", default_value_t = 0, help_heading = UPDATES)]
     pub update_bytes: usize,
+
+    /// Bits of the downloaded model's codes, 1 to 8, 0 = the exact model; the update is the difference to what
+    /// was received
+    #[arg(long, env = "DOWN_BITS", default_value_t = 0, help_heading = UPDATES)]
+    pub down_bits: u8,
+    /// Quantizer of the downloaded model: StocQ, MSQ_v2, SDQ, BetaQ, bin, laq8, f16 [default: SDQ]
+    #[arg(long, env = "DOWN_QUANTIZER", help_heading = UPDATES)]
+    pub down_quantizer: Option<String>,
 
     /// Memory ballast in MB that stays resident, 0 = none
     #[arg(long, env = "MEM_MB", default_value_t = 500, help_heading = BALLAST)]
@@ -193,6 +203,7 @@ impl Args {
                 target_nmse: self.target_nmse,
                 update_bytes: (self.update_bytes != 0).then_some(self.update_bytes),
             },
+            down: down(self.down_bits, filled(self.down_quantizer))?,
             momentum: self.momentum,
             weight_decay: self.weight_decay,
             clip_norm: (self.clip_norm != 0.0).then_some(self.clip_norm),
@@ -224,6 +235,16 @@ fn worker_id(given: Option<String>) -> Result<WorkerId, SettingError> {
 fn host_name() -> Option<String> {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
     filled(Some(name.trim().to_owned()))
+}
+
+fn down(bits: u8, quantizer: Option<String>) -> Result<Option<Down>, SettingError> {
+    whole("DOWN_BITS", bits.into(), 0, 8)?;
+    let scheme = quantizer.as_ref().map(|name| parse("DOWN_QUANTIZER", name)).transpose()?;
+    match (bits, scheme) {
+        (0, Some(scheme)) => Err(SettingError::new("DOWN_QUANTIZER", scheme, "set DOWN_BITS too")),
+        (0, None) => Ok(None),
+        (bits, scheme) => Ok(Some(Down { scheme: scheme.unwrap_or(Scheme::Sdq), bits })),
+    }
 }
 
 fn part(id: Option<usize>, parts: Option<usize>) -> Result<Option<(usize, usize)>, SettingError> {
@@ -278,6 +299,9 @@ mod tests {
         assert_eq!(refused(&["--momentum=1"]), "MOMENTUM");
         assert_eq!(refused(&["--quantizer=zip"]), "QUANTIZER");
         assert_eq!(refused(&["--bits=9"]), "BITS");
+        assert_eq!(refused(&["--down-bits=9"]), "DOWN_BITS");
+        assert_eq!(refused(&["--down-quantizer=SDQ"]), "DOWN_QUANTIZER");
+        assert_eq!(refused(&["--down-bits=8", "--down-quantizer=zip"]), "DOWN_QUANTIZER");
         assert_eq!(refused(&["--touch-stride-bytes=0"]), "TOUCH_STRIDE_BYTES");
         assert_eq!(refused(&["--backend=abacus"]), "BACKEND");
         assert_eq!(refused(&["--fl-token=a b"]), "FL_TOKEN");

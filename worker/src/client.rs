@@ -65,6 +65,11 @@ impl CallError {
         matches!(self, Self::Refused { status: 409, .. })
     }
 
+    /// Whether a notice came to a master that does not have the update it names.
+    pub fn is_no_last_update(&self) -> bool {
+        matches!(self, Self::Refused { code: Some(ErrorCode::NoLastUpdate), .. })
+    }
+
     /// When the master wants to be asked again.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -102,6 +107,8 @@ pub struct MasterClient {
     http: Client,
     base: String,
     token: Option<Secret>,
+    /// What is asked for beside a model's round: its quantizer, if any.
+    form: String,
 }
 
 impl MasterClient {
@@ -135,7 +142,9 @@ impl MasterClient {
                 format!("no client can be made for it: {error}"),
             )
         })?;
-        Ok(Self { http, base: config.master_addr.clone(), token: config.token.clone() })
+        let form =
+            config.down.map_or(String::new(), |down| format!("quantizer={}&bits={}", down.scheme, down.bits));
+        Ok(Self { http, base: config.master_addr.clone(), token: config.token.clone(), form })
     }
 
     /// `GET /task`: what to do next; waits at the master while there is nothing to do.
@@ -147,12 +156,12 @@ impl MasterClient {
         json(self.send(self.http.get(url).timeout(TASK_TIMEOUT)).await?).await
     }
 
-    /// `GET /global`: the newest model, as a safetensors file.
+    /// `GET /global`: the newest model as a safetensors file, quantized if the settings say so.
     ///
     /// # Errors
     /// See [`CallError`].
     pub async fn global(&self) -> Result<Bytes, CallError> {
-        self.model("global").await
+        self.model(&format!("global?{}", self.form)).await
     }
 
     /// `GET /control`: the server's control variate, in a file like the model's.
@@ -175,7 +184,7 @@ impl MasterClient {
     /// # Errors
     /// See [`CallError`]; that it did not come in time, too.
     pub async fn next_global(&self, min_round: u64) -> Result<ServedModel, CallError> {
-        let url = format!("{}/global?min_round={min_round}&wait={WAIT_S}", self.base);
+        let url = format!("{}/global?min_round={min_round}&wait={WAIT_S}&{}", self.base, self.form);
         let response = self.send(self.http.get(url).timeout(TRANSFER_TIMEOUT)).await?;
         let round =
             response.headers().get(headers::FL_ROUND).and_then(|value| value.to_str().ok()?.parse().ok());

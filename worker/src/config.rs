@@ -40,8 +40,17 @@ pub struct Coding {
     pub rdo: bool,
     /// `TARGET_NMSE` (0.0095): the error that `BITS=auto` aims at.
     pub target_nmse: f64,
-    /// `UPDATE_BYTES` (0 = none): the size that `BITS=auto` keeps to instead.
+    /// `UPDATE_BYTES` (0 = none): the size of an update that `BITS=auto` keeps to instead.
     pub update_bytes: Option<usize>,
+}
+
+/// How the model is quantized for its way down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Down {
+    /// `DOWN_QUANTIZER` (SDQ).
+    pub scheme: Scheme,
+    /// `DOWN_BITS` (0 = the exact model).
+    pub bits: u8,
 }
 
 /// Everything that a worker can be told.
@@ -67,6 +76,8 @@ pub struct Config {
     pub own: Own,
     /// How updates are encoded.
     pub coding: Coding,
+    /// A quantized download, if one is wanted.
+    pub down: Option<Down>,
     /// `MOMENTUM` (0).
     pub momentum: f32,
     /// `WEIGHT_DECAY` (0).
@@ -122,8 +133,11 @@ pub struct Plan {
     pub batch_size: usize,
     /// How the steps are made.
     pub sgd: SgdConfig,
-    /// How the update is encoded; its seed is set for each round.
+    /// How the update is encoded; its seed is set for each round. A target in bytes is that of the whole
+    /// container.
     pub encoding: Spec,
+    /// Lazy upload: the squared change of the update below which its upload may be left out.
+    pub lazy_below: Option<f32>,
     /// Reported as `compute_factor` instead of the measured seconds; for a clock that is not the wall's.
     pub compute_factor: Option<f64>,
 }
@@ -179,6 +193,7 @@ impl Config {
             batch_size: own.batch_size.or(task.batch_size).unwrap_or(64).max(1) as usize,
             sgd,
             encoding: self.encoding(task)?,
+            lazy_below: task.lazy_below,
             compute_factor: None,
         })
     }
@@ -190,11 +205,20 @@ impl Config {
             (None, None) => Scheme::MsqV2,
         };
         let Coding { entropy, rdo, target_nmse, update_bytes } = self.coding;
-        let (bits, target) = match self.own.bits.unwrap_or(Bits::Width(task.bits.unwrap_or(4))) {
-            Bits::Width(bits @ 1..=8) => (bits, Target::Width),
-            Bits::Width(bits) => return Err(format!("the task asks for {bits} bits, 1 to 8 are possible")),
-            Bits::Auto => (8, update_bytes.map_or(Target::Nmse(target_nmse), Target::Bytes)),
+        let proposed = (task.update_bytes, task.target_nmse, task.bits);
+        let (bits, target) = match (self.own.bits, proposed) {
+            (Some(Bits::Auto), _) => (8, update_bytes.map_or(Target::Nmse(target_nmse), Target::Bytes)),
+            (Some(Bits::Width(bits)), _) | (None, (None, None, Some(bits))) => (bits, Target::Width),
+            (None, (Some(bytes), ..)) => (8, Target::Bytes(usize::try_from(bytes).unwrap_or(usize::MAX))),
+            (None, (None, Some(nmse), _)) if (1e-9..=0.9).contains(&nmse) => (8, Target::Nmse(nmse)),
+            (None, (None, Some(nmse), _)) => {
+                return Err(format!("the task's target_nmse is {nmse}, not 1e-9 to 0.9"));
+            }
+            (None, (None, None, None)) => (4, Target::Width),
         };
+        if !(1..=8).contains(&bits) {
+            return Err(format!("the task asks for {bits} bits, 1 to 8 are possible"));
+        }
         Ok(Spec { entropy, rdo, target, ..Spec::new(scheme, bits) })
     }
 
@@ -227,7 +251,12 @@ impl Config {
         some("LOCAL_EPOCHS", self.own.local_epochs, 10_000)?;
         some("BATCH_SIZE", self.own.batch_size, 1_000_000)?;
         number("TARGET_NMSE", self.coding.target_nmse, 1e-9, 0.9)?;
-        whole("UPDATE_BYTES", self.coding.update_bytes.unwrap_or(1) as u64, 1, 1 << 32)?;
+        if let Some(bytes) = self.coding.update_bytes {
+            whole("UPDATE_BYTES", bytes as u64, 1, 1 << 32)?;
+            if self.own.bits != Some(Bits::Auto) {
+                return Err(SettingError::new("UPDATE_BYTES", bytes, "set BITS=auto too"));
+            }
+        }
         number("LR", self.own.lr.unwrap_or(1.0), 1e-9, 1000.0)?;
         if self.own.lr.is_none() && self.own.lr_schedule != LrSchedule::Constant {
             return Err(SettingError::new("LR_SCHEDULE", self.own.lr_schedule, "set LR too"));
@@ -267,6 +296,9 @@ mod tests {
             mu: None,
             quantizer: Some("SDQ".into()),
             bits: Some(8),
+            target_nmse: None,
+            update_bytes: None,
+            lazy_below: None,
             control: false,
             deadline_s: None,
         }
@@ -303,6 +335,20 @@ mod tests {
         let plan = own.plan(&task()).unwrap();
         assert_eq!((plan.work, plan.batch_size, plan.sgd.lr), (Work::Epochs(2), 32, 0.5));
         assert_eq!((plan.encoding.scheme, plan.encoding.bits), (Scheme::StocQ, 2));
+    }
+
+    #[test]
+    fn an_error_or_a_size_can_be_proposed_instead_of_a_width() {
+        let auto = TaskBody { target_nmse: Some(0.02), bits: None, ..task() };
+        let sized = TaskBody { update_bytes: Some(9000), ..auto.clone() };
+        let target = |args: &[&str], task: &TaskBody| config(args).plan(task).unwrap().encoding.target;
+        assert_eq!(target(&[], &auto), Target::Nmse(0.02));
+        assert_eq!(target(&[], &sized), Target::Bytes(9000));
+        assert_eq!(target(&["--bits=3"], &sized), Target::Width);
+        assert_eq!(target(&["--bits=auto", "--update-bytes=500"], &sized), Target::Bytes(500));
+        let alone = Args::parse_from(["fl-worker", "--worker-id=w", "--update-bytes=500"]).check();
+        assert_eq!(alone.unwrap_err().name, "UPDATE_BYTES");
+        assert!(config(&[]).plan(&TaskBody { target_nmse: Some(f64::NAN), ..auto }).is_err());
     }
 
     #[test]

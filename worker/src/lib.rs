@@ -23,8 +23,10 @@ pub use backoff::Backoff;
 pub use ballast::Ballast;
 pub use cli::{Args, LogFormat};
 pub use client::{CallError, MasterClient, ServedModel};
-pub use config::{Config, Own, Plan, SettingError, Work};
+pub use config::{Config, Down, Own, Plan, SettingError, Work};
 pub use error::WorkerError;
-pub use local::{Carried, ClientState, Engine, LocalClient, LocalUpdate, SetupError, StartingPoint};
+pub use local::{
+    Carried, ClientState, Engine, LastUpdate, LocalClient, LocalUpdate, Sent, SetupError, StartingPoint,
+};
 pub use metrics::health_check;
 pub use run::{RoundReport, Summary, run};

@@ -14,7 +14,7 @@ use fl_protocol::{
     ModelLayout, Normalization, UpdateMeta, WorkerId,
     update::{self, Encoded},
 };
-use fl_quant::{Encoder, Feedback, Spec, Stream, encode_update};
+use fl_quant::{Encoder, Feedback, Spec, Stream, Target, encode_update};
 use rand::{RngExt, seq::SliceRandom};
 use std::{
     ops::ControlFlow,
@@ -22,6 +22,12 @@ use std::{
     time::{Duration, Instant},
 };
 use thiserror::Error;
+
+/// What a container's header has more of than that of empty streams: the digits of a stream's length and of
+/// its two offsets.
+const OFFSET_DIGITS: usize = 3 * 10;
+/// The metadata's `compute_factor`, at most.
+const TIME_BYTES: usize = 48;
 
 /// Why a worker cannot train the master's model.
 #[derive(Debug, Error, Clone, PartialEq)]
@@ -68,6 +74,8 @@ pub enum SetupError {
 pub struct LocalUpdate {
     /// The update container, ready to be posted.
     pub body: Bytes,
+    /// Lazy upload: what may be posted instead, so that the last update counts once more.
+    pub notice: Option<Bytes>,
     /// Mean training loss over the steps.
     pub loss: f64,
     /// Samples of the local data: the update's weight.
@@ -87,6 +95,26 @@ pub struct Carried {
     pub feedback: Feedback,
     /// SCAFFOLD's control variate `c_i`; empty stands for zero.
     pub control: Vec<f32>,
+    /// With lazy upload the update that the master has of this client.
+    pub last: Option<LastUpdate>,
+}
+
+/// The last update that a client sent, for lazy upload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastUpdate {
+    /// The round that it was made for.
+    pub round: u64,
+    /// What the master decodes.
+    pub values: Vec<f32>,
+}
+
+/// What of a [`LocalUpdate`] the master has accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// The container.
+    Update,
+    /// The notice.
+    Notice,
 }
 
 /// One client: its name, its samples, and what it carries on.
@@ -132,6 +160,8 @@ pub struct Engine {
     /// The change of the control variate, and its streams; empty without one.
     control: Vec<f32>,
     control_streams: Vec<Vec<u8>>,
+    /// With lazy upload the round of the last update.
+    lazy_round: Option<u64>,
     batch: (Vec<f32>, Vec<u32>),
 }
 
@@ -167,6 +197,7 @@ impl Engine {
             delta: vec![0.0; found],
             control: Vec::new(),
             control_streams: Vec::new(),
+            lazy_round: None,
             batch: (Vec::new(), Vec::new()),
             shapes: layout.shapes(),
             normalization: global.normalization.clone(),
@@ -224,11 +255,16 @@ impl Engine {
             compute_factor: plan.compute_factor.or(Some(train_time.as_secs_f64())),
             local_steps: Some(steps),
             local_norm: plan.local_norm(steps),
+            reuse: None,
         };
         let started = Instant::now();
         let body = self.encode(client, from, plan, &meta)?;
+        self.lazy_round = plan.lazy_below.map(|_| from.round);
+        let notice =
+            plan.lazy_below.and_then(|below| self.notice(client, meta.clone(), below)).transpose()?;
         Ok(Some(LocalUpdate {
             body: body.into(),
+            notice: notice.map(Bytes::from),
             loss: loss / f64::from(steps),
             num_samples: meta.num_samples,
             steps,
@@ -258,7 +294,7 @@ impl Engine {
         for (local, global) in self.delta.iter_mut().zip(from.parameters) {
             *local -= global;
         }
-        let mut spec = plan.encoding;
+        let mut spec = self.encoding(plan, meta, from.control.is_some())?;
         let mut rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Rounding);
         spec.seed = rng.random();
         self.control_streams.clear();
@@ -279,14 +315,70 @@ impl Engine {
         update::write(meta, &self.layout, &tensors).map_err(|error| ModelError::BadFile(error.to_string()))
     }
 
+    /// The plan's encoding. A size is that of the container: what is not streams is taken off.
+    fn encoding(&self, plan: &Plan, meta: &UpdateMeta, has_control: bool) -> Result<Spec, ModelError> {
+        let mut spec = plan.encoding;
+        if let Target::Bytes(bytes) = spec.target {
+            let vectors = if has_control { 2 } else { 1 };
+            let tensors = vectors * self.layout.tensors().len();
+            // A measured time is longer or shorter in print: the codes must not depend on it.
+            let timeless = UpdateMeta { compute_factor: None, ..meta.clone() };
+            let frame = update::write(&timeless, &self.layout, &vec![Encoded::Stream(&[]); tensors])
+                .map_err(|error| ModelError::BadFile(error.to_string()))?;
+            let frame = frame.len() + TIME_BYTES + OFFSET_DIGITS * tensors;
+            spec.target = Target::Bytes(bytes.saturating_sub(frame) / vectors);
+        }
+        Ok(spec)
+    }
+
+    /// The notice in place of the update that has just been encoded, if that differs little enough from the
+    /// last one which the master has.
+    fn notice(
+        &self,
+        client: &ClientState,
+        meta: UpdateMeta,
+        below: f32,
+    ) -> Option<Result<Vec<u8>, ModelError>> {
+        let last = client.carried.last.as_ref()?;
+        let mut change = 0.0;
+        self.decode(&self.streams, |at, values| {
+            let before = &last.values[at..at + values.len()];
+            change +=
+                values.iter().zip(before).map(|(v, b)| (f64::from(*v) - f64::from(*b)).powi(2)).sum::<f64>();
+        });
+        (change <= f64::from(below)).then(|| {
+            let meta = UpdateMeta { reuse: Some(last.round), ..meta };
+            update::write_notice(&meta).map_err(|error| ModelError::BadFile(error.to_string()))
+        })
+    }
+
+    /// What the master decodes of `streams`: `f(offset, values)`. They are this engine's own and complete.
+    fn decode(&self, streams: &[Vec<u8>], mut f: impl FnMut(usize, &[f32])) {
+        for (tensor, bytes) in self.layout.tensors().iter().zip(streams) {
+            let Ok(stream) = Stream::parse(bytes, tensor.len) else { continue };
+            stream.for_each_chunk(|offset, values| f(tensor.offset + offset, values));
+        }
+    }
+
     /// The last update, which was `client`'s, counts: what its encoding lost goes into the next one, and
-    /// the control variate moves by what the master decodes, so that the master's stays their mean.
+    /// the control variate moves by what the master decodes, so that the master's stays their mean. Where
+    /// a notice was `sent`, all that the update differs from the earlier one is lost, and goes into the next.
     ///
     /// An update that the master refuses leaves both as they were. Its delta was made for a model that is
     /// no more, and keeping the deltas of a worker that is always late would add up without end.
-    pub fn settle(&self, client: &mut ClientState) {
+    pub fn settle(&self, client: &mut ClientState, sent: Sent) {
         let tensors = self.layout.tensors();
-        let Carried { feedback, control } = &mut client.carried;
+        let Carried { feedback, control, last } = &mut client.carried;
+        if let (Sent::Notice, Some(last)) = (sent, last.as_ref()) {
+            let lost = self.delta.iter().zip(&last.values).map(|(x, before)| x - before);
+            *feedback = Feedback::from_residual(lost.collect());
+            return;
+        }
+        *last = self.lazy_round.map(|round| {
+            let mut values = vec![0.0; self.layout.parameters()];
+            self.decode(&self.streams, |at, chunk| values[at..at + chunk.len()].copy_from_slice(chunk));
+            LastUpdate { round, values }
+        });
         // The streams are this engine's own and complete: they decode.
         let settled = feedback.settle(&self.delta, &self.streams, tensors.iter().map(|tensor| tensor.len));
         debug_assert!(settled.is_ok());
@@ -294,13 +386,9 @@ impl Engine {
             return;
         }
         control.resize(self.layout.parameters(), 0.0);
-        for (tensor, bytes) in tensors.iter().zip(&self.control_streams) {
-            let Ok(stream) = Stream::parse(bytes, tensor.len) else { continue };
-            stream.for_each_chunk(|offset, values| {
-                let own = &mut control[tensor.offset + offset..];
-                own.iter_mut().zip(values).for_each(|(own, value)| *own += value);
-            });
-        }
+        self.decode(&self.control_streams, |at, values| {
+            control[at..].iter_mut().zip(values).for_each(|(own, value)| *own += value);
+        });
     }
 }
 
@@ -361,8 +449,8 @@ impl LocalClient {
     }
 
     /// See [`Engine::settle`].
-    pub fn settle(&mut self) {
-        self.engine.settle(&mut self.state);
+    pub fn settle(&mut self, sent: Sent) {
+        self.engine.settle(&mut self.state, sent);
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     client::{CallError, MasterClient},
     config::{Config, cores},
     error::WorkerError,
-    local::{LocalClient, LocalUpdate, StartingPoint},
+    local::{LocalClient, LocalUpdate, Sent, StartingPoint},
     metrics::{self, Metrics},
     prefetch::Prefetch,
 };
@@ -54,8 +54,10 @@ pub struct RoundReport {
     pub encode_ms: f64,
     /// Time of the upload, until the update was acknowledged, in milliseconds.
     pub upload_ms: f64,
-    /// Size of the update, in bytes.
+    /// Size of what was sent, in bytes.
     pub bytes: u64,
+    /// Whether that was a notice, so that the last update counts again (lazy upload).
+    pub reused: bool,
     /// Bits of the update per parameter of the model.
     pub bits_per_param: f64,
 }
@@ -153,6 +155,16 @@ enum Trained {
     Stopped,
 }
 
+/// What the master says to an update.
+enum Answer {
+    /// It counts.
+    Accepted(UpdateAck),
+    /// It came for the wrong round and is dropped.
+    WrongRound,
+    /// It is a notice, and the update that it names is not there.
+    NoLastUpdate,
+}
+
 impl Session {
     async fn start(
         config: Config,
@@ -245,12 +257,22 @@ impl Session {
             self.prefetch.start(&client, round);
         }
         let started = Instant::now();
-        match self.retry_update(&client, &update.body).await? {
-            Ok(Some(ack)) => self.accepted(round, &update, started.elapsed(), &ack),
-            Ok(None) => self.metrics.refused.inc(),
-            Err(Stopped) => return Ok(Err(Stopped)),
+        let mut sent = if update.notice.is_some() { Sent::Notice } else { Sent::Update };
+        loop {
+            let body = update.notice.as_ref().filter(|_| sent == Sent::Notice).unwrap_or(&update.body);
+            match self.retry_update(&client, body).await? {
+                Ok(Answer::Accepted(ack)) => self.accepted(round, &update, sent, started.elapsed(), &ack),
+                Ok(Answer::WrongRound) => self.metrics.refused.inc(),
+                // A master that was set back, say. The update itself is needed then.
+                Ok(Answer::NoLastUpdate) if sent == Sent::Notice => {
+                    sent = Sent::Update;
+                    continue;
+                }
+                Ok(Answer::NoLastUpdate) => {}
+                Err(Stopped) => return Ok(Err(Stopped)),
+            }
+            return Ok(Ok(()));
         }
-        Ok(Ok(()))
     }
 
     /// The model of `round`, as the task names it: pulled ahead, or pulled now.
@@ -317,21 +339,22 @@ impl Session {
         Ok(trained)
     }
 
-    /// Hands the update in. `Ok(None)`: it came for the wrong round and is dropped.
+    /// Hands an update or a notice in.
     async fn retry_update(
         &mut self,
         client: &MasterClient,
         body: &Bytes,
-    ) -> Result<Result<Option<UpdateAck>, Stopped>, WorkerError> {
+    ) -> Result<Result<Answer, Stopped>, WorkerError> {
         // A shutdown lets an upload finish: only a failed one ends here.
         let wrong_round = AtomicBool::new(false);
         let call = || async {
             match client.update(body.clone()).await {
-                Ok(ack) => Ok(Some(ack)),
+                Ok(ack) => Ok(Answer::Accepted(ack)),
+                Err(error) if error.is_no_last_update() => Ok(Answer::NoLastUpdate),
                 Err(error) if error.is_wrong_round() => {
                     wrong_round.store(true, Ordering::Relaxed);
                     info!(%error, "the update is dropped, the next round begins");
-                    Ok(None)
+                    Ok(Answer::WrongRound)
                 }
                 Err(error) => Err(error),
             }
@@ -343,10 +366,11 @@ impl Session {
         Ok(result)
     }
 
-    fn accepted(&mut self, round: u64, update: &LocalUpdate, upload: Duration, ack: &UpdateAck) {
+    fn accepted(&mut self, round: u64, update: &LocalUpdate, sent: Sent, upload: Duration, ack: &UpdateAck) {
         let Some(local) = &mut self.local else { return };
-        local.settle();
-        let bytes = update.body.len() as u64;
+        local.settle(sent);
+        let body = update.notice.as_ref().filter(|_| sent == Sent::Notice).unwrap_or(&update.body);
+        let bytes = body.len() as u64;
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         let report = RoundReport {
             round,
@@ -357,6 +381,7 @@ impl Session {
             encode_ms: ms(update.encode_time),
             upload_ms: ms(upload),
             bytes,
+            reused: sent == Sent::Notice,
             bits_per_param: 8.0 * bytes as f64 / local.num_parameters() as f64,
         };
         info!(
@@ -364,6 +389,7 @@ impl Session {
             steps = report.steps, train_ms = report.train_ms, encode_ms = report.encode_ms,
             upload_ms = report.upload_ms, size_bytes = bytes,
             bits_per_param = %format_args!("{:.3}", report.bits_per_param), duplicate = ack.duplicate,
+            reused = report.reused,
             "round done"
         );
         self.metrics.record(&report);

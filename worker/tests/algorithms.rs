@@ -12,7 +12,7 @@ use fl_master::{
 };
 use fl_model::{GlobalModel, ModelSpec};
 use fl_protocol::{ModelLayout, TaskBody};
-use fl_worker::{Args, Carried, ClientState, Config, Engine, StartingPoint};
+use fl_worker::{Args, Carried, ClientState, Config, Engine, Sent, StartingPoint};
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 const CLIENTS: usize = 5;
@@ -91,7 +91,7 @@ impl Problem {
         let plan = self.configs[k].plan(&TaskBody::train(round)).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let body = trained.unwrap().unwrap().body;
-        self.engine.settle(&mut self.clients[k]);
+        self.engine.settle(&mut self.clients[k], Sent::Update);
         let term = Term::new(&body, &self.layout, &self.aggregation, CLIENTS, open).unwrap();
         term.add_to(&self.collector).unwrap();
         totals.updates += 1;

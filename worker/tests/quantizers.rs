@@ -7,7 +7,7 @@ use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::aggregate::ExactSum;
 use fl_model::{Backend, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, Trainer, init_parameters};
 use fl_protocol::{TaskBody, Update};
-use fl_worker::{Args, LocalClient, StartingPoint};
+use fl_worker::{Args, LocalClient, Sent, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
 const WORKERS: usize = 4;
@@ -57,7 +57,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
             let from = StartingPoint { round, parameters: &global.parameters, control: None };
             let trained = client.train(&from, &plan, || ControlFlow::Continue(()));
             let update = trained.unwrap().unwrap();
-            client.settle();
+            client.settle(Sent::Update);
             let parsed = Update::parse(&update.body, &layout).unwrap();
             sum.add(update.num_samples as f64, parsed.max_abs, |f| parsed.for_each_chunk(f)).unwrap();
             samples += update.num_samples as f64;

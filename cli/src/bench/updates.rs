@@ -71,6 +71,7 @@ fn template(layout: &ModelLayout, streams: &[Vec<u8>]) -> anyhow::Result<Templat
         compute_factor: None,
         local_steps: Some(5),
         local_norm: None,
+        reuse: None,
     };
     let encoded: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     let bytes = update::write(&meta, layout, &encoded)?;

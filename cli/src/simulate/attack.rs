@@ -119,6 +119,7 @@ mod tests {
             compute_factor: None,
             local_steps: Some(2),
             local_norm: None,
+            reuse: None,
         };
         let body = update::write(&meta, &layout, &[Encoded::F32(&[1.0, -2.0, 0.0, 0.5])]).unwrap();
         let body = tamper(&body, &layout, &Spec::new(Scheme::None, 8), -1.0).unwrap();

@@ -1,7 +1,7 @@
 //! What clients carry from round to round, within a bound of memory: beyond it, on disk.
 
 use fl_quant::Feedback;
-use fl_worker::Carried;
+use fl_worker::{Carried, LastUpdate};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
@@ -16,10 +16,22 @@ pub struct CarriedStore {
     memory: HashMap<usize, Carried>,
     /// Bytes that may still be taken.
     budget: usize,
-    /// Lengths of residual and control variate of the clients that are in the file.
-    on_disk: HashMap<usize, [usize; 2]>,
+    /// What the file has of the clients that are in it.
+    on_disk: HashMap<usize, Place>,
     path: PathBuf,
     file: Option<File>,
+}
+
+/// Vectors of a client at most: residual, control variate, last update.
+const VECTORS: usize = 3;
+
+/// What of a client is in the file.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Lengths of the vectors, one after the other.
+    lengths: [usize; VECTORS],
+    /// Round of the last update, if there is one.
+    last_round: Option<u64>,
 }
 
 impl CarriedStore {
@@ -43,7 +55,7 @@ impl CarriedStore {
             return Ok(carried);
         }
         match self.on_disk.remove(&client) {
-            Some(lengths) => self.read(client, lengths),
+            Some(place) => self.read(client, place),
             None => Ok(Carried::default()),
         }
     }
@@ -54,7 +66,7 @@ impl CarriedStore {
             return Ok(carried.clone());
         }
         match self.on_disk.get(&client).copied() {
-            Some(lengths) => self.read(client, lengths),
+            Some(place) => self.read(client, place),
             None => Ok(Carried::default()),
         }
     }
@@ -75,36 +87,35 @@ impl CarriedStore {
             self.memory.insert(client, carried);
             return Ok(());
         }
-        let lengths = [carried.feedback.residual().len(), carried.control.len()];
-        let record: Vec<u8> = carried
-            .feedback
-            .residual()
-            .iter()
-            .chain(&carried.control)
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
+        let vectors = vectors(&carried);
+        let place = Place {
+            lengths: vectors.map(<[f32]>::len),
+            last_round: carried.last.as_ref().map(|last| last.round),
+        };
+        let record: Vec<u8> = vectors.into_iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
         let start = self.start(client);
         let file = self.file()?;
         file.seek(SeekFrom::Start(start))?;
         file.write_all(&record)?;
-        self.on_disk.insert(client, lengths);
+        self.on_disk.insert(client, place);
         Ok(())
     }
 
-    fn read(&mut self, client: usize, lengths: [usize; 2]) -> io::Result<Carried> {
+    fn read(&mut self, client: usize, place: Place) -> io::Result<Carried> {
         let start = self.start(client);
-        let mut record = vec![0; 4 * (lengths[0] + lengths[1])];
+        let mut record = vec![0; size_of::<f32>() * place.lengths.iter().sum::<usize>()];
         let file = self.file()?;
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(&mut record)?;
         let (values, _) = record.as_chunks::<4>();
         let mut values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        let feedback = Feedback::from_residual(values.by_ref().take(lengths[0]).collect());
-        Ok(Carried { feedback, control: values.collect() })
+        let [residual, control, last] = place.lengths.map(|len| values.by_ref().take(len).collect());
+        let last = place.last_round.map(|round| LastUpdate { round, values: last });
+        Ok(Carried { feedback: Feedback::from_residual(residual), control, last })
     }
 
     fn start(&self, client: usize) -> u64 {
-        (client * 2 * self.parameters * size_of::<f32>()) as u64
+        (client * VECTORS * self.parameters * size_of::<f32>()) as u64
     }
 
     fn file(&mut self) -> io::Result<&mut File> {
@@ -124,8 +135,13 @@ impl Drop for CarriedStore {
     }
 }
 
+fn vectors(carried: &Carried) -> [&[f32]; VECTORS] {
+    let last = carried.last.as_ref().map_or(&[][..], |last| &last.values);
+    [carried.feedback.residual(), &carried.control, last]
+}
+
 fn bytes(carried: &Carried) -> usize {
-    size_of::<f32>() * (carried.feedback.residual().len() + carried.control.len())
+    size_of::<f32>() * vectors(carried).iter().map(|vector| vector.len()).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -134,8 +150,10 @@ mod tests {
 
     fn carried(seed: usize, control: bool) -> Carried {
         let values = |from: usize| (0..10).map(|i| (from + i) as f32).collect::<Vec<f32>>();
+        let last =
+            seed.is_multiple_of(2).then(|| LastUpdate { round: seed as u64, values: values(seed + 200) });
         let control = if control { values(seed + 100) } else { Vec::new() };
-        Carried { feedback: Feedback::from_residual(values(seed + 1)), control }
+        Carried { feedback: Feedback::from_residual(values(seed + 1)), control, last }
     }
 
     #[test]
@@ -154,8 +172,8 @@ mod tests {
             let found = store.take(client).unwrap();
             for found in [copy, found] {
                 assert_eq!(
-                    (found.feedback, found.control),
-                    (expected.feedback.clone(), expected.control.clone())
+                    (found.feedback, found.control, found.last),
+                    (expected.feedback.clone(), expected.control.clone(), expected.last.clone())
                 );
             }
             assert!(store.take(client).unwrap().feedback.residual().is_empty(), "it is taken out");
@@ -167,7 +185,7 @@ mod tests {
     #[test]
     fn a_residual_of_zeros_takes_no_room() {
         let mut store = CarriedStore::new(10, 0, Path::new("/nowhere/file"));
-        let zeros = Carried { feedback: Feedback::new(10), control: Vec::new() };
+        let zeros = Carried { feedback: Feedback::new(10), ..Carried::default() };
         store.put(3, zeros).unwrap();
         assert!(store.take(3).unwrap().feedback.residual().is_empty());
     }

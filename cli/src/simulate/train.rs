@@ -2,10 +2,11 @@
 
 use super::{attack::tamper, clients::Clients};
 use anyhow::Context;
+use bytes::Bytes;
 use fl_datasets::Dataset;
-use fl_master::{Core, round::Contribution};
+use fl_master::{Compact, Core, round::Contribution};
 use fl_model::{BatchEvaluation, Evaluation, GlobalModel, ModelError};
-use fl_worker::{Carried, Engine, Plan, StartingPoint};
+use fl_worker::{Carried, Down, Engine, Plan, Sent, StartingPoint};
 use std::{
     ops::ControlFlow,
     sync::{Mutex, PoisonError},
@@ -19,6 +20,8 @@ const EVALUATED: usize = 512;
 pub struct Base {
     /// The model.
     pub model: GlobalModel,
+    /// What clients receive of it, if that is not the exact one.
+    received: Option<Vec<f32>>,
     /// The server's control variate.
     pub control: Option<Vec<f32>>,
     /// Size of both files.
@@ -30,10 +33,19 @@ impl Base {
     ///
     /// # Errors
     /// Never, but by a fault of ours.
-    pub fn of(core: &Core) -> Result<Self, ModelError> {
+    pub fn of(core: &Core, down: Option<Down>) -> Result<Self, ModelError> {
         let control = core.control().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
-        let bytes = core.file().len() + core.control().map_or(0, |file| file.len());
-        Ok(Self { model: core.model()?, control: control.map(|c| c.parameters), bytes: bytes as u64 })
+        let compact =
+            down.map(|Down { scheme, bits }| core.quantized(Compact { scheme, bits })).transpose()?;
+        let received = compact.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
+        let bytes =
+            compact.as_ref().unwrap_or(core.file()).len() + core.control().map_or(0, |file| file.len());
+        Ok(Self {
+            model: core.model()?,
+            received: received.map(|model| model.parameters),
+            control: control.map(|control| control.parameters),
+            bytes: bytes as u64,
+        })
     }
 }
 
@@ -52,7 +64,7 @@ pub enum Outcome {
     /// The update is in the sum already, and its client's state is kept.
     Counted(Contribution),
     /// The update waits for its place in the round.
-    Ready(Vec<u8>, Carried),
+    Ready(Bytes, Carried),
     /// The training diverged: there is no update.
     Diverged,
 }
@@ -101,7 +113,7 @@ pub fn train(
     let mut state = clients.state(job.client).context("what a client carries on cannot be read")?;
     let from = StartingPoint {
         round: base.model.round,
-        parameters: &base.model.parameters,
+        parameters: base.received.as_ref().unwrap_or(&base.model.parameters),
         control: base.control.as_deref(),
     };
     let update = match engine.train(&state, &from, &job.plan, || ControlFlow::Continue(())) {
@@ -109,14 +121,19 @@ pub fn train(
         Ok(None) | Err(ModelError::Diverged) => return Ok(Outcome::Diverged),
         Err(error) => return Err(error.into()),
     };
-    let mut body = update.body.to_vec();
-    if let Some(factor) = clients.factor(job.client) {
-        match tamper(&body, &base.model.spec.layout(), &job.plan.encoding, factor) {
-            Ok(tampered) => body = tampered,
-            Err(_) => return Ok(Outcome::Diverged),
-        }
-    }
-    engine.settle(&mut state);
+    let (body, sent) = match update.notice.filter(|notice| core.takes_notice(notice)) {
+        Some(notice) => (notice, Sent::Notice),
+        None => match clients.factor(job.client) {
+            None => (update.body, Sent::Update),
+            Some(factor) => {
+                match tamper(&update.body, &base.model.spec.layout(), &job.plan.encoding, factor) {
+                    Ok(tampered) => (tampered.into(), Sent::Update),
+                    Err(_) => return Ok(Outcome::Diverged),
+                }
+            }
+        },
+    };
+    engine.settle(&mut state, sent);
     if !eager {
         return Ok(Outcome::Ready(body, state.carried));
     }

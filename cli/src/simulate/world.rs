@@ -9,6 +9,7 @@ use super::{
     clients::Clients,
     train::{Base, Job, Outcome, evaluate, parallel, train},
 };
+use bytes::Bytes;
 use fl_master::{
     Core,
     round::{Contribution, Decision, Effect, Event, OfferId, RoundState, draw},
@@ -32,7 +33,7 @@ struct Arrival {
 
 enum Payload {
     Counted(Contribution),
-    Ready(Vec<u8>, Carried),
+    Ready(Bytes, Carried),
     Nothing,
 }
 
@@ -86,7 +87,7 @@ pub struct World {
     busy: HashSet<usize>,
     /// Clients that were asked in this round.
     tried: HashSet<usize>,
-    offers: HashMap<OfferId, (usize, Vec<u8>, Carried)>,
+    offers: HashMap<OfferId, (usize, Bytes, Carried)>,
     next_offer: OfferId,
     bytes_down: u64,
     finished: Vec<HistoryRecord>,
@@ -104,7 +105,7 @@ impl World {
         let asynchronous = core.config().aggregation.strategy.is_asynchronous();
         Ok(Self {
             state: core.rounds(0.0),
-            base: Base::of(&core)?,
+            base: Base::of(&core, common.down)?,
             mode: if asynchronous { Mode::Asynchronous } else { Mode::Rounds },
             asked: args.asked(),
             timeout_s: args.network.task_timeout_s,
@@ -314,7 +315,7 @@ impl World {
                 Effect::Close => {
                     let bytes_down = std::mem::take(&mut self.bytes_down);
                     self.finished.push(self.core.close(&self.state, self.now, bytes_down)?);
-                    self.base = Base::of(&self.core)?;
+                    self.base = Base::of(&self.core, self.common.down)?;
                     self.step(Event::ModelReady)?;
                 }
             }

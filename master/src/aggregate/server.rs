@@ -7,6 +7,8 @@ use super::{Collector, Strategy, robust};
 pub struct ServerState {
     /// The optimiser's vectors, each of the model's length; none before the first round.
     pub vectors: Vec<Vec<f32>>,
+    /// Squared norms of the model's last steps, the newest first; only with lazy upload.
+    pub steps: Vec<f32>,
 }
 
 /// The settings of the server's step.

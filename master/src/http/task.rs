@@ -7,6 +7,7 @@ use axum::{
     extract::{Query, State, rejection::QueryRejection},
 };
 use fl_protocol::{ErrorCode, TaskAction, TaskBody, WorkerId};
+use fl_quant::Bits;
 use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -70,6 +71,12 @@ pub(crate) fn body(
     deadline_s: Option<f64>,
 ) -> TaskBody {
     let hints = config.task.clone();
+    let update_bytes = hints.update_bytes(config.round.min_clients);
+    let (bits, target_nmse) = match hints.bits {
+        Some(Bits::Width(bits)) => (Some(bits), None),
+        Some(Bits::Auto) => (None, Some(hints.target_nmse)),
+        None => (None, None),
+    };
     TaskBody {
         action,
         round: global.round,
@@ -80,7 +87,10 @@ pub(crate) fn body(
         lr: hints.lr.map(|lr| hints.lr_schedule.at(lr, global.round)),
         mu: hints.mu,
         quantizer: hints.quantizer,
-        bits: hints.bits,
+        bits,
+        target_nmse,
+        update_bytes,
+        lazy_below: global.lazy_below,
         control: config.aggregation.strategy.uses_control(),
         deadline_s,
     }

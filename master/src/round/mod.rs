@@ -49,6 +49,8 @@ pub struct Contribution {
     pub loss: Option<f64>,
     /// Its size on the wire.
     pub bytes: u64,
+    /// Size of the worker's last update, if that counts again in place of a new one.
+    pub reused_bytes: Option<u64>,
 }
 
 /// Names an offer until it is answered.

@@ -7,11 +7,12 @@
 //! header         JSON
 //! model          the safetensors file that GET /global sends
 //! vectors        the strategy's vectors, f32 little-endian, one after the other
+//! updates        with lazy upload the workers' last updates, one after the other
 //! digest    32   SHA-256 of everything before it
 //! ```
 
 use super::{StoreError, files};
-use crate::aggregate::ServerState;
+use crate::aggregate::{LastUpdate, ServerState};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ pub struct Checkpoint {
     pub model: Bytes,
     /// What the strategy carries on.
     pub server: ServerState,
+    /// Lazy upload: the workers' last updates.
+    pub last_updates: BTreeMap<WorkerId, LastUpdate>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,6 +54,11 @@ struct Header {
     newest: BTreeMap<WorkerId, u64>,
     /// Lengths of the strategy's vectors.
     vectors: Vec<usize>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    steps: Vec<f32>,
+    /// Worker, round and length of the last updates.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    last_updates: Vec<(WorkerId, u64, usize)>,
     version: String,
 }
 
@@ -66,6 +74,12 @@ impl Checkpoint {
             participants: self.participants.clone(),
             newest: self.newest.clone(),
             vectors: self.server.vectors.iter().map(Vec::len).collect(),
+            steps: self.server.steps.clone(),
+            last_updates: self
+                .last_updates
+                .iter()
+                .map(|(worker, last)| (worker.clone(), last.round, last.body.len()))
+                .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         files::replace(path, |file| {
@@ -81,6 +95,9 @@ impl Checkpoint {
                     let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
                     out.write_all(&bytes)?;
                 }
+            }
+            for last in self.last_updates.values() {
+                out.write_all(&last.body)?;
             }
             let Hashing { inner, hash } = out;
             inner.write_all(&hash.finalize())
@@ -118,18 +135,23 @@ impl Checkpoint {
             participants: header.participants,
             newest: header.newest,
             model: Bytes::new(),
-            server: ServerState::default(),
+            server: ServerState { steps: header.steps, ..ServerState::default() },
+            last_updates: BTreeMap::new(),
         };
         if content {
             checkpoint.model = file.slice(PREFIX + header_len..model_end);
-            checkpoint.server.vectors = read_vectors(&hashed[model_end..], &header.vectors)
+            let (vectors, rest) = read_vectors(&hashed[model_end..], &header.vectors)
                 .ok_or_else(|| damaged("its vectors do not fit"))?;
+            checkpoint.server.vectors = vectors;
+            checkpoint.last_updates = read_updates(rest, header.last_updates)
+                .ok_or_else(|| damaged("its workers' last updates do not fit"))?;
         }
         Ok(checkpoint)
     }
 }
 
-fn read_vectors(mut bytes: &[u8], lengths: &[usize]) -> Option<Vec<Vec<f32>>> {
+/// The vectors, and what comes after them.
+fn read_vectors<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Option<(Vec<Vec<f32>>, &'a [u8])> {
     let mut vectors = Vec::with_capacity(lengths.len());
     for len in lengths {
         let (vector, rest) = bytes.split_at_checked(len.checked_mul(4)?)?;
@@ -137,7 +159,20 @@ fn read_vectors(mut bytes: &[u8], lengths: &[usize]) -> Option<Vec<Vec<f32>>> {
         vectors.push(values.iter().map(|b| f32::from_le_bytes(*b)).collect());
         bytes = rest;
     }
-    bytes.is_empty().then_some(vectors)
+    Some((vectors, bytes))
+}
+
+fn read_updates(
+    mut bytes: &[u8],
+    list: Vec<(WorkerId, u64, usize)>,
+) -> Option<BTreeMap<WorkerId, LastUpdate>> {
+    let mut updates = BTreeMap::new();
+    for (worker, round, len) in list {
+        let (body, rest) = bytes.split_at_checked(len)?;
+        updates.insert(worker, LastUpdate { round, body: Bytes::copy_from_slice(body) });
+        bytes = rest;
+    }
+    bytes.is_empty().then_some(updates)
 }
 
 struct Hashing<W> {
@@ -179,7 +214,14 @@ mod tests {
             participants: vec!["a".parse().unwrap(), "b".parse().unwrap()],
             newest: BTreeMap::from([("a".parse().unwrap(), 9)]),
             model: Bytes::from_static(b"a model"),
-            server: ServerState { vectors: vec![vec![1.0, 2.0], vec![], vec![3.0; 5000]] },
+            server: ServerState {
+                vectors: vec![vec![1.0, 2.0], vec![], vec![3.0; 5000]],
+                steps: vec![0.1, 1e-7],
+            },
+            last_updates: BTreeMap::from([
+                ("a".parse().unwrap(), LastUpdate { round: 11, body: Bytes::from_static(b"an update") }),
+                ("b".parse().unwrap(), LastUpdate { round: 4, body: Bytes::from_static(b"another") }),
+            ]),
         }
     }
 
@@ -191,6 +233,7 @@ mod tests {
         let read = Checkpoint::read(&path, &[7; 32], true).unwrap();
         assert_eq!((read.round, &read.model[..], &read.server), (12, &b"a model"[..], &sample().server));
         assert_eq!((read.participants, read.newest), (sample().participants, sample().newest));
+        assert_eq!(read.last_updates, sample().last_updates);
         assert!(Checkpoint::read(&path, &[7; 32], false).unwrap().model.is_empty());
         #[cfg(unix)]
         {

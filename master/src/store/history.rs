@@ -74,6 +74,8 @@ mod tests {
             test_accuracy,
             test_loss: None,
             bytes_up: 4,
+            reused: 0,
+            bytes_saved: 0,
             bytes_down: 5,
             bits_per_param: 6.0,
         }

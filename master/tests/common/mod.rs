@@ -52,6 +52,7 @@ pub fn body_of(worker: &str, round: u64, num_samples: u64, delta: &[f32]) -> Vec
         compute_factor: None,
         local_steps: None,
         local_norm: None,
+        reuse: None,
     };
     let layout = layout();
     let tensors: Vec<_> =

@@ -27,6 +27,8 @@ fn status(workers: BTreeMap<String, WorkerStatus>) -> StatusBody {
         strategy: "fedavg".to_owned(),
         last_evaluation: Some(LastEvaluation { round: 7, accuracy: 0.9722, loss: 0.1123, samples: 360 }),
         rejected_updates: BTreeMap::from([("stale_round".to_owned(), 2)]),
+        reused_updates: 0,
+        bytes_saved: 0,
         uptime_s: 75.0,
         finished: false,
         version: "0.1.0".to_owned(),
@@ -49,6 +51,8 @@ fn record(round: u64) -> HistoryRecord {
         test_accuracy: Some(0.97),
         test_loss: Some(0.11),
         bytes_up: 10_864,
+        reused: 0,
+        bytes_saved: 0,
         bytes_down: 800_000,
         bits_per_param: 0.43,
     }
