@@ -234,7 +234,22 @@ impl FederationArgs {
         if self.mu > 0.0 {
             name += &format!(" mu={}", self.mu);
         }
-        name + &format!(" {}", self.quantizer)
+        name += &format!(" {}", self.quantizer);
+        if self.lazy > 0.0 {
+            name += &format!(" lazy={}", self.lazy);
+        }
+        if self.down_bits > 0 {
+            name += &format!(" down={}", self.down_bits);
+        }
+        name
+    }
+
+    /// How updates are sent, for people.
+    pub fn coding(&self) -> String {
+        match self.uplink_mbit {
+            Some(mbit) => format!("{} within {mbit} Mbit a round", self.quantizer),
+            None => format!("{} at {} bits", self.quantizer, self.bits),
+        }
     }
 }
 

@@ -14,22 +14,33 @@ pub struct Progress {
     bar: Option<ProgressBar>,
 }
 
+fn bar(rounds: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(rounds), ProgressDrawTarget::stderr());
+    let style =
+        ProgressStyle::with_template("{bar:40.cyan} round {pos}/{len}  {elapsed} elapsed, {eta} left");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// Calls `work` with a function to be called after each of `rounds` rounds; a bar on stderr goes along.
+pub fn with_bar<T>(rounds: u64, work: impl FnOnce(&dyn Fn()) -> T) -> T {
+    let bar = bar(rounds);
+    let result = work(&|| bar.inc(1));
+    bar.finish_and_clear();
+    result
+}
+
 impl Progress {
     /// Starts with a line that says what is done.
     pub fn new(rounds: u64, headline: &str, json: bool) -> Self {
         if json {
             return Self { bar: None };
         }
-        let bar = ProgressBar::with_draw_target(Some(rounds), ProgressDrawTarget::stderr());
-        let style =
-            ProgressStyle::with_template("{bar:40.cyan} round {pos}/{len}  {elapsed} elapsed, {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         println!("{headline}");
         println!(
             "{:>6} {:>9} {:>9} {:>10} {:>11} {:>10} {:>9}",
             "round", "accuracy", "loss", "train loss", "up", "bits/param", "ms"
         );
-        Self { bar: Some(bar) }
+        Self { bar: Some(bar(rounds)) }
     }
 
     /// Shows a finished round.
@@ -38,12 +49,13 @@ impl Progress {
             return output::json_line(&RoundLine { event: "round", record });
         };
         bar.suspend(|| {
+            let known = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
             println!(
-                "{:>6} {:>8.2}% {:>9.4} {:>10.4} {:>11} {:>10.2} {:>9.1}",
+                "{:>6} {:>9} {:>9} {:>10} {:>11} {:>10.2} {:>9.1}",
                 record.round,
-                100.0 * record.test_accuracy.unwrap_or(f64::NAN),
-                record.test_loss.unwrap_or(f64::NAN),
-                record.train_loss.unwrap_or(f64::NAN),
+                record.test_accuracy.map_or("-".to_owned(), |value| format!("{:.2}%", 100.0 * value)),
+                known(record.test_loss),
+                known(record.train_loss),
                 human_bytes(record.bytes_up as f64),
                 record.bits_per_param,
                 1e3 * record.duration_s
@@ -84,6 +96,13 @@ pub fn print_summary(summary: &Summary, out: &Path) {
         human_bytes(4.0 * summary.params as f64),
         summary.bits_per_param
     );
+    if summary.reused > 0 {
+        println!(
+            "left out: {} uploads, which saved {}",
+            summary.reused,
+            human_bytes(summary.bytes_saved as f64)
+        );
+    }
     if let Some(virtual_s) = summary.virtual_s {
         println!("virtual time: {virtual_s:.1} s");
     }

@@ -28,6 +28,12 @@ pub struct Summary {
     pub bytes_up_per_update: f64,
     /// Mean bits per parameter of one update body.
     pub bits_per_param: f64,
+    /// Uploads that were left out (lazy upload), if any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reused: u64,
+    /// Bytes that this saved.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_saved: u64,
     /// Parameters of the model.
     pub params: u64,
     /// Path of the model file.
@@ -38,6 +44,10 @@ pub struct Summary {
     /// Virtual seconds of a simulation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_s: Option<f64>,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// JSON has no NaN: it is written as null.
@@ -60,6 +70,8 @@ impl Summary {
             round_ms_median: 1e3 * median(history.iter().map(|r| r.duration_s).collect()),
             bytes_up_per_update: per_update,
             bits_per_param: 8.0 * per_update / params.max(1) as f64,
+            reused: history.iter().map(|r| r.reused).sum(),
+            bytes_saved: history.iter().map(|r| r.bytes_saved).sum(),
             params,
             global,
             peak_rss_mb: None,

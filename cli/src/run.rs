@@ -140,13 +140,12 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
 
     let federation = &args.federation;
     let headline = format!(
-        "{} workers train {} on {} ({}), updates as {} at {} bits",
+        "{} workers train {} on {} ({}), updates as {}",
         args.workers,
         federation.model,
         federation.dataset,
         federation.partition,
-        federation.quantizer,
-        federation.bits
+        federation.coding()
     );
     let progress = Progress::new(federation.rounds, &headline, json);
     let mut history: Vec<HistoryRecord> = Vec::new();

@@ -3,7 +3,7 @@
 use crate::{
     compare::{self, Comparison},
     exit::BadInput,
-    output,
+    output, progress,
     report::Run,
     simulate::{self, SimulateArgs},
 };
@@ -203,7 +203,12 @@ fn done(planned: &Planned) -> Option<Run> {
 }
 
 fn execute(planned: &Planned) -> anyhow::Result<Run> {
-    simulate::simulate(&planned.args, Some(&planned.name), |_| Ok(()))
+    progress::with_bar(planned.args.federation.rounds, |advance| {
+        simulate::simulate(&planned.args, Some(&planned.name), |_| {
+            advance();
+            Ok(())
+        })
+    })
 }
 
 fn section(results: &mut String, file: &Path, sweep: &Sweep, comparison: &Comparison) {

@@ -182,15 +182,14 @@ impl SimulateArgs {
 /// Runs `fl simulate`.
 pub fn run(args: &SimulateArgs, json: bool) -> anyhow::Result<()> {
     let headline = format!(
-        "{} virtual clients, {} a round, train {} on {} ({}), {}, updates as {} at {} bits",
+        "{} virtual clients, {} a round, train {} on {} ({}), {}, updates as {}",
         args.clients,
         args.per_round(),
         args.federation.model,
         args.federation.dataset,
         args.federation.partition,
         args.federation.strategy,
-        args.federation.quantizer,
-        args.federation.bits
+        args.federation.coding()
     );
     let progress = Progress::new(args.federation.rounds, &headline, json);
     let run = simulate(args, None, |record| progress.round(record))?;
