@@ -26,6 +26,8 @@ struct Script {
     task: VecDeque<&'static str>,
     update: VecDeque<(u16, String)>,
     model: bytes::Bytes,
+    /// Whether any upload after the first may be left out.
+    lazy: bool,
     /// Times at which work was asked for.
     asked: Vec<Instant>,
 }
@@ -44,7 +46,8 @@ impl Script {
             "/task" => {
                 self.asked.push(Instant::now());
                 let action = next(&mut self.task);
-                (200, format!("{{\"action\":\"{action}\",\"round\":0,\"etag\":\"x\"}}").into_bytes())
+                let lazy = if self.lazy { ",\"lazy_below\":1e30" } else { "" };
+                (200, format!("{{\"action\":\"{action}\",\"round\":0,\"etag\":\"x\"{lazy}}}").into_bytes())
             }
             "/global" => (200, self.model.to_vec()),
             "/update" => {
@@ -106,10 +109,19 @@ async fn play(
     task: &[&'static str],
     update: &[(u16, String)],
 ) -> (Result<Summary, WorkerError>, Vec<Instant>) {
+    play_with(task, update, false).await
+}
+
+async fn play_with(
+    task: &[&'static str],
+    update: &[(u16, String)],
+    lazy: bool,
+) -> (Result<Summary, WorkerError>, Vec<Instant>) {
     let script = Arc::new(Mutex::new(Script {
         task: task.iter().copied().collect(),
         update: update.iter().cloned().collect(),
         model: model().await,
+        lazy,
         asked: Vec::new(),
     }));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -158,4 +170,19 @@ async fn a_master_that_says_wait_at_once_is_not_asked_in_a_loop() {
     for pair in asked.windows(2) {
         assert!(pair[1] - pair[0] >= Duration::from_millis(400), "asked again after {:?}", pair[1] - pair[0]);
     }
+}
+
+#[tokio::test]
+async fn a_master_that_has_lost_the_last_update_gets_the_new_one() {
+    let bytes_of = |tasks: &'static [&'static str], answers: Vec<(u16, String)>| async move {
+        let summary = play_with(tasks, &answers, true).await.0.unwrap();
+        assert_eq!((summary.rounds, summary.refused), (tasks.len() as u64 - 1, 0));
+        summary.bytes_up
+    };
+    let one = bytes_of(&["train", "stop"], vec![ack()]).await;
+    let with_notice = bytes_of(&["train", "train", "stop"], vec![ack()]).await;
+    assert!(with_notice < one + 400, "{with_notice} bytes: a notice is small");
+    let lost = vec![ack(), problem(ErrorCode::NoLastUpdate), ack()];
+    let sent = bytes_of(&["train", "train", "stop"], lost).await;
+    assert!(sent > one + one / 2, "{sent} bytes: the update itself is needed");
 }
