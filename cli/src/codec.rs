@@ -7,6 +7,8 @@ use crate::{
 use clap::Args;
 use fl_protocol::{ModelLayout, UpdateMeta, WorkerId, update, update::Encoded};
 use fl_quant::{Bits, Encoder, Scheme, Spec, Stream, Target, encode_update};
+use rand::{SeedableRng, rngs::ChaCha8Rng};
+use rand_distr::{Distribution, StandardNormal};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use std::{
@@ -19,7 +21,8 @@ use std::{
 /// Arguments of `fl codec`.
 #[derive(Debug, Args)]
 pub struct CodecArgs {
-    /// Deltas: safetensors files with F32 tensors.
+    /// Deltas: safetensors files with F32 tensors; or normal:N, N standard normal numbers that are made
+    /// up, as in normal:10000000.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
@@ -54,7 +57,7 @@ pub struct CodecArgs {
     seed: u64,
 
     /// Time spent on each measurement of speed, in milliseconds.
-    #[arg(long, default_value_t = 50, value_name = "MS")]
+    #[arg(long, default_value_t = 100, value_name = "MS")]
     measure_ms: u64,
 }
 
@@ -76,6 +79,8 @@ struct Measured {
     bias: f64,
     encode_mparam_s: f64,
     decode_mparam_s: f64,
+    /// Decoding and adding to a vector of f32.
+    add_mparam_s: f64,
     /// Copying the same f32 values: the limit of what memory allows.
     memcpy_mparam_s: f64,
 }
@@ -91,8 +96,17 @@ pub fn run(args: CodecArgs, json: bool) -> anyhow::Result<()> {
     let schemes = schemes(&args.quantizer)?;
     if !json {
         println!(
-            "{:<28} {:<8} {:>4} {:>10} {:>10} {:>11} {:>9} {:>9} {:>9}",
-            "file", "scheme", "bits", "bytes", "bits/param", "NMSE", "enc M/s", "dec M/s", "memcpy"
+            "{:<28} {:<8} {:>4} {:>10} {:>10} {:>11} {:>9} {:>9} {:>9} {:>9}",
+            "file",
+            "scheme",
+            "bits",
+            "bytes",
+            "bits/param",
+            "NMSE",
+            "enc M/s",
+            "dec M/s",
+            "add M/s",
+            "memcpy"
         );
     }
     let time = Duration::from_millis(args.measure_ms);
@@ -156,6 +170,9 @@ impl CodecArgs {
 
 fn read(path: &Path) -> anyhow::Result<Delta> {
     let name = path.display();
+    if let Some(count) = path.to_str().and_then(|path| path.strip_prefix("normal:")) {
+        return normal(count);
+    }
     let bytes = fs::read(path).map_err(|error| {
         BadInput(format!("cannot read {name}: {error}; give the path of a safetensors file"))
     })?;
@@ -182,6 +199,21 @@ fn read(path: &Path) -> anyhow::Result<Delta> {
     Ok(Delta { name, layout, values })
 }
 
+/// Most numbers that are made up.
+const MAX_NORMAL: usize = 100_000_000;
+
+/// Standard normal numbers, the same every time.
+fn normal(count: &str) -> anyhow::Result<Delta> {
+    let count = count.parse().ok().filter(|count| (1..=MAX_NORMAL).contains(count));
+    let Some(count) = count else {
+        return Err(BadSetting::new("FILE", format!("normal:N takes 1 to {MAX_NORMAL} numbers")).into());
+    };
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let values = (0..count).map(|_| StandardNormal.sample(&mut rng)).collect();
+    let layout = ModelLayout::new([("x".to_owned(), vec![count])]);
+    Ok(Delta { name: format!("normal:{count}"), layout, values })
+}
+
 fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Result<Measured> {
     let shapes = delta.layout.shapes();
     let params = delta.values.len();
@@ -189,7 +221,7 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
     encode_update(&mut encoder, &delta.values, &shapes, spec, &mut streams)?;
     let bytes = container_bytes(delta, &streams)?;
     let mut decoded = vec![0.0f32; params];
-    decode(delta, &streams, &mut decoded)?;
+    decode(delta, &streams, &mut decoded, copy)?;
     let (mut error, mut energy, mut drift) = (0.0f64, 0.0f64, 0.0f64);
     for (x, y) in delta.values.iter().zip(&decoded) {
         let (x, difference) = (f64::from(*x), f64::from(*y) - f64::from(*x));
@@ -204,7 +236,11 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
         black_box(&streams);
     });
     let decode_mparam_s = rate(params, time, || {
-        let _ = decode(delta, &streams, &mut decoded);
+        let _ = decode(delta, &streams, &mut decoded, copy);
+        black_box(&decoded);
+    });
+    let add_mparam_s = rate(params, time, || {
+        let _ = decode(delta, &streams, &mut decoded, add);
         black_box(&decoded);
     });
     let memcpy_mparam_s = rate(params, time, || {
@@ -224,6 +260,7 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
         bias: if rms > 0.0 { drift / params as f64 / rms } else { 0.0 },
         encode_mparam_s,
         decode_mparam_s,
+        add_mparam_s,
         memcpy_mparam_s,
     })
 }
@@ -246,15 +283,31 @@ fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> 
     Ok(update::write(&meta, &delta.layout, &tensors)?.len())
 }
 
-fn decode(delta: &Delta, streams: &[Vec<u8>], out: &mut [f32]) -> anyhow::Result<()> {
+/// Decodes everything: `take(place, values)`.
+fn decode(
+    delta: &Delta,
+    streams: &[Vec<u8>],
+    out: &mut [f32],
+    take: impl Fn(&mut [f32], &[f32]) + Copy,
+) -> anyhow::Result<()> {
     for (tensor, bytes) in delta.layout.tensors().iter().zip(streams) {
         let stream = Stream::parse(bytes, tensor.len)?;
         stream.for_each_chunk(|offset, values| {
             let start = tensor.offset + offset;
-            out[start..start + values.len()].copy_from_slice(values);
+            take(&mut out[start..start + values.len()], values);
         });
     }
     Ok(())
+}
+
+#[inline(always)]
+fn copy(place: &mut [f32], values: &[f32]) {
+    place.copy_from_slice(values);
+}
+
+#[inline(always)]
+fn add(place: &mut [f32], values: &[f32]) {
+    place.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
 /// Millions of parameters per second: the best of the runs that fit into `time`, at least three.
@@ -272,7 +325,7 @@ fn rate(params: usize, time: Duration, mut work: impl FnMut()) -> f64 {
 
 fn print_row(m: &Measured) {
     println!(
-        "{:<28} {:<8} {:>4} {:>10} {:>10.3} {:>11.6} {:>9.0} {:>9.0} {:>9.0}",
+        "{:<28} {:<8} {:>4} {:>10} {:>10.3} {:>11.6} {:>9.0} {:>9.0} {:>9.0} {:>9.0}",
         m.file,
         m.quantizer.name(),
         m.bits.to_string(),
@@ -281,6 +334,7 @@ fn print_row(m: &Measured) {
         m.nmse,
         m.encode_mparam_s,
         m.decode_mparam_s,
+        m.add_mparam_s,
         m.memcpy_mparam_s
     );
 }

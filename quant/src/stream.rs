@@ -17,7 +17,7 @@ use std::cell::RefCell;
 /// A stream whose every byte has been checked: decoding cannot fail any more.
 ///
 /// Checking allocates a few kilobytes for the levels and at most a byte per 32 elements; decoding, at most
-/// twice the size of the values, and some 30 kilobytes.
+/// twice the size of the values, and 100 kilobytes.
 #[derive(Debug, Clone)]
 pub struct Stream<'a> {
     header: Header,

@@ -7,10 +7,11 @@ use super::{
     rans::Reader,
     token,
     trellis::Indices,
-    walk::{Coded, Places, Time, Walk, by_row, times},
+    walk::{Coded, Places, Time, Walk, by_row},
 };
 use crate::{limits::CHUNK, simd::vectorized};
 use bytemuck::cast;
+use std::ops::Range;
 use wide::i16x8;
 
 /// Memory that decoding reuses.
@@ -57,29 +58,30 @@ impl Scratch {
 
     /// Decodes the next `count` integers, a group of rows or what is left.
     fn decode_rows(&mut self, cols: usize, indices: Indices, reader: &mut Reader<'_>, count: usize) {
-        self.by_time.clear();
-        self.by_time.resize(times(cols), [0; LANES]);
-        vectorized(
-            #[inline(always)]
-            || match indices {
-                Indices::Scalar => self.decode_group::<false>(cols, reader, count),
-                Indices::Trellis => self.decode_group::<true>(cols, reader, count),
-            },
-        );
-        by_row(&self.by_time, cols, &mut self.integers[..count]);
+        for span in self.walk.start_group(cols, count) {
+            self.by_time.clear();
+            self.by_time.resize(span.len(), [0; LANES]);
+            vectorized(
+                #[inline(always)]
+                || match indices {
+                    Indices::Scalar => self.decode_span::<false>(reader, span.clone()),
+                    Indices::Trellis => self.decode_span::<true>(reader, span.clone()),
+                },
+            );
+            by_row(&self.by_time, cols, &span, &mut self.integers[..count]);
+        }
     }
 
     #[inline(always)]
-    fn decode_group<const TRELLIS: bool>(&mut self, cols: usize, reader: &mut Reader<'_>, count: usize) {
+    fn decode_span<const TRELLIS: bool>(&mut self, reader: &mut Reader<'_>, span: Range<usize>) {
         let Self { models, walk, by_time, .. } = self;
         // A copy: what is reached through a pointer cannot stay in registers.
         let mut states = *reader;
-        walk.group::<TRELLIS>(
-            cols,
-            count,
+        walk.span::<TRELLIS>(
+            span,
             models,
             #[inline(always)]
-            |models, time, active, places| {
+            |models, at, active, places| {
                 let mut turn = Turn::default();
                 if active == (0..LANES) {
                     // Spelled out: the compiler does not unroll so long a loop.
@@ -98,7 +100,7 @@ impl Scratch {
                 if let Some(long) = long {
                     restore(&long, places.flips, &mut indices);
                 }
-                by_time[time] = if TRELLIS {
+                by_time[at] = if TRELLIS {
                     std::array::from_fn(|lane| Indices::Trellis.level(places.quantizers[lane], indices[lane]))
                 } else {
                     indices

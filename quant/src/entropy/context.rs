@@ -8,7 +8,7 @@
 //! The contexts of four rows are computed at once, in vectors of eight 16-bit numbers.
 
 use bytemuck::cast;
-use wide::i16x8;
+use wide::{i8x16, i16x8, u8x16};
 
 /// Rows side by side.
 pub const LANES: usize = 4;
@@ -53,6 +53,28 @@ impl Indices {
         let [_, magnitudes]: [u64; 2] = cast(clamped.abs());
         let [_, indices]: [u64; 2] = cast(clamped);
         Self(cast([magnitudes, indices]))
+    }
+}
+
+/// The same in four bytes, for those that are far back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Packed([u8; LANES]);
+
+impl Packed {
+    /// Packs them; magnitudes up to 40 fit a byte.
+    #[inline(always)]
+    pub fn new(indices: Indices) -> Self {
+        let [_, indices]: [u64; 2] = cast(indices.0);
+        let bytes = i8x16::from_i16x16_saturate(cast([indices, 0, 0, 0]));
+        let [first, ..]: [u32; 4] = cast(bytes);
+        Self(first.to_le_bytes())
+    }
+
+    /// Unpacks them.
+    #[inline(always)]
+    pub fn unpack(self) -> Indices {
+        let bytes: u8x16 = cast([0, u32::from_le_bytes(self.0), 0, 0]);
+        Indices::new((i16x8::from_u8x16_low(bytes) << 8) >> 8)
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::simd::vectorized;
 use bytemuck::cast;
+use std::ops::Range;
 use wide::{i16x8, i32x8};
 
 /// The part of a tensor that is tried to find a shift, and its bounds in elements.
@@ -51,26 +52,27 @@ impl Coder {
 
     /// Codes `values`, one group of `lanes` rows (or the last ones), after what came before.
     pub fn encode_rows(&mut self, grid: &Grid, indices: Indices, values: &[i32]) {
-        by_time(values, grid.cols, &mut self.by_time);
-        vectorized(
-            #[inline(always)]
-            || match indices {
-                Indices::Scalar => self.encode_group::<false>(grid.cols, values.len()),
-                Indices::Trellis => self.encode_group::<true>(grid.cols, values.len()),
-            },
-        );
+        for span in self.walk.start_group(grid.cols, values.len()) {
+            by_time(values, grid.cols, &span, &mut self.by_time);
+            vectorized(
+                #[inline(always)]
+                || match indices {
+                    Indices::Scalar => self.encode_span::<false>(span.clone()),
+                    Indices::Trellis => self.encode_span::<true>(span.clone()),
+                },
+            );
+        }
     }
 
     #[inline(always)]
-    fn encode_group<const TRELLIS: bool>(&mut self, cols: usize, count: usize) {
+    fn encode_span<const TRELLIS: bool>(&mut self, span: Range<usize>) {
         let Self { models, walk, recorder, by_time } = self;
-        walk.group::<TRELLIS>(
-            cols,
-            count,
+        walk.span::<TRELLIS>(
+            span,
             models,
             #[inline(always)]
-            |models, time, active, places| {
-                let indices = by_time[time];
+            |models, at, active, places| {
+                let indices = by_time[at];
                 let [i0, i1, i2, i3] = indices;
                 let values = i16x8::from_i32x8_saturate(i32x8::new([0, 0, 0, 0, i0, i1, i2, i3]));
                 let (symbols, open) = token::symbols(values, places.flips);
