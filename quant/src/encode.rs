@@ -61,7 +61,7 @@ pub fn encode_update(
     };
     match (goal, spec.target) {
         (Some(goal), _) => {
-            let request = uniform::Request { bits: spec.bits, rdo: spec.rdo, goal };
+            let request = uniform::Request { bits: spec.bits, rdo: spec.rdo, goal, largest };
             uniform::encode(&mut encoder.search, x, shapes, &request, outs);
         }
         (None, Target::Width) => encoder.encode_width(x, shapes, spec, outs),

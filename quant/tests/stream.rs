@@ -215,6 +215,29 @@ fn a_stream_that_is_cut_anywhere_is_refused() {
     }
 }
 
+/// Indices far beyond 16 bits, in every lane and of both signs; and an error that no index reaches.
+#[test]
+fn outliers_of_both_signs_come_back() {
+    let (rows, cols) = (9, 700);
+    let mut x = vec![0.0f32; rows * cols];
+    for (i, value) in x.iter_mut().enumerate() {
+        *value = ((i * 37 % 101) as f32 - 50.0) * 1e-3;
+    }
+    for i in 0..40 {
+        let sign = if i % 2 == 0 { 1.0 } else { -1.0 };
+        x[i * 157 + i % 5] = sign * (20.0 + i as f32);
+    }
+    for (goal, reached) in [(1e-9, 1e-9), (1e-13, 1e-10)] {
+        for rdo in [false, true] {
+            let spec = Spec { entropy: true, rdo, target: Target::Nmse(goal), ..Spec::new(Scheme::MsqV2, 8) };
+            let mut streams = Vec::new();
+            encode_update(&mut Encoder::default(), &x, &[vec![rows, cols]], &spec, &mut streams).unwrap();
+            let error = nmse(&x, &decode(&streams[0], x.len()));
+            assert!(error <= reached, "goal {goal}, rdo {rdo}: {error}");
+        }
+    }
+}
+
 #[test]
 fn the_residual_stays_bounded_over_500_rounds() {
     for spec in [

@@ -3,11 +3,11 @@
 //! Indices are coded row by row, up to four rows side by side, each one column behind the row above
 //! ([`walk`]). What is already coded ([`context`]) picks one of a few hundred adaptive models
 //! ([`model`]) for the index's symbol ([`token`]), which goes through [`rans`]. Encoders walk
-//! [`forward`] and record, then code from the end; decoders ([`backward`]) just walk.
+//! forward and record ([`encode`]), then code from the end; decoders ([`decode`]) just walk.
 
-mod backward;
 mod context;
-mod forward;
+mod decode;
+mod encode;
 mod grid;
 mod model;
 mod rans;
@@ -15,8 +15,8 @@ mod token;
 mod trellis;
 mod walk;
 
-pub use backward::Scratch;
-pub use forward::{Coder, Costs, token_cost};
+pub use decode::Scratch;
+pub use encode::{Coder, Costs, token_cost};
 pub use grid::{Grid, Signs};
 pub use token::MAX_MAGNITUDE;
 pub use trellis::{Indices, Machine, NEXT, STATES, quantizer};

@@ -3,7 +3,7 @@
 use super::{Side, offsets::Centroids, round::round, trellis::Viterbi};
 use crate::{
     Scheme,
-    entropy::{Coder, Grid, Indices, Machine, Signs},
+    entropy::{Coder, Grid, Indices, MAX_MAGNITUDE, Machine, Signs},
     header::{Coding, Header, seal},
     simd::vectorized,
 };
@@ -48,6 +48,15 @@ pub struct Request {
     pub rdo: bool,
     /// What the step is chosen for.
     pub goal: Goal,
+    /// Largest magnitude among the values.
+    pub largest: f32,
+}
+
+impl Request {
+    /// The smallest step: with any other the largest value would be out of reach.
+    fn finest(&self) -> f64 {
+        f64::from(self.largest) / f64::from(MAX_MAGNITUDE - 1)
+    }
 }
 
 /// Writes one stream per tensor.
@@ -71,7 +80,7 @@ pub fn encode(
 }
 
 impl Search {
-    /// Leaves the indices of the largest step whose error is within the goal.
+    /// Leaves the indices of the largest step whose error is within the goal, or of the finest.
     fn step_for_error(
         &mut self,
         x: &[f32],
@@ -82,14 +91,15 @@ impl Search {
         let goal = nmse * self.magnitudes.energy;
         // A little below the goal: the guess may be off by a percent.
         let guess = self.magnitudes.step_for(FIRST_AIM * goal);
-        let mut step = if request.rdo { guess * TRELLIS_STEP } else { guess };
+        let finest = request.finest();
+        let mut step = (if request.rdo { guess * TRELLIS_STEP } else { guess }).max(finest);
         // The largest step known to be good, the smallest known to be too large, with their errors.
         let mut good: Option<(f64, f64)> = None;
         let mut bad: Option<(f64, f64)> = None;
         for pass in 0.. {
             let (sides, error) = self.quantize(x, shapes, step as f32, request.rdo);
             let close = error >= CLOSE * goal || pass >= PASSES;
-            if error <= goal && (close || step == 0.0) {
+            if error <= goal && close || step <= finest {
                 return sides;
             }
             if error <= goal {
@@ -106,6 +116,7 @@ impl Search {
                 _ if error > 0.0 => step * (aim / error).powf(0.67).clamp(0.25, 4.0),
                 _ => step * 4.0,
             };
+            step = step.max(finest);
         }
         unreachable!("the loop has no end of its own")
     }
@@ -191,7 +202,8 @@ impl Search {
         goal: usize,
         outs: &mut [Vec<u8>],
     ) {
-        let mut step = self.magnitudes.step_for(0.01 * self.magnitudes.energy);
+        let finest = request.finest();
+        let mut step = self.magnitudes.step_for(0.01 * self.magnitudes.energy).max(finest);
         let (mut fits, mut too_small): (Option<f64>, Option<f64>) = (None, None);
         for pass in 0..2 * PASSES {
             let (sides, _) = self.quantize(x, shapes, step as f32, request.rdo);
@@ -199,7 +211,7 @@ impl Search {
             let close = bytes as f64 >= CLOSE * goal as f64 || pass >= PASSES;
             // Nothing but zeros is left: no step gives less.
             let least = self.indices.iter().all(|index| *index == 0);
-            if (bytes <= goal && close) || least || step == 0.0 {
+            if (bytes <= goal && (close || step <= finest)) || least {
                 return;
             }
             if bytes <= goal {
@@ -214,6 +226,7 @@ impl Search {
                 (Some(low), Some(high)) => (low * high).sqrt(),
                 _ => step * factor * factor.sqrt(),
             };
+            step = step.max(finest);
         }
     }
 }

@@ -75,6 +75,8 @@ impl Coder {
                 let indices = by_time[at];
                 let [i0, i1, i2, i3] = indices;
                 let values = i16x8::from_i32x8_saturate(i32x8::new([0, 0, 0, 0, i0, i1, i2, i3]));
+                // The smallest of all has no magnitude.
+                let values = values.max(i16x8::splat(-i16::MAX));
                 let (symbols, open) = token::symbols(values, places.flips);
                 let symbols = std::array::from_fn(|lane| (symbols >> (16 * lane)) as usize & 0xff);
                 let record =
