@@ -25,7 +25,7 @@ run *ARGS:
 
 # Writes docs/results.md anew; runs that are there already are not repeated.
 results:
-    cargo run --release -- sweep examples/sweeps/algorithms.toml examples/sweeps/attacks.toml examples/sweeps/stragglers.toml --results docs/results.md
+    cargo run --release -- sweep examples/sweeps/algorithms.toml examples/sweeps/communication.toml examples/sweeps/predecessor.toml examples/sweeps/attacks.toml examples/sweeps/stragglers.toml --results docs/results.md
 
 independence:
     .ci/run independence
