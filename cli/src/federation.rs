@@ -48,7 +48,8 @@ pub struct FederationArgs {
     pub uplink_mbit: Option<f64>,
 
     /// Lazy upload: a client leaves out an update whose squared change is at most so many times the mean
-    /// squared step of the last ten models, and its last one counts again. 0.8 is LAQ's rule, 0 = off.
+    /// squared step of the last ten models, and its last one counts again. 0.8 is LAQ's rule, above 1 the
+    /// training begins to swing, 0 = off.
     #[arg(long, default_value_t = 0.0, value_name = "FACTOR")]
     pub lazy: f64,
 

@@ -99,8 +99,8 @@ pub struct Args {
     #[arg(long, env = "MAX_BUFFER_MB", default_value_t = 512, help_heading = AGGREGATION)]
     pub max_buffer_mb: usize,
     /// Lazy upload: workers leave out an update whose squared change is at most LAZY times the mean squared
-    /// step of the last ten models, and their last one counts again. 0.8 is the rule of LAQ, 1e-6 to 1e6,
-    /// 0 = off
+    /// step of the last ten models, and their last one counts again. 0.8 is the rule of LAQ; above 1 the
+    /// training begins to swing. 1e-6 to 1e6, 0 = off
     #[arg(long, env = "LAZY", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub lazy: f64,
     /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit

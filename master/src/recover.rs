@@ -148,7 +148,9 @@ fn replay(
         // It was checked before it was written, and its checksum holds: only other settings refuse it.
         let refused = |msg: String| StoreError::Damaged {
             path: config.store.state_dir.clone(),
-            reason: format!("an accepted update of round {round} no longer is: {msg}; start with the settings that it was accepted with"),
+            reason: format!(
+                "an accepted update of round {round} no longer is: {msg}; start with the settings that it was accepted with"
+            ),
         };
         let (layout, terms) = (&blueprint.layout, config.round.min_clients);
         let intake = Intake { layout, config: &config.aggregation, terms, lasts };
