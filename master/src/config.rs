@@ -92,6 +92,12 @@ pub struct AggregationConfig {
 }
 
 impl AggregationConfig {
+    /// The same while rounds are replayed: a notice that was accepted must find what it refers to, whatever
+    /// the settings say now.
+    pub(crate) fn replayed_updates(&self, kept: BTreeMap<WorkerId, LastUpdate>) -> LastUpdates {
+        LastUpdates::new((self.lazy.is_some() || !kept.is_empty()).then_some(Bounds::NONE), kept)
+    }
+
     /// The workers' last updates, to go on with.
     pub(crate) fn last_updates(&self, kept: BTreeMap<WorkerId, LastUpdate>) -> LastUpdates {
         let bounds = Bounds { max_age: self.max_staleness, max_bytes: self.max_buffer_mb * 1_000_000 };

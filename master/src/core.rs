@@ -121,6 +121,7 @@ impl Core {
             config: aggregation,
             terms: round.min_clients,
             lasts: &self.lasts,
+            accepted: None,
         }
     }
 

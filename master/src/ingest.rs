@@ -82,7 +82,8 @@ async fn take_in(
         Admission::Admitted(round) => round,
         Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
     };
-    let record = RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes };
+    let record =
+        RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes, clip_bits: None };
     match admitted(shared, body, record, round).await {
         Ok((contribution, status)) => {
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
@@ -101,12 +102,13 @@ async fn admitted(
     received: RecordMeta,
     round: u64,
 ) -> Result<(Contribution, WorkerStatus), Rejection> {
-    let record = Record { kind: RecordKind::Update, meta: received.clone(), body: body.clone() };
     let add = move |term: &Term<'_>, shared: &Shared| {
         term.add_to(&shared.collector)?;
-        Ok((account(term, &received), term.meta.clone()))
+        let accounted = account(term, &received);
+        Ok((accounted, RecordMeta { clip_bits: Some(term.clip.to_bits()), ..received }, term.meta.clone()))
     };
-    let (accounted, meta) = on_pool(shared, body.clone(), round, add).await?;
+    let (accounted, received, meta) = on_pool(shared, body.clone(), round, add).await?;
+    let record = Record { kind: RecordKind::Update, meta: received, body: body.clone() };
     let durable = match &shared.durable {
         Some(durable) => matches!(durable.journal.append(round, record).await, Ok(Ok(()))),
         None => true,

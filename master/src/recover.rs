@@ -77,7 +77,7 @@ pub(crate) fn recover(
     let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
-    let lasts = config.aggregation.last_updates(checkpoint.last_updates);
+    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
     store.rewrite_history(&history)?;
     let mut board = Board::new(history);
     let mut remade = Vec::new();
@@ -107,6 +107,7 @@ pub(crate) fn recover(
     };
     info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     board.pending_updates = open.len() as u64;
+    let lasts = config.aggregation.last_updates(lasts.snapshot());
     let global = global.completed(&config.aggregation, &server)?;
     let state = RoundState::new(close::rules(config), global.round, participants, now);
     let mut state = state.with_newest(newest);
@@ -124,7 +125,7 @@ pub(crate) fn recover(
 pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    let lasts = config.aggregation.last_updates(checkpoint.last_updates);
+    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
     while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
         round += 1;
     }
@@ -145,15 +146,12 @@ fn replay(
         if record.kind == RecordKind::Closed {
             return Ok(());
         }
-        // It was checked before it was written, and its checksum holds: only other settings refuse it.
-        let refused = |msg: String| StoreError::Damaged {
-            path: config.store.state_dir.clone(),
-            reason: format!(
-                "an accepted update of round {round} no longer is: {msg}; start with the settings that it was accepted with"
-            ),
-        };
+        // It was checked before it was written, its checksum holds, and limits are not looked at again: only
+        // another strategy has no use for it.
+        let refused = |reason: String| StoreError::OtherStrategy { round, reason };
         let (layout, terms) = (&blueprint.layout, config.round.min_clients);
-        let intake = Intake { layout, config: &config.aggregation, terms, lasts };
+        let accepted = record.meta.clip_bits.map(f64::from_bits);
+        let intake = Intake { layout, config: &config.aggregation, terms, lasts, accepted };
         let accepted = intake.with_term(&record.body, round, |term| {
             collector.map_or(Ok(()), |collector| term.add_to(collector))?;
             lasts.keep(&term.meta, &record.body);

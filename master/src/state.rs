@@ -105,7 +105,13 @@ impl Shared {
     /// What updates are checked against.
     pub fn intake(&self) -> Intake<'_> {
         let Config { aggregation, round, .. } = &self.config;
-        Intake { layout: &self.layout, config: aggregation, terms: round.min_clients, lasts: &self.lasts }
+        Intake {
+            layout: &self.layout,
+            config: aggregation,
+            terms: round.min_clients,
+            lasts: &self.lasts,
+            accepted: None,
+        }
     }
 
     /// Whether a shutdown has begun.

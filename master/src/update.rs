@@ -50,6 +50,8 @@ pub struct Intake<'a> {
     pub terms: usize,
     /// What notices refer to.
     pub lasts: &'a LastUpdates,
+    /// Of an update that was accepted before: what its norm was clipped by then. It is not judged again.
+    pub accepted: Option<f64>,
 }
 
 impl Intake<'_> {
@@ -64,7 +66,7 @@ impl Intake<'_> {
         round: u64,
         f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
     ) -> Result<T, Rejection> {
-        let term = |body| Term::new(body, self.layout, self.config, self.terms, round);
+        let term = |body| Term::new(body, self, round);
         if update::peek_meta(body)?.reuse.is_none() {
             return f(&term(body)?);
         }
@@ -92,6 +94,8 @@ pub struct Term<'a> {
     pub meta: UpdateMeta,
     /// `|a_k|_1` of FedNova: the local steps, or what the worker says they are worth.
     pub local_norm: f64,
+    /// What its norm is clipped by.
+    pub clip: f64,
     /// Size of the worker's last update, if that counts again.
     pub reused_bytes: Option<u64>,
     update: Update<'a>,
@@ -100,19 +104,13 @@ pub struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    /// Checks a body from its first byte to its last. `terms` is how many of its size the sum must
-    /// have room for, `round` the open round.
+    /// Checks a body from its first byte to its last. `round` is the open round.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn new(
-        body: &'a [u8],
-        layout: &'a ModelLayout,
-        config: &AggregationConfig,
-        terms: usize,
-        round: u64,
-    ) -> Result<Self, Rejection> {
-        let update = Update::parse(body, layout)?;
+    pub fn new(body: &'a [u8], intake: &Intake<'a>, round: u64) -> Result<Self, Rejection> {
+        let config = intake.config;
+        let update = Update::parse(body, intake.layout)?;
         let meta = update.meta.clone();
         let strategy = config.strategy;
         check_control(&update, strategy)?;
@@ -121,9 +119,9 @@ impl<'a> Term<'a> {
             true => 1.0,
             false => strategy.weight(meta.num_samples, local_norm, round.saturating_sub(meta.round)),
         };
-        let share = ExactSum::share(terms);
-        if !strategy.keeps_updates() && weight * f64::from(update.max_abs.max(update.control_max_abs)) > share
-        {
+        let share = ExactSum::share(intake.terms);
+        let largest = weight * f64::from(update.max_abs.max(update.control_max_abs));
+        if intake.accepted.is_none() && !strategy.keeps_updates() && largest > share {
             return Err(Rejection::new(
                 ErrorCode::NormTooLarge,
                 format!(
@@ -131,16 +129,18 @@ impl<'a> Term<'a> {
                 ),
             ));
         }
-        let scale = match config.max_update_norm {
-            Some(limit) => clip(&update, limit, config.norm_action)?,
-            None => 1.0,
+        let clip = match (intake.accepted, config.max_update_norm) {
+            (Some(clip), _) => clip,
+            (None, Some(limit)) => clip_factor(&update, limit, config.norm_action)?,
+            (None, None) => 1.0,
         };
         Ok(Self {
             meta,
             local_norm,
+            clip,
             reused_bytes: None,
             update,
-            weight: weight * scale,
+            weight: weight * clip,
             control_weight: weight,
         })
     }
@@ -150,12 +150,12 @@ impl<'a> Term<'a> {
         let update = Vector {
             weight: self.weight,
             max_abs: self.update.max_abs,
-            chunks: &|f| self.update.for_each_chunk(f),
+            pieces: &|f| self.update.for_each_piece(f),
         };
         let control = Vector {
             weight: self.control_weight,
             max_abs: self.update.control_max_abs,
-            chunks: &|f| self.update.for_each_control_chunk(f),
+            pieces: &|f| self.update.for_each_control_piece(f),
         };
         f(&update, (!self.update.control.is_empty()).then_some(&control))
     }
@@ -209,7 +209,7 @@ fn local_norm(meta: &UpdateMeta, strategy: Strategy) -> Result<f64, Rejection> {
 }
 
 /// The factor that brings the norm within the limit.
-fn clip(update: &Update<'_>, limit: f64, action: NormAction) -> Result<f64, Rejection> {
+fn clip_factor(update: &Update<'_>, limit: f64, action: NormAction) -> Result<f64, Rejection> {
     let mut squares = 0.0;
     update.for_each_chunk(|_, values| squares += values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>());
     let norm = squares.sqrt();

@@ -183,3 +183,48 @@ async fn sigterm_drains_and_ends_with_0() {
     assert_eq!(status(&url(port)).await.pending_updates, 1);
     master.kill();
 }
+
+/// An update is judged once: what was acknowledged counts as it was accepted, whatever limits a later
+/// start has.
+#[tokio::test]
+async fn changed_limits_do_not_judge_accepted_updates_again() {
+    let norm =
+        |worker: usize| common::delta(worker, 0).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let half = (norm(0) / 2.0).to_string();
+    let clip = [("MAX_UPDATE_NORM", half.as_str()), ("NORM_ACTION", "clip")];
+    let reject = [("MAX_UPDATE_NORM", "0.000001"), ("NORM_ACTION", "reject")];
+    let mut models = Vec::new();
+    // Clipped throughout; then clipped, and judged by other limits after a restart in the middle.
+    for after in [&clip[..], &reject, &[]] {
+        let dir = tempfile::tempdir().unwrap();
+        let port = free_port();
+        let mut master = Running::spawn(port, dir.path(), &clip);
+        ready(&url(port)).await;
+        accepted(&url(port), body(0, 0)).await;
+        master.kill();
+        assert!(ends(dir.path(), after, &["--check"]).status.success());
+        let mut master = Running::spawn(port, dir.path(), after);
+        ready(&url(port)).await;
+        assert!(accepted(&url(port), body(0, 0)).await.duplicate);
+        if after == reject {
+            refused(post(&url(port), body(1, 0)).await, 422, "norm_too_large").await;
+            master.kill();
+            master = Running::spawn(port, dir.path(), &clip);
+            ready(&url(port)).await;
+        }
+        let ack = accepted(&url(port), body(1, 0)).await;
+        assert!(ack.aggregated);
+        models
+            .push(client().get(format!("{}/global", url(port))).send().await.unwrap().bytes().await.unwrap());
+        master.kill();
+    }
+    assert_eq!(models[0], models[1]);
+    assert_ne!(models[0], models[2], "the second update was not clipped there");
+}
+
+#[tokio::test]
+async fn another_strategy_in_an_open_round_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    used(dir.path()).await;
+    fails(&ends(dir.path(), &[("STRATEGY", "scaffold:2")], &[]), 66, "finish the round with the STRATEGY");
+}

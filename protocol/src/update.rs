@@ -11,7 +11,7 @@ use crate::{
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},
     worker_id::WorkerId,
 };
-use fl_quant::{DecodeError, Stream};
+use fl_quant::{DecodeError, Piece, Stream};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{collections::HashMap, str::FromStr};
@@ -125,28 +125,36 @@ impl<'a> Update<'a> {
 
     /// Decodes in flat order, a chunk at a time: `f(offset, values)`. Every value is finite and at
     /// most [`MAX_DELTA_ABS`] in magnitude.
-    pub fn for_each_chunk(&self, f: impl FnMut(usize, &[f32])) {
-        self.decode(&self.payloads, f);
+    pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
+        for (tensor, payload) in self.layout.tensors().iter().zip(&self.payloads) {
+            decode(payload, tensor.offset, &mut f);
+        }
     }
 
     /// The same for the change of the control variate; nothing if there is none.
-    pub fn for_each_control_chunk(&self, f: impl FnMut(usize, &[f32])) {
-        self.decode(&self.control, f);
+    pub fn for_each_control_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
+        for (tensor, payload) in self.layout.tensors().iter().zip(&self.control) {
+            decode(payload, tensor.offset, &mut f);
+        }
     }
 
-    fn decode(&self, payloads: &[Payload<'_>], mut f: impl FnMut(usize, &[f32])) {
+    /// [`Self::for_each_chunk`] for whoever can use packed codes as they are: `f(offset, piece)`.
+    pub fn for_each_piece(&self, f: &mut dyn FnMut(usize, Piece<'_>)) {
+        self.pieces(&self.payloads, f);
+    }
+
+    /// The pieces of the change of the control variate.
+    pub fn for_each_control_piece(&self, f: &mut dyn FnMut(usize, Piece<'_>)) {
+        self.pieces(&self.control, f);
+    }
+
+    fn pieces(&self, payloads: &[Payload<'_>], f: &mut dyn FnMut(usize, Piece<'_>)) {
         for (tensor, payload) in self.layout.tensors().iter().zip(payloads) {
             match payload {
-                Payload::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, tensor.offset, &mut f),
-                Payload::F16(bytes) => {
-                    decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), tensor.offset, &mut f);
-                }
-                Payload::BF16(bytes) => {
-                    decode_plain(bytes, |b| bf16::from_le_bytes(b).to_f32(), tensor.offset, &mut f);
-                }
                 Payload::Stream(stream) => {
-                    stream.for_each_chunk(|offset, values| f(tensor.offset + offset, values));
+                    stream.for_each_piece(|offset, piece| f(tensor.offset + offset, piece));
                 }
+                plain => decode(plain, tensor.offset, |offset, values| f(offset, Piece::Values(values))),
             }
         }
     }
@@ -385,6 +393,16 @@ fn max_abs<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f32) -> f32 {
         let magnitude = read(b).abs();
         if magnitude.is_nan() { f32::INFINITY } else { max.max(magnitude) }
     })
+}
+
+/// Decodes a tensor that begins at `start` in the flat order.
+fn decode(payload: &Payload<'_>, start: usize, mut f: impl FnMut(usize, &[f32])) {
+    match payload {
+        Payload::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, start, &mut f),
+        Payload::F16(bytes) => decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), start, &mut f),
+        Payload::BF16(bytes) => decode_plain(bytes, |b| bf16::from_le_bytes(b).to_f32(), start, &mut f),
+        Payload::Stream(stream) => stream.for_each_chunk(|offset, values| f(start + offset, values)),
+    }
 }
 
 fn decode_plain<const N: usize>(

@@ -15,6 +15,7 @@
 //! what quantization lost to the next round. `docs/format.md` describes every byte.
 
 mod bits;
+mod codes;
 mod encode;
 mod entropy;
 mod error;
@@ -30,6 +31,7 @@ mod spec;
 mod stream;
 mod uniform;
 
+pub use codes::{Codes, Piece};
 pub use encode::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
 pub use feedback::Feedback;

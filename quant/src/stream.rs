@@ -3,6 +3,7 @@
 use crate::{
     DecodeError, Scheme,
     bits::{Lookup, packed_len},
+    codes::{Codes, Piece},
     entropy::{Grid, Indices, Scratch},
     header::{Coding, HEADER_BYTES, Header},
     limits::CHUNK,
@@ -140,6 +141,17 @@ impl<'a> Stream<'a> {
                 },
             ),
         }
+    }
+
+    /// The same in pieces, which are longer where the codes lie as they are needed: packed, 4 bits each.
+    pub fn for_each_piece(&self, mut f: impl FnMut(usize, Piece<'_>)) {
+        if let Body::Packed { levels, scales, codes } = &self.body
+            && self.header.bits == Codes::BITS
+            && let Some(codes) = Codes::new(levels, scales, codes, self.header.count)
+        {
+            return f(0, Piece::Codes(codes));
+        }
+        self.for_each_chunk(|offset, values| f(offset, Piece::Values(values)));
     }
 
     /// Decodes into a slice of the stream's length; a longer rest is left alone.

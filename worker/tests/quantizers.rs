@@ -59,7 +59,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
             let update = trained.unwrap().unwrap();
             client.settle(Sent::Update);
             let parsed = Update::parse(&update.body, &layout).unwrap();
-            sum.add(update.num_samples as f64, parsed.max_abs, |f| parsed.for_each_chunk(f)).unwrap();
+            sum.add(update.num_samples as f64, parsed.max_abs, |f| parsed.for_each_piece(f)).unwrap();
             samples += update.num_samples as f64;
         }
         sum.for_each(|i, value| global.parameters[i] += (value / samples) as f32);

@@ -10,7 +10,7 @@ use clap::Args;
 use fl_master::aggregate::ExactSum;
 use fl_model::ModelSpec;
 use fl_protocol::{ModelLayout, Update};
-use fl_quant::{Scheme, Spec};
+use fl_quant::{Piece, Scheme, Spec};
 use serde::Serialize;
 use std::{
     hint::black_box,
@@ -84,7 +84,7 @@ pub fn run(args: &AggregateArgs, json: bool) -> anyhow::Result<()> {
                 black_box(values);
             });
         }));
-        rates[3].push(rate(part, |_| add(&sum, &parsed[0], |f| f(0, &flat))));
+        rates[3].push(rate(part, |_| add(&sum, &parsed[0], |f| f(0, Piece::Values(&flat)))));
     }
     let [updates_per_s, checks, decodes, adds] = rates.map(median);
     let measured = Measured {
@@ -140,7 +140,7 @@ fn whole(
     let one = |from: usize| {
         rate(time, |i| {
             if let Ok(update) = Update::parse(templates[(from + i) % VARIANTS].bytes(), layout) {
-                add(sum, &update, |f| update.for_each_chunk(f));
+                add(sum, &update, |f| update.for_each_piece(f));
             }
         })
     };
@@ -153,7 +153,7 @@ fn whole(
     })
 }
 
-fn add(sum: &ExactSum, update: &Update<'_>, decode: impl FnOnce(&mut dyn FnMut(usize, &[f32]))) {
+fn add(sum: &ExactSum, update: &Update<'_>, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
     let weight = update.meta.num_samples as f64;
     if sum.add(weight, update.max_abs, decode).is_err() {
         // Millions of updates go into one sum here: it starts again when it is full.

@@ -2,13 +2,14 @@
 
 use super::{ExactSum, Strategy, SumOverflow};
 use fl_protocol::WorkerId;
+use fl_quant::Piece;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Feeds a vector chunk by chunk: `f(offset, values)`.
-pub type Chunks<'a> = &'a dyn Fn(&mut dyn FnMut(usize, &[f32]));
+/// Feeds a vector piece by piece: `f(offset, piece)`.
+pub type Pieces<'a> = &'a dyn Fn(&mut dyn FnMut(usize, Piece<'_>));
 
 /// One vector to be collected.
 pub struct Vector<'a> {
@@ -17,7 +18,7 @@ pub struct Vector<'a> {
     /// A bound of its values' magnitudes.
     pub max_abs: f32,
     /// Its values.
-    pub chunks: Chunks<'a>,
+    pub pieces: Pieces<'a>,
 }
 
 /// The open round's updates, as their strategy needs them. None of it depends on the order of arrival.
@@ -60,19 +61,18 @@ impl Collector {
         if self.keeps {
             // `weight` is the factor of the clipping alone: these strategies do not weigh.
             let mut values = vec![0.0; self.parameters];
-            (update.chunks)(&mut |offset, chunk| {
-                for (out, value) in values[offset..].iter_mut().zip(chunk) {
-                    *out = (f64::from(*value) * update.weight) as f32;
-                }
+            (update.pieces)(&mut |offset, piece| {
+                piece.decode_into(&mut values[offset..offset + piece.len()])
             });
+            values.iter_mut().for_each(|value| *value = (f64::from(*value) * update.weight) as f32);
             self.kept().insert(worker.clone(), values);
             return Ok(());
         }
-        self.sum.add(update.weight, update.max_abs, |f| (update.chunks)(f))?;
+        self.sum.add(update.weight, update.max_abs, |f| (update.pieces)(f))?;
         if let Some(control) = control
-            && let Err(overflow) = self.control.add(control.weight, control.max_abs, |f| (control.chunks)(f))
+            && let Err(overflow) = self.control.add(control.weight, control.max_abs, |f| (control.pieces)(f))
         {
-            self.sum.subtract(update.weight, update.max_abs, |f| (update.chunks)(f));
+            self.sum.subtract(update.weight, update.max_abs, |f| (update.pieces)(f));
             return Err(overflow);
         }
         Ok(())
@@ -84,9 +84,9 @@ impl Collector {
             self.kept().remove(worker);
             return;
         }
-        self.sum.subtract(update.weight, update.max_abs, |f| (update.chunks)(f));
+        self.sum.subtract(update.weight, update.max_abs, |f| (update.pieces)(f));
         if let Some(control) = control {
-            self.control.subtract(control.weight, control.max_abs, |f| (control.chunks)(f));
+            self.control.subtract(control.weight, control.max_abs, |f| (control.pieces)(f));
         }
     }
 

@@ -5,6 +5,8 @@
 //! change the result, and a term can be taken out again exactly. The rounding costs at most 2^-33
 //! per term: far below an f32 model's own resolution.
 
+use super::codes;
+use fl_quant::{Codes, Piece};
 use pulp::Arch;
 use std::sync::{
     Mutex,
@@ -17,7 +19,7 @@ const FRACTION_BITS: u32 = 32;
 /// One, as a fixed-point number.
 const ONE: f64 = (1u64 << FRACTION_BITS) as f64;
 /// Adding 1.5 * 2^52 to a double of magnitude below 2^51 leaves its nearest integer in the low bits.
-const MAGIC: f64 = 6_755_399_441_055_744.0;
+pub(super) const MAGIC: f64 = 6_755_399_441_055_744.0;
 /// Terms below this magnitude can take the fast way: 2^51 / 2^32.
 const FAST_LIMIT: f64 = (1u64 << (51 - FRACTION_BITS)) as f64;
 /// Bound of the sum of all terms' magnitudes: 2^63 / 2^32, less one for their rounding.
@@ -66,7 +68,7 @@ impl ExactSum {
         (SUM_LIMIT / terms.max(1) as u64).saturating_sub(1) as f64
     }
 
-    /// Adds `weight * x`. `decode` gives x a chunk at a time as `(offset, values)`, none larger in
+    /// Adds `weight * x`. `decode` gives x a piece at a time as `(offset, piece)`, no element larger in
     /// magnitude than `max_abs`.
     ///
     /// # Errors
@@ -75,7 +77,7 @@ impl ExactSum {
         &self,
         weight: f64,
         max_abs: f32,
-        decode: impl FnOnce(&mut dyn FnMut(usize, &[f32])),
+        decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>)),
     ) -> Result<(), SumOverflow> {
         let bound = bound(weight, max_abs).ok_or(SumOverflow)?;
         self.magnitude
@@ -89,30 +91,56 @@ impl ExactSum {
 
     /// Takes out a term that was added with the same arguments: the sum is then as if it had never
     /// been there.
-    pub fn subtract(&self, weight: f64, max_abs: f32, decode: impl FnOnce(&mut dyn FnMut(usize, &[f32]))) {
+    pub fn subtract(&self, weight: f64, max_abs: f32, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
         self.accumulate(-weight, max_abs, decode);
         if let Some(bound) = bound(weight, max_abs) {
             self.magnitude.fetch_sub(bound, Ordering::AcqRel);
         }
     }
 
-    fn accumulate(&self, weight: f64, max_abs: f32, decode: impl FnOnce(&mut dyn FnMut(usize, &[f32]))) {
+    fn accumulate(&self, weight: f64, max_abs: f32, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
         let scale = weight * ONE;
         let fast = weight.abs() * f64::from(max_abs) < FAST_LIMIT;
-        decode(&mut |mut offset, mut values| {
-            while !values.is_empty() {
-                let start = offset % STRIPE;
-                let (now, later) = values.split_at(values.len().min(STRIPE - start));
-                let mut stripe = lock(&self.stripes[offset / STRIPE]);
-                let sums = &mut stripe[start..start + now.len()];
-                match fast {
-                    true => self.arch.dispatch(|| add_fast(sums, now, scale)),
-                    false => add_large(sums, now, scale),
-                }
-                offset += now.len();
-                values = later;
-            }
+        decode(&mut |offset, piece| match piece {
+            Piece::Values(values) => self.add_values(offset, values, scale, fast),
+            Piece::Codes(codes) => self.add_codes(offset, codes, scale, fast),
         });
+    }
+
+    fn add_values(&self, mut offset: usize, mut values: &[f32], scale: f64, fast: bool) {
+        while !values.is_empty() {
+            let start = offset % STRIPE;
+            let (now, later) = values.split_at(values.len().min(STRIPE - start));
+            let mut stripe = lock(&self.stripes[offset / STRIPE]);
+            let sums = &mut stripe[start..start + now.len()];
+            match fast {
+                true => self.arch.dispatch(|| add_fast(sums, now, scale)),
+                false => add_large(sums, now, scale),
+            }
+            offset += now.len();
+            values = later;
+        }
+    }
+
+    fn add_codes(&self, mut offset: usize, mut codes: Codes<'_>, scale: f64, fast: bool) {
+        while !codes.is_empty() {
+            let start = offset % STRIPE;
+            let room = STRIPE - start;
+            let whole = if codes.len() <= room { codes.len() } else { room / codes.block() };
+            let (now, later) = codes.split(if fast { whole.max(1) } else { 1 });
+            if fast && now.len() <= room {
+                let mut stripe = lock(&self.stripes[offset / STRIPE]);
+                codes::add(self.arch, &mut stripe[start..start + now.len()], &now, scale);
+            } else {
+                // A block that reaches into the next stripe.
+                let mut values = [0.0; Codes::MAX_BLOCK];
+                let values = &mut values[..now.len()];
+                now.decode_into(values);
+                self.add_values(offset, values, scale, fast);
+            }
+            offset += now.len();
+            codes = later;
+        }
     }
 
     /// Back to a sum of no terms.
@@ -148,14 +176,18 @@ fn bound(weight: f64, max_abs: f32) -> Option<u64> {
 /// The product has at most 24 + 29 bits when the weight is a whole number up to 2^29: it is exact,
 /// and only the addition of the magic number rounds.
 #[inline(always)]
+pub(super) fn fixed(value: f32, scale: f64) -> i64 {
+    (f64::from(value) * scale + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i64
+}
+
+#[inline(always)]
 fn add_fast(sums: &mut [i64], values: &[f32], scale: f64) {
     for (sum, &value) in sums.iter_mut().zip(values) {
-        let fixed = (f64::from(value) * scale + MAGIC).to_bits().wrapping_sub(MAGIC.to_bits()) as i64;
-        *sum = sum.wrapping_add(fixed);
+        *sum = sum.wrapping_add(fixed(value, scale));
     }
 }
 
-/// The same function of value and scale as [`add_fast`], for terms of any magnitude.
+/// The same function of value and scale as [`fixed`], for terms of any magnitude.
 fn add_large(sums: &mut [i64], values: &[f32], scale: f64) {
     for (sum, &value) in sums.iter_mut().zip(values) {
         *sum = sum.wrapping_add((f64::from(value) * scale).round_ties_even() as i64);
@@ -172,7 +204,9 @@ mod tests {
     }
 
     fn add(sum: &ExactSum, weight: f64, x: &[f32], chunk: usize) -> Result<(), SumOverflow> {
-        sum.add(weight, max_abs(x), |f| x.chunks(chunk).enumerate().for_each(|(i, c)| f(i * chunk, c)))
+        sum.add(weight, max_abs(x), |f| {
+            x.chunks(chunk).enumerate().for_each(|(i, c)| f(i * chunk, Piece::Values(c)))
+        })
     }
 
     fn values(sum: &ExactSum) -> Vec<f64> {
@@ -249,7 +283,7 @@ mod tests {
             for i in order {
                 add(&again, f64::from(terms[i].0), &terms[i].1, 3).unwrap();
             }
-            again.subtract(3.0, 1.5, |f| f(0, &[1.5; 5]));
+            again.subtract(3.0, 1.5, |f| f(0, Piece::Values(&[1.5; 5])));
             prop_assert_eq!(values(&sum), values(&again));
             for (i, value) in values(&sum).into_iter().enumerate() {
                 let plain: f64 = terms.iter().map(|(w, x)| f64::from(*w) * f64::from(x[i])).sum();

@@ -57,6 +57,11 @@ pub struct LastUpdates {
     kept: Mutex<BTreeMap<WorkerId, LastUpdate>>,
 }
 
+impl Bounds {
+    /// Gives nothing up.
+    pub const NONE: Self = Self { max_age: u64::MAX, max_bytes: usize::MAX };
+}
+
 impl LastUpdates {
     /// Goes on with `kept`, or keeps nothing without `bounds`.
     pub fn new(bounds: Option<Bounds>, mut kept: BTreeMap<WorkerId, LastUpdate>) -> Self {
@@ -69,7 +74,8 @@ impl LastUpdates {
     /// An accepted container of `meta.round`; a notice leaves everything as it was.
     pub fn keep(&self, meta: &UpdateMeta, body: &Bytes) {
         if self.bounds.is_some() && meta.reuse.is_none() {
-            let last = LastUpdate { round: meta.round, body: body.clone() };
+            // A copy: the request's buffer is to be used again, and may be larger than what it holds.
+            let last = LastUpdate { round: meta.round, body: Bytes::copy_from_slice(body) };
             self.lock().insert(meta.worker_id.clone(), last);
         }
     }
@@ -85,7 +91,7 @@ impl LastUpdates {
     pub fn prune(&self, round: u64) {
         let Some(Bounds { max_age, max_bytes }) = self.bounds else { return };
         let mut kept = self.lock();
-        kept.retain(|_, last| last.round + max_age >= round);
+        kept.retain(|_, last| last.round.saturating_add(max_age) >= round);
         let mut bytes: usize = kept.values().map(|last| last.body.len()).sum();
         while bytes > max_bytes {
             let oldest = kept.iter().min_by_key(|(_, last)| last.round).map(|(worker, _)| worker.clone());

@@ -1,5 +1,6 @@
 //! From client updates to the next model, with no I/O and no knowledge of HTTP.
 
+mod codes;
 pub mod collector;
 pub mod exact_sum;
 pub mod lazy;

@@ -151,11 +151,12 @@ fn moments<const N: usize>(state: &mut ServerState, len: usize, initial: [f32; N
 mod tests {
     use super::*;
     use crate::aggregate::collector::Vector;
+    use fl_quant::Piece;
 
     fn collect(strategy: Strategy, updates: &[(f64, [f32; 2])]) -> Collector {
         let collector = Collector::new(strategy, 2);
         for (k, (weight, x)) in updates.iter().enumerate() {
-            let vector = Vector { weight: *weight, max_abs: 2.0, chunks: &|f| f(0, x) };
+            let vector = Vector { weight: *weight, max_abs: 2.0, pieces: &|f| f(0, Piece::Values(x)) };
             collector.add(&format!("w{k}").parse().unwrap(), &vector, None).unwrap();
         }
         collector
@@ -180,7 +181,7 @@ mod tests {
     fn a_removed_update_leaves_no_trace() {
         for strategy in [Strategy::FedAvg, Strategy::Median] {
             let collected = collect(strategy, &[(1.0, [1.0, 0.0]), (1.0, [-1.0, 2.0])]);
-            let vector = Vector { weight: 1.0, max_abs: 2.0, chunks: &|f| f(0, &[-1.0, 2.0]) };
+            let vector = Vector { weight: 1.0, max_abs: 2.0, pieces: &|f| f(0, Piece::Values(&[-1.0, 2.0])) };
             collected.remove(&"w1".parse().unwrap(), &vector, None);
             let totals = Totals { updates: 1, samples: 1.0, sample_steps: 1.0 };
             let mut parameters = [0.0, 0.0];

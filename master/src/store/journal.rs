@@ -49,6 +49,10 @@ pub struct RecordMeta {
     pub received_ts: f64,
     /// Bytes of the request's body, which was JSON perhaps.
     pub wire_bytes: u64,
+    /// The factor that its norm was clipped by when it was accepted, as bits (decimal numbers may be rounded
+    /// when they are read). Journals of older versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_bits: Option<u64>,
 }
 
 /// One record.

@@ -6,7 +6,12 @@ use std::fs;
 const FINGERPRINT: [u8; 32] = [9; 32];
 
 fn record(body: &'static [u8]) -> Record {
-    let meta = RecordMeta { ip: "127.0.0.1".into(), received_ts: 1.5, wire_bytes: body.len() as u64 };
+    let meta = RecordMeta {
+        ip: "127.0.0.1".into(),
+        received_ts: 1.5,
+        wire_bytes: body.len() as u64,
+        clip_bits: Some(7),
+    };
     Record { kind: RecordKind::Update, meta, body: Bytes::from_static(body) }
 }
 

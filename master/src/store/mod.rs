@@ -59,6 +59,17 @@ pub enum StoreError {
         "{0} belongs to a model with other layers: use another STATE_DIR, or the MODEL and DATASET it was made with"
     )]
     OtherModel(PathBuf),
+    /// The open round cannot be finished with these settings.
+    #[error(
+        "round {round} is open, and an update in it does not fit STRATEGY any more ({reason}): finish the round with the \
+         STRATEGY it was begun with"
+    )]
+    OtherStrategy {
+        /// The round.
+        round: u64,
+        /// What does not fit.
+        reason: String,
+    },
     /// Another process has the folder.
     #[error("{0} is in use by another master: stop it, or use another STATE_DIR")]
     Locked(PathBuf),
