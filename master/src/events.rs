@@ -29,8 +29,9 @@ pub enum MasterEvent {
     },
 }
 
-/// Workers that `GET /status` knows; beyond that the one unheard for longest is forgotten.
-const MAX_WORKERS: usize = 10_000;
+/// Workers that `GET /status` knows; beyond that the one unheard for longest is forgotten. It bounds what
+/// clients cost in memory, and the search for that one.
+const MAX_WORKERS: usize = 2000;
 
 /// What can be seen of a running master, beside the open round.
 #[derive(Debug, Default)]

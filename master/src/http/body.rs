@@ -1,8 +1,9 @@
 //! Request bodies within bounds: of size, of time, and of all bodies' memory together.
 
+use super::buffers::Buffers;
 use crate::{config::Limits, update::Rejection};
 use axum::body::Body;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use fl_protocol::{ErrorCode, limits};
 use http_body_util::BodyExt;
 use std::{sync::Arc, time::Duration};
@@ -24,6 +25,7 @@ const MAX_DISCARD: usize = 32 << 20;
 #[derive(Debug)]
 pub struct Budget {
     units: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
     timeout: Duration,
 }
 
@@ -42,6 +44,7 @@ impl Budget {
         let units = ((config.max_inflight_mb << 20).max(largest)).div_ceil(UNIT) + 1;
         Self {
             units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            buffers: Arc::default(),
             timeout: Duration::from_secs_f64(config.body_timeout_s),
         }
     }
@@ -61,7 +64,7 @@ impl Budget {
             return Err(too_large(limit));
         }
         let start = Instant::now();
-        let mut bytes = BytesMut::with_capacity(declared.unwrap_or(0) as usize);
+        let mut bytes = self.buffers.take(declared.unwrap_or(0) as usize);
         let mut permit: Option<OwnedSemaphorePermit> = None;
         let mut paid = 0;
         loop {
@@ -91,7 +94,7 @@ impl Budget {
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Received { bytes: bytes.freeze(), _permit: permit })
+        Ok(Received { bytes: Bytes::from_owner(bytes), _permit: permit })
     }
 
     async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Rejection> {

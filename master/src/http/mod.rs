@@ -2,6 +2,7 @@
 
 mod auth;
 pub mod body;
+mod buffers;
 mod dashboard;
 mod events;
 mod global;
