@@ -47,6 +47,10 @@ mod wide {
         Simd::vectorize(simd, Add { simd, sums, codes, scale });
     }
 
+    /// How far the eight bytes of sixteen codes are moved for each.
+    const FIRST: [i64; 8] = [0, 4, 8, 12, 16, 20, 24, 28];
+    const SECOND: [i64; 8] = [32, 36, 40, 44, 48, 52, 56, 60];
+
     struct Add<'a> {
         simd: V4,
         sums: &'a mut [i64],
@@ -65,11 +69,10 @@ mod wide {
             codes.for_each_block(
                 #[inline(always)]
                 |factor, packed| {
-                    let terms = [low, high].map(
-                        #[inline(always)]
-                        |levels| fixed(simd, levels, factor, codes.centre(), scale),
-                    );
-                    add_block(simd, blocks.next().unwrap_or_default(), packed, terms);
+                    // Not by `map`: what is not inlined is compiled without these instructions.
+                    let low = fixed(simd, low, factor, codes.centre(), scale);
+                    let high = fixed(simd, high, factor, codes.centre(), scale);
+                    add_block(simd, blocks.next().unwrap_or_default(), packed, low, high);
                 },
             );
         }
@@ -87,20 +90,21 @@ mod wide {
     }
 
     #[inline(always)]
-    fn add_block(simd: V4, sums: &mut [i64], packed: &[u8], [low, high]: [__m512i; 2]) {
+    fn add_block(simd: V4, sums: &mut [i64], packed: &[u8], low: __m512i, high: __m512i) {
         let wide = simd.avx512f;
-        let shifts = [0, 32].map(|from: i64| -> [i64; 8] { std::array::from_fn(|i| from + 4 * i as i64) });
+        let first: __m512i = cast(FIRST);
+        let second: __m512i = cast(SECOND);
         let (groups, rest) = sums.as_chunks_mut::<16>();
         let (words, rest_packed) = packed.as_chunks::<8>();
         for (group, word) in groups.iter_mut().zip(words) {
             let word = wide._mm512_set1_epi64(i64::from_le_bytes(*word));
-            let (halves, _) = group.as_chunks_mut::<8>();
-            for (sums, shift) in halves.iter_mut().zip(shifts) {
-                // The look-up takes the lowest four bits: no mask is needed.
-                let index = wide._mm512_srlv_epi64(word, cast(shift));
-                let terms = wide._mm512_permutex2var_epi64(low, index, high);
-                *sums = cast(wide._mm512_add_epi64(cast(*sums), terms));
-            }
+            // The look-up takes the lowest four bits of an index: no mask is needed.
+            let [low_sums, high_sums]: [[i64; 8]; 2] = cast(*group);
+            let terms = wide._mm512_permutex2var_epi64(low, wide._mm512_srlv_epi64(word, first), high);
+            let low_sums = wide._mm512_add_epi64(cast(low_sums), terms);
+            let terms = wide._mm512_permutex2var_epi64(low, wide._mm512_srlv_epi64(word, second), high);
+            let high_sums = wide._mm512_add_epi64(cast(high_sums), terms);
+            *group = cast([low_sums, high_sums]);
         }
         if !rest.is_empty() {
             let terms: [[i64; 8]; 2] = [cast(low), cast(high)];
