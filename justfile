@@ -19,6 +19,9 @@ doc:
 test:
     .ci/run test
 
+backends:
+    .ci/run backends
+
 # A federation on the bundled digits.
 run *ARGS:
     cargo run --release -- run {{ARGS}}
