@@ -3,6 +3,7 @@
 use clap::{ArgAction, Args, Parser};
 use fl_datasets::{DatasetSpec, Partition};
 use fl_quant::{Bits, Scheme};
+use fl_worker::ErrorFeedback;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -68,6 +69,12 @@ pub struct FederationArgs {
     /// Choose codes by error and size under a trellis (MSQ_v2 with --entropy).
     #[arg(long, default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
     pub rdo: bool,
+
+    /// Add what quantization lost of an update to the next one: true, false, or auto (where it is worth
+    /// its bytes: coarser than 4 bits, or without the entropy stage).
+    #[arg(long, default_value_t = ErrorFeedback::Auto, value_name = "WHEN")]
+    #[serde(serialize_with = "as_text")]
+    pub error_feedback: ErrorFeedback,
 
     /// With --bits auto: the normalised squared error to reach.
     #[arg(long, default_value_t = 0.0095, value_name = "NMSE")]
@@ -203,6 +210,7 @@ impl FederationArgs {
             format!("--quantizer={}", self.quantizer),
             format!("--entropy={}", self.entropy),
             format!("--rdo={}", self.rdo),
+            format!("--error-feedback={}", self.error_feedback),
             format!("--target-nmse={}", self.target_nmse),
             format!("--batch-size={}", self.batch_size),
             format!("--lr={}", self.lr),

@@ -63,6 +63,7 @@ mod tests {
             batch_size,
             sgd: SgdConfig::default(),
             encoding: Spec::new(Scheme::None, 8),
+            feedback: false,
             lazy_below: None,
             compute_factor: None,
         };

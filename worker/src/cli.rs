@@ -105,6 +105,10 @@ pub struct Args {
     /// Choose codes by error and size under a trellis (MSQ_v2 with ENTROPY): 1 to 5 % fewer bytes, slower
     #[arg(long, env = "RDO", default_value_t = false, action = ArgAction::Set, help_heading = UPDATES)]
     pub rdo: bool,
+    /// Add what quantization lost of an update to the next one: true, false, auto = where it is worth its
+    /// bytes (coarser than 4 bits, or without the entropy stage)
+    #[arg(long, env = "ERROR_FEEDBACK", default_value = "auto", help_heading = UPDATES)]
+    pub error_feedback: String,
     /// With BITS=auto: |sent - delta|^2 / |delta|^2 at most, 1e-9 to 0.9
     #[arg(long, env = "TARGET_NMSE", default_value_t = 0.0095, help_heading = UPDATES)]
     pub target_nmse: f64,
@@ -200,6 +204,7 @@ impl Args {
             coding: Coding {
                 entropy: self.entropy,
                 rdo: self.rdo,
+                error_feedback: parse("ERROR_FEEDBACK", &self.error_feedback)?,
                 target_nmse: self.target_nmse,
                 update_bytes: (self.update_bytes != 0).then_some(self.update_bytes),
             },

@@ -8,7 +8,7 @@ use fl_protocol::{
     settings::{number, whole},
 };
 use fl_quant::{Bits, Scheme, Spec, Target};
-use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf};
+use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 /// What the worker's own settings say about a round; what is none comes from the master's task.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,6 +31,40 @@ pub struct Own {
     pub bits: Option<Bits>,
 }
 
+/// Whether what quantization lost of an update goes into the next one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorFeedback {
+    /// Where it is worth its bytes: see [`Spec::feedback_pays`].
+    Auto,
+    /// Always.
+    On,
+    /// Never, but for what lazy upload holds back.
+    Off,
+}
+
+impl FromStr for ErrorFeedback {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "true" => Ok(Self::On),
+            "false" => Ok(Self::Off),
+            _ => Err("give auto, true or false".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for ErrorFeedback {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "true",
+            Self::Off => "false",
+        })
+    }
+}
+
 /// How updates are encoded, beyond what a task says.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Coding {
@@ -38,6 +72,8 @@ pub struct Coding {
     pub entropy: bool,
     /// `RDO` (false): the trellis of MSQ_v2.
     pub rdo: bool,
+    /// `ERROR_FEEDBACK` (auto).
+    pub error_feedback: ErrorFeedback,
     /// `TARGET_NMSE` (0.0095): the error that `BITS=auto` aims at.
     pub target_nmse: f64,
     /// `UPDATE_BYTES` (0 = none): the size of an update that `BITS=auto` keeps to instead.
@@ -136,6 +172,8 @@ pub struct Plan {
     /// How the update is encoded; its seed is set for each round. A target in bytes is that of the whole
     /// container.
     pub encoding: Spec,
+    /// Whether what is lost of the update goes into the next one.
+    pub feedback: bool,
     /// Lazy upload: the squared change of the update below which its upload may be left out.
     pub lazy_below: Option<f32>,
     /// Reported as `compute_factor` instead of the measured seconds; for a clock that is not the wall's.
@@ -188,11 +226,19 @@ impl Config {
             clip_norm: self.clip_norm,
         };
         sgd.validate().map_err(|error| error.to_string())?;
+        let encoding = self.encoding(task)?;
+        let feedback = match self.coding.error_feedback {
+            ErrorFeedback::Auto => encoding.feedback_pays(),
+            ErrorFeedback::On => true,
+            ErrorFeedback::Off => false,
+        };
         Ok(Plan {
             work,
             batch_size: own.batch_size.or(task.batch_size).unwrap_or(64).max(1) as usize,
             sgd,
-            encoding: self.encoding(task)?,
+            encoding,
+            // What is held back must not be lost.
+            feedback: feedback || task.lazy_below.is_some(),
             lazy_below: task.lazy_below,
             compute_factor: None,
         })
@@ -204,7 +250,7 @@ impl Config {
             (None, Some(name)) => name.parse()?,
             (None, None) => Scheme::MsqV2,
         };
-        let Coding { entropy, rdo, target_nmse, update_bytes } = self.coding;
+        let Coding { entropy, rdo, target_nmse, update_bytes, .. } = self.coding;
         let proposed = (task.update_bytes, task.target_nmse, task.bits);
         let (bits, target) = match (self.own.bits, proposed) {
             (Some(Bits::Auto), _) => (8, update_bytes.map_or(Target::Nmse(target_nmse), Target::Bytes)),

@@ -23,7 +23,7 @@ pub use backoff::Backoff;
 pub use ballast::Ballast;
 pub use cli::{Args, LogFormat};
 pub use client::{CallError, MasterClient, ServedModel};
-pub use config::{Config, Down, Own, Plan, SettingError, Work};
+pub use config::{Config, Down, ErrorFeedback, Own, Plan, SettingError, Work};
 pub use error::WorkerError;
 pub use local::{
     Carried, ClientState, Engine, LastUpdate, LocalClient, LocalUpdate, Sent, SetupError, StartingPoint,

@@ -162,6 +162,8 @@ pub struct Engine {
     control_streams: Vec<Vec<u8>>,
     /// With lazy upload the round of the last update.
     lazy_round: Option<u64>,
+    /// Whether what is lost of the last update goes into the next one.
+    feedback: bool,
     batch: (Vec<f32>, Vec<u32>),
 }
 
@@ -198,6 +200,7 @@ impl Engine {
             control: Vec::new(),
             control_streams: Vec::new(),
             lazy_round: None,
+            feedback: false,
             batch: (Vec::new(), Vec::new()),
             shapes: layout.shapes(),
             normalization: global.normalization.clone(),
@@ -260,6 +263,7 @@ impl Engine {
         let started = Instant::now();
         let body = self.encode(client, from, plan, &meta)?;
         self.lazy_round = plan.lazy_below.map(|_| from.round);
+        self.feedback = plan.feedback;
         let notice =
             plan.lazy_below.and_then(|below| self.notice(client, meta.clone(), below)).transpose()?;
         Ok(Some(LocalUpdate {
@@ -379,9 +383,14 @@ impl Engine {
             self.decode(&self.streams, |at, chunk| values[at..at + chunk.len()].copy_from_slice(chunk));
             LastUpdate { round, values }
         });
-        // The streams are this engine's own and complete: they decode.
-        let settled = feedback.settle(&self.delta, &self.streams, tensors.iter().map(|tensor| tensor.len));
-        debug_assert!(settled.is_ok());
+        if self.feedback {
+            let lengths = tensors.iter().map(|tensor| tensor.len);
+            // The streams are this engine's own and complete: they decode.
+            let settled = feedback.settle(&self.delta, &self.streams, lengths);
+            debug_assert!(settled.is_ok());
+        } else {
+            *feedback = Feedback::default();
+        }
         if self.control_streams.is_empty() {
             return;
         }
