@@ -108,13 +108,14 @@ impl Problem {
         };
         self.engine.settle(&mut self.clients[k], sent);
         let (layout, config, lasts) = (&self.layout, &self.aggregation, &self.lasts);
-        let added = Intake { layout, config, terms: CLIENTS, lasts }.with_term(&body, open, |term| {
-            term.add_to(&self.collector).unwrap();
-            totals.updates += 1;
-            totals.samples += term.meta.num_samples as f64;
-            totals.sample_steps += term.meta.num_samples as f64 * term.local_norm;
-            Ok(term.meta.clone())
-        });
+        let added =
+            Intake { layout, config, terms: CLIENTS, lasts, accepted: None }.with_term(&body, open, |term| {
+                term.add_to(&self.collector).unwrap();
+                totals.updates += 1;
+                totals.samples += term.meta.num_samples as f64;
+                totals.sample_steps += term.meta.num_samples as f64 * term.local_norm;
+                Ok(term.meta.clone())
+            });
         self.lasts.keep(&added.unwrap(), &body);
     }
 
