@@ -2,13 +2,13 @@
 
 use crate::limits::MAX_WORKER_ID_BYTES;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 /// The name of a worker: 1 to 64 of `A-Z a-z 0-9 . _ -`, so that it is safe in a file name, a log
-/// line, a metric label and a query string.
+/// line, a metric label and a query string. Copies share the text: a master names each client in several places.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct WorkerId(String);
+pub struct WorkerId(Arc<str>);
 
 impl WorkerId {
     /// The name as text.
@@ -27,7 +27,7 @@ impl FromStr for WorkerId {
                 "a worker id is 1 to {MAX_WORKER_ID_BYTES} of the characters A-Z a-z 0-9 . _ -"
             ));
         }
-        Ok(Self(s.to_owned()))
+        Ok(Self(s.into()))
     }
 }
 
@@ -41,7 +41,7 @@ impl TryFrom<String> for WorkerId {
 
 impl From<WorkerId> for String {
     fn from(id: WorkerId) -> Self {
-        id.0
+        id.0.as_ref().to_owned()
     }
 }
 

@@ -7,7 +7,7 @@ use fl_protocol::{
     settings::{filled, parse, whole},
 };
 use fl_quant::Scheme;
-use std::{net::SocketAddr, path::PathBuf};
+use std::path::PathBuf;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -150,7 +150,7 @@ pub struct Args {
 
     /// Address and port of /metrics and /healthz [default: none]
     #[arg(long, env = "METRICS_ADDR", value_name = "ADDR:PORT", help_heading = OBSERVE)]
-    pub metrics_addr: Option<SocketAddr>,
+    pub metrics_addr: Option<String>,
     /// How log lines look
     #[arg(long, env = "LOG_FORMAT", default_value = "text", help_heading = OBSERVE)]
     pub log_format: LogFormat,
@@ -223,7 +223,7 @@ impl Args {
             client_cert: filled(self.client_cert).map(PathBuf::from),
             give_up_s: (self.give_up_s != 0.0).then_some(self.give_up_s),
             drain_s: self.drain_s,
-            metrics_addr: self.metrics_addr,
+            metrics_addr: filled(self.metrics_addr).map(|addr| parse("METRICS_ADDR", &addr)).transpose()?,
         };
         config.validate()?;
         Ok(config)

@@ -19,6 +19,9 @@ pub const SDQ_BLOCK: usize = 32;
 /// The step of the best uniform quantizer of a unit Gaussian, by width.
 const GAUSSIAN_STEP: [f32; 8] = [1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308];
 
+/// A block whose largest magnitude is above so many deviations is searched finely.
+const OUTLIER: f32 = 2.0;
+
 /// Octaves that a step can be above the Gaussian's.
 const OCTAVES_ABOVE: f32 = 256.0;
 
@@ -134,6 +137,9 @@ fn step_byte(table: &ScaleTable, step: f32) -> u8 {
 #[inline(always)]
 fn best_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, bits: u8) -> u8 {
     let largest = super::max_abs(block);
+    // The table begins at the Gaussian's step, some octaves up.
+    let deviation = table[0] / (GAUSSIAN_STEP[bits as usize - 1] * OCTAVES_ABOVE);
+    let outlier = OUTLIER * deviation;
     // Among f32 as integers the largest is the largest positive number, if there is one.
     let positive = block.iter().fold(i32::MIN, |max, v| max.max(v.to_bits() as i32));
     let turned = if positive == largest.to_bits() as i32 { TURNED } else { 0 };
@@ -143,8 +149,10 @@ fn best_step(block: &[f32; SDQ_BLOCK], table: &ScaleTable, bits: u8) -> u8 {
         return ZERO_STEP;
     }
     let (mut best, mut best_error) = (first | turned, f32::INFINITY);
-    // With many levels there is little to win by clipping.
+    // With many levels there is little to win by clipping. But where a few blocks have nearly all of the
+    // energy, it is worth finding the step that meets their largest value.
     let (tries, stride) = match bits {
+        _ if largest > outlier => (5, 1),
         ..=3 => (6, 2),
         4..=5 => (2, 2),
         _ => (2, 1),
