@@ -1,6 +1,7 @@
 //! Packed codes as they lie in a stream, for those who need not turn each into a number of its own.
 
 use crate::{
+    bits::Lookup,
     limits::CHUNK,
     schemes::{Levels, Scales},
 };
@@ -117,14 +118,8 @@ impl<'a> Codes<'a> {
 
     /// Decodes into a slice of the same length.
     pub fn decode_into(&self, out: &mut [f32]) {
-        let mut blocks = out.chunks_mut(self.block());
-        self.for_each_block(|scale, codes| {
-            for (pair, byte) in blocks.next().unwrap_or_default().chunks_mut(2).zip(codes) {
-                for (value, code) in pair.iter_mut().zip([byte & 15, byte >> 4]) {
-                    *value = self.levels[code as usize] * scale + self.centre();
-                }
-            }
-        });
+        Lookup::new(self.levels, Self::BITS, self.len).expand(self.codes, out);
+        self.source.apply(self.scales, 0, out);
     }
 }
 

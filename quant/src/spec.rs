@@ -159,7 +159,7 @@ impl Spec {
     /// Whether what is lost should be added to the next update if nobody says so.
     ///
     /// Codes of a fixed width carry it for nothing. Under the entropy coder it costs bytes, in the end for
-    /// every small value that was rounded to zero: about a quarter more. An error of 1 % is not worth
+    /// every small value that was rounded to zero: some 30 % more. An error of 1 % is not worth
     /// that, one of 3 % is.
     pub fn feedback_pays(&self) -> bool {
         let fine = match self.target {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
+use common::specs;
 use fl_quant::{Encoder, Scheme, Spec, Stream, encode_update};
 use peak_alloc::PeakAlloc;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -26,23 +29,6 @@ fn encode(x: &[f32], shape: &[usize], spec: &Spec) -> Vec<u8> {
     let mut streams = Vec::new();
     encode_update(&mut Encoder::default(), x, &[shape.to_vec()], spec, &mut streams).unwrap();
     streams.swap_remove(0)
-}
-
-/// Every scheme and width, packed and entropy-coded, and the trellis.
-fn specs() -> Vec<Spec> {
-    let fixed: Vec<Spec> = Scheme::ALL
-        .into_iter()
-        .flat_map(|scheme| {
-            match scheme {
-                Scheme::StocQ | Scheme::MsqV2 | Scheme::Sdq | Scheme::BetaQ => 1..=8,
-                _ => 8..=8,
-            }
-            .map(move |bits| Spec::new(scheme, bits))
-        })
-        .collect();
-    let entropy = fixed.iter().map(|spec| Spec { entropy: true, ..*spec });
-    let trellis = (1..=8).map(|bits| Spec { entropy: true, rdo: true, ..Spec::new(Scheme::MsqV2, bits) });
-    fixed.iter().copied().chain(entropy).chain(trellis).collect()
 }
 
 /// Makes the checksum right, so that what lies behind it is tried too.

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod common;
+
+use common::specs;
 use fl_quant::{Encoder, Feedback, Scheme, Spec, Stream, Target, encode_update};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -34,18 +37,6 @@ fn decode(bytes: &[u8], len: usize) -> Vec<f32> {
 fn nmse(x: &[f32], y: &[f32]) -> f64 {
     let square = |v: f32| f64::from(v) * f64::from(v);
     x.iter().zip(y).map(|(x, y)| square(x - y)).sum::<f64>() / x.iter().map(|x| square(*x)).sum::<f64>()
-}
-
-fn specs() -> Vec<Spec> {
-    let widths = |scheme| (1..=8).map(move |bits| Spec::new(scheme, bits));
-    let fixed: Vec<Spec> = [Scheme::StocQ, Scheme::MsqV2, Scheme::Sdq, Scheme::BetaQ]
-        .into_iter()
-        .flat_map(widths)
-        .chain([Scheme::Bin, Scheme::Laq8, Scheme::F16, Scheme::None].map(|scheme| Spec::new(scheme, 8)))
-        .collect();
-    let entropy = fixed.iter().map(|spec| Spec { entropy: true, ..*spec });
-    let trellis = (1..=8).map(|bits| Spec { entropy: true, rdo: true, ..Spec::new(Scheme::MsqV2, bits) });
-    fixed.iter().copied().chain(entropy).chain(trellis).collect()
 }
 
 /// Like the delta of a dense layer on images of `stride` columns: each column has its own scale, and

@@ -1,6 +1,6 @@
 //! How a tensor's indices are laid out for coding.
 
-use super::{model::LAST_SHIFTS, rans::MAX_LANES};
+use super::{context::LANES, model::LAST_SHIFTS};
 use crate::{DecodeError, reader::Reader};
 
 /// Bytes of a grid on the wire.
@@ -46,7 +46,7 @@ impl Grid {
             _ => count,
         };
         let cols = if cols > MAX_COLS { FOLD } else { cols.max(1) };
-        let lanes = if count >= MIN_FOR_LANES && count / cols >= MAX_LANES { MAX_LANES } else { 1 };
+        let lanes = if count >= MIN_FOR_LANES && count / cols >= LANES { LANES } else { 1 };
         Self { cols, stride: 0, lanes, shift: USUAL_SHIFT }
     }
 
@@ -79,7 +79,7 @@ impl Grid {
         let stride = usize::from(u16::from_le_bytes([s0, s1]));
         let lanes = usize::from(lanes);
         let cols_fit = (1..=count.max(1)).contains(&cols) && stride != 1 && stride <= cols;
-        let lanes_fit = cols_fit && (1..=count.div_ceil(cols).clamp(1, MAX_LANES)).contains(&lanes);
+        let lanes_fit = cols_fit && (1..=count.div_ceil(cols).clamp(1, LANES)).contains(&lanes);
         if !lanes_fit || !LAST_SHIFTS.contains(&shift) {
             return Err(DecodeError::Corrupt("its grid is out of range"));
         }

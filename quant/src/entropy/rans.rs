@@ -4,10 +4,10 @@
 //! flight. A state is 32 bits wide and moves 16 bits at a time. Encoding runs backwards over what the
 //! forward pass recorded.
 
-use super::model::{Interval, PRECISION, log2};
-
-/// Most states.
-pub const MAX_LANES: usize = super::context::LANES;
+use super::{
+    context::LANES,
+    model::{Interval, PRECISION, log2},
+};
 
 /// Lower end of a state's range; its upper end is 2^16 times as much.
 const LOW: u32 = 1 << 16;
@@ -55,7 +55,7 @@ impl Recorder {
 
     /// Adds a symbol of each lane.
     #[inline(always)]
-    pub fn extend(&mut self, symbols: [Record; MAX_LANES]) {
+    pub fn extend(&mut self, symbols: [Record; LANES]) {
         self.symbols.extend_from_slice(&symbols);
     }
 
@@ -92,14 +92,14 @@ impl Recorder {
     /// Writes everything: the states, then the words, both little-endian.
     #[inline(always)]
     pub fn finish(&mut self, lanes: usize, out: &mut Vec<u8>) {
-        let mut states = [LOW; MAX_LANES];
+        let mut states = [LOW; LANES];
         // A symbol puts out at most one word. What an earlier tensor has left there does not matter.
         if self.words.len() < self.symbols.len() {
             self.words.resize(self.symbols.len(), [0; 2]);
         }
         let mut first = self.words.len();
         for symbol in self.symbols.iter().rev() {
-            let state = &mut states[(symbol.0 >> 30) as usize % MAX_LANES];
+            let state = &mut states[(symbol.0 >> 30) as usize % LANES];
             let (frequency, start) = (symbol.frequency(), symbol.start());
             // Whether a word goes out is hard to predict: it is always written, but counted only then.
             let full = *state >= frequency << 17;
@@ -119,7 +119,7 @@ impl Recorder {
 /// anywhere, and any bytes decode to something.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader<'a> {
-    states: [u32; MAX_LANES],
+    states: [u32; LANES],
     words: &'a [[u8; 2]],
     next: usize,
 }
@@ -127,7 +127,7 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// Reads the states of `lanes` lanes.
     pub fn new(payload: &'a [u8], lanes: usize) -> Self {
-        let mut states = [LOW; MAX_LANES];
+        let mut states = [LOW; LANES];
         let (heads, rest) = payload.split_at(payload.len().min(4 * lanes));
         for (state, bytes) in states.iter_mut().zip(heads.as_chunks::<4>().0) {
             *state = u32::from_le_bytes(*bytes);
