@@ -15,6 +15,7 @@ pub mod config;
 mod core;
 mod evaluate;
 mod events;
+mod exit;
 mod global;
 pub mod http;
 mod ingest;
@@ -28,8 +29,9 @@ pub mod store;
 pub mod update;
 
 pub use crate::core::Core;
-pub use cli::{Args, LogFormat};
+pub use cli::Args;
 pub use config::{Config, SettingError};
 pub use events::MasterEvent;
+pub use exit::exit_of;
 pub use global::Compact;
 pub use master::{Master, check};
