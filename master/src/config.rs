@@ -2,7 +2,11 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::aggregate::{LastUpdate, LastUpdates, ServerOptions, Strategy, lazy::Bounds};
+use crate::federation::{
+    Strategy,
+    intake::lazy::{Bounds, LastUpdate, LastUpdates},
+    step::ServerOptions,
+};
 use fl_app::setting::{number, whole};
 pub use fl_app::{Secret, SettingError};
 use fl_datasets::DatasetSpec;
