@@ -13,7 +13,6 @@ mod world;
 
 use crate::{
     bench::process,
-    exit::BadSetting,
     federation::{FederationArgs, as_text},
     output,
     progress::{Progress, print_summary},
@@ -23,6 +22,10 @@ use anyhow::Context;
 use attack::Attack;
 use clap::Args;
 use clients::Clients;
+use fl_app::{
+    SettingError,
+    setting::{number, whole},
+};
 use fl_datasets::Part;
 use fl_worker::Engine;
 use network::NetworkArgs;
@@ -139,25 +142,12 @@ impl SimulateArgs {
         ((self.per_round() as f64 * self.overselect).ceil() as usize).min(self.clients)
     }
 
-    fn check(&self) -> Result<(), BadSetting> {
-        if self.clients == 0 || self.clients > 100_000 {
-            return Err(BadSetting::new("--clients", format!("{} is not 1 to 100000", self.clients)));
-        }
-        let per_round = self.per_round();
-        if per_round == 0 || per_round > self.clients {
-            let problem = format!("{per_round} is not 1 to the number of clients, {}", self.clients);
-            return Err(BadSetting::new("--per-round", problem));
-        }
-        if !(1.0..=100.0).contains(&self.overselect) {
-            return Err(BadSetting::new("--overselect", format!("{} is not 1 to 100", self.overselect)));
-        }
-        if self.threads > 256 {
-            return Err(BadSetting::new("--threads", format!("{} is not 0 to 256", self.threads)));
-        }
-        match self.network.problem() {
-            Some((flag, reason)) => Err(BadSetting::new(flag, reason)),
-            None => Ok(()),
-        }
+    fn check(&self) -> Result<(), SettingError> {
+        whole("--clients", self.clients as u64, 1, 100_000)?;
+        whole("--per-round", self.per_round() as u64, 1, self.clients as u64)?;
+        number("--overselect", self.overselect, 1.0, 100.0)?;
+        whole("--threads", self.threads as u64, 0, 256)?;
+        self.network.check()
     }
 
     fn threads(&self) -> usize {
