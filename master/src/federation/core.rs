@@ -6,8 +6,7 @@ use crate::{
     federation::intake::Rejection, federation::intake::lazy::LastUpdates, federation::model,
     federation::model::Blueprint, federation::model::Compact, federation::model::Global,
     federation::round::Contribution, federation::round::RoundState, federation::step::ServerState,
-    http::api::task, service::closing, service::closing::Batch, service::ingest::account,
-    store::journal::RecordMeta,
+    http::api::task, service::closing, service::closing::Batch, service::ingest::account, store::RecordMeta,
 };
 use bytes::Bytes;
 use fl_datasets::Dataset;

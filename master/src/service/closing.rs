@@ -4,9 +4,8 @@ use crate::{
     config::Config, federation::intake::lazy::LastUpdates, federation::model, federation::model::Global,
     federation::round::Contribution, federation::round::RoundState, federation::round::Rules,
     federation::step::ServerState, federation::step::Totals, service::state::Shared, store::Checkpoint,
-    store::Record, store::RecordKind, store::journal::RecordMeta,
+    store::Closed, store::Record,
 };
-use bytes::Bytes;
 use fl_protocol::{HistoryRecord, WorkerId};
 use std::{
     collections::BTreeMap,
@@ -49,8 +48,6 @@ pub(crate) struct Batch {
     reused: u64,
     bytes_saved: u64,
     train_loss: Option<f64>,
-    /// Closed by its deadline, which no replay can tell from the updates alone.
-    early: bool,
 }
 
 impl Batch {
@@ -59,7 +56,6 @@ impl Batch {
             state.round(),
             state.contributions().map(|(worker, c)| (worker.clone(), c.clone())).collect(),
             (state.opened(), now),
-            state.accepted() < state.target(),
         );
         Self { newest: state.newest().clone(), ..batch }
     }
@@ -68,7 +64,6 @@ impl Batch {
         round: u64,
         mut updates: Vec<(WorkerId, Contribution)>,
         (opened, closed): (f64, f64),
-        early: bool,
     ) -> Self {
         // A replay has them in the journal's order; participants are looked up in a sorted list.
         updates.sort_by(|a, b| a.0.cmp(&b.0));
@@ -97,7 +92,6 @@ impl Batch {
             participants: updates.into_iter().map(|(worker, _)| worker).collect(),
             opened,
             closed,
-            early,
         }
     }
 
@@ -138,8 +132,7 @@ impl Batch {
 
 /// Makes the next model and reports it to the actor. Does not give up: without it no round goes on.
 pub(crate) async fn close(shared: Arc<Shared>, batch: Batch) {
-    let marked = mark_closed(&shared, batch.round);
-    let early = batch.early;
+    let marked = mark_closed(&shared, &batch);
     let (global, checkpoint, record) = loop {
         let (job_shared, job_batch) = (shared.clone(), batch.clone());
         let made = shared.pool.run_always(move || make(&job_shared, &job_batch)).await;
@@ -150,10 +143,8 @@ pub(crate) async fn close(shared: Arc<Shared>, batch: Batch) {
         }
         tokio::time::sleep(RETRY).await;
     };
-    if early {
-        // Until the close is on disk a crash would reopen the round: nobody may see its model.
-        ensure_marked(&shared, batch.round, marked).await;
-    }
+    // Until the close is on disk a crash would reopen the round: nobody may see its model.
+    ensure_marked(&shared, &batch, marked).await;
     if let Some(durable) = &shared.durable {
         durable.writer.checkpoint(checkpoint, record.clone()).await;
     }
@@ -162,18 +153,23 @@ pub(crate) async fn close(shared: Arc<Shared>, batch: Batch) {
 
 type Marked = Option<tokio::sync::oneshot::Receiver<Result<(), String>>>;
 
-fn mark_closed(shared: &Shared, round: u64) -> Marked {
-    let record = Record { kind: RecordKind::Closed, meta: RecordMeta::default(), body: Bytes::new() };
-    shared.durable.as_ref().map(|durable| durable.journal.append(round, record))
+fn mark_closed(shared: &Shared, batch: &Batch) -> Marked {
+    let record = Record::Closed(Closed {
+        updates: batch.participants.len() as u64,
+        opened_ts: batch.opened,
+        closed_ts: batch.closed,
+        bytes_down: 0,
+    });
+    shared.durable.as_ref().map(|durable| durable.journal.append(batch.round, record))
 }
 
-async fn ensure_marked(shared: &Shared, round: u64, mut marked: Marked) {
+async fn ensure_marked(shared: &Shared, batch: &Batch, mut marked: Marked) {
     while let Some(done) = marked {
         match done.await {
             Ok(Ok(())) | Err(_) => return,
             Ok(Err(_)) => tokio::time::sleep(RETRY).await,
         }
-        marked = mark_closed(shared, round);
+        marked = mark_closed(shared, batch);
     }
 }
 

@@ -5,8 +5,7 @@
 use crate::{
     federation::intake::Rejection, federation::intake::Term, federation::round::Contribution,
     federation::round::Refusal, http::server::body::Received, service::actor::Admission,
-    service::pool::PoolError, service::state::Shared, store::Record, store::RecordKind,
-    store::journal::RecordMeta,
+    service::pool::PoolError, service::state::Shared, store::Record, store::RecordMeta,
 };
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
@@ -105,7 +104,7 @@ async fn admitted(
         Ok((accounted, RecordMeta { clip_bits: Some(term.clip.to_bits()), ..received }, term.meta.clone()))
     };
     let (accounted, received, meta) = on_pool(shared, body.clone(), round, add).await?;
-    let record = Record { kind: RecordKind::Update, meta: received, body: body.clone() };
+    let record = Record::Update { meta: received, body: body.clone() };
     let durable = match &shared.durable {
         Some(durable) => matches!(durable.journal.append(round, record).await, Ok(Ok(()))),
         None => true,

@@ -4,8 +4,8 @@ use crate::{
     config::Config, federation::model::Blueprint, http::server::accept, http::server::body::Budget,
     http::server::limiter::Limiter, http::server::tls, metrics::Metrics, service::actor,
     service::actor::Actor, service::clock::Clock, service::evaluate::Evaluator, service::events::MasterEvent,
-    service::pool::Pool, service::recover, service::recover::Recovered, service::state::Durable,
-    service::state::Published, service::state::Shared, store::Store,
+    service::pool::Pool, service::recover, service::recover::Recovered, service::state::Published,
+    service::state::Shared, store::Durable, store::Store,
 };
 use anyhow::Context;
 use bytes::Bytes;
@@ -111,8 +111,7 @@ impl Master {
         let shared = self.shared;
         spawn_blocking(move || {
             if let Some(durable) = &shared.durable {
-                durable.journal.stop();
-                durable.writer.stop();
+                durable.stop();
             }
         })
         .await
@@ -133,8 +132,8 @@ pub fn check(config: &Config) -> anyhow::Result<u64> {
     if !config.store.durable {
         return Ok(0);
     }
-    let store = Store::open(&config.store.state_dir, blueprint.layout.fingerprint())?;
-    recover::verify(config, &blueprint, &store)
+    let mut store = Store::open(&config.store.state_dir, blueprint.layout.fingerprint())?;
+    recover::verify(config, &blueprint, &mut store)
 }
 
 async fn assemble(
@@ -144,7 +143,7 @@ async fn assemble(
     let clock = Clock::start();
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let pool = Pool::new(config.decode_threads(), config.limits.max_queue)?;
-    let (recovered, durable) = load(&config, &blueprint, clock.now(), metrics.clone()).await?;
+    let (recovered, durable) = load(&config, &blueprint, clock.now(), metrics.clone())?;
     let Recovered { global, server, collector, lasts, state, board, .. } = recovered;
     let finished = state.finishes_with(global.round);
     metrics.global_round.set(global.round as i64);
@@ -185,7 +184,7 @@ async fn assemble(
     Ok((shared, inbox, actor))
 }
 
-async fn load(
+fn load(
     config: &Config,
     blueprint: &Blueprint,
     now: f64,
@@ -195,14 +194,12 @@ async fn load(
         warn!("DURABLE=false: a crash loses everything");
         return Ok((recover::fresh(config, blueprint, now)?, None));
     }
-    let store = Store::open(&config.store.state_dir, blueprint.layout.fingerprint())?;
-    let mut recovered = recover::recover(config, blueprint, &store, now)?;
-    let writer = store.start_writer(config.store.keep_rounds)?;
-    for (checkpoint, record) in recovered.remade.drain(..) {
-        writer.checkpoint(checkpoint, record).await;
-    }
-    let journal = store.start_journal(recovered.resume, metrics)?;
-    Ok((recovered, Some(Durable { store, journal, writer })))
+    let mut store = Store::open(&config.store.state_dir, blueprint.layout.fingerprint())?;
+    let mut recovered = recover::recover(config, blueprint, &mut store, now)?;
+    let remade = std::mem::take(&mut recovered.remade);
+    let committed = move |took, records| metrics.journal_commit(took, records);
+    let durable = store.start(config.store.keep_rounds, remade, committed)?;
+    Ok((recovered, Some(durable)))
 }
 
 /// A round's record is complete: it is shown, kept, and told.

@@ -8,8 +8,8 @@ use crate::{
     federation::intake::lazy::LastUpdates, federation::model, federation::model::Blueprint,
     federation::model::Global, federation::round::Contribution, federation::round::Event,
     federation::round::RoundState, federation::step::ServerState, service::closing, service::closing::Batch,
-    service::events::Board, service::ingest::account, store::Checkpoint, store::Found, store::Record,
-    store::RecordKind, store::Store, store::StoreError, store::journal::Replayed,
+    service::events::Board, service::ingest::account, store::Checkpoint, store::Closed, store::Found,
+    store::Record, store::Replayed, store::Store, store::StoreError,
 };
 use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
 use std::collections::BTreeMap;
@@ -23,8 +23,6 @@ pub(crate) struct Recovered {
     pub(crate) lasts: LastUpdates,
     pub(crate) state: RoundState,
     pub(crate) board: Board,
-    /// The open round's journal and its valid length.
-    pub(crate) resume: Option<(u64, u64)>,
     /// Rounds that were made again from their journals, to be written.
     pub(crate) remade: Vec<(Checkpoint, HistoryRecord)>,
 }
@@ -42,7 +40,6 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
         lasts: aggregation.last_updates(BTreeMap::new()),
         state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
-        resume: None,
         remade: Vec::new(),
     })
 }
@@ -54,10 +51,10 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
 pub(crate) fn recover(
     config: &Config,
     blueprint: &Blueprint,
-    store: &Store,
+    store: &mut Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
-    let Found { checkpoint, mut participants, history } = store.load()?;
+    let Found { checkpoint, mut participants, history, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
         let recovered = fresh(config, blueprint, now)?;
         store.write_checkpoint(&Checkpoint {
@@ -75,27 +72,24 @@ pub(crate) fn recover(
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
     let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
-    store.rewrite_history(&history)?;
+    store.tidy(&history);
     let mut board = Board::new(history);
     let mut remade = Vec::new();
-    let (resume, open) = loop {
+    let open = loop {
         let round = global.round;
         let Some((replayed, updates)) = replay(config, blueprint, store, round, &lasts, Some(&collector))?
         else {
-            break (None, Vec::new());
+            break Vec::new();
         };
         for (worker, _, status) in &updates {
             board.saw(worker.clone(), status.clone());
         }
-        let full = updates.len() >= config.round.min_clients;
-        if !(replayed.closed || full || store.has_journal(round + 1)) {
-            break (Some((round, replayed.valid_len)), updates);
-        }
+        let Some(closed) = replayed.closed else { break updates };
         if strategy.is_asynchronous() {
             newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
         }
         let (mut checkpoint, record, next) =
-            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates)?;
+            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates, &closed)?;
         checkpoint.newest = newest.clone();
         participants.push((round, checkpoint.participants.clone()));
         board.record(record.clone());
@@ -112,14 +106,14 @@ pub(crate) fn recover(
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, collector, lasts, state, board, resume, remade })
+    Ok(Recovered { global, server, collector, lasts, state, board, remade })
 }
 
 /// Reads every file of the state without changing anything.
 ///
 /// # Errors
 /// As [`recover`].
-pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
+pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &mut Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
     let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
@@ -133,26 +127,24 @@ pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> a
 fn replay(
     config: &Config,
     blueprint: &Blueprint,
-    store: &Store,
+    store: &mut Store,
     round: u64,
     lasts: &LastUpdates,
     collector: Option<&Collector>,
 ) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
-        if record.kind == RecordKind::Closed {
-            return Ok(());
-        }
+        let Record::Update { meta, body } = record else { return Ok(()) };
         // It was checked before it was written, its checksum holds, and limits are not looked at again: only
         // another strategy has no use for it.
         let refused = |reason: String| StoreError::OtherStrategy { round, reason };
         let (layout, terms) = (&blueprint.layout, config.round.min_clients);
-        let accepted = record.meta.clip_bits.map(f64::from_bits);
+        let accepted = meta.clip_bits.map(f64::from_bits);
         let intake = Intake { layout, config: &config.aggregation, terms, lasts, accepted };
-        let accepted = intake.with_term(&record.body, round, |term| {
+        let accepted = intake.with_term(&body, round, |term| {
             collector.map_or(Ok(()), |collector| term.add_to(collector))?;
-            lasts.keep(&term.meta, &record.body);
-            let (contribution, status) = account(term, &record.meta);
+            lasts.keep(&term.meta, &body);
+            let (contribution, status) = account(term, &meta);
             Ok((term.meta.worker_id.clone(), contribution, status))
         });
         updates.push(accepted.map_err(|rejection| refused(rejection.msg))?);
@@ -169,12 +161,16 @@ fn remake(
     collector: &Collector,
     lasts: &LastUpdates,
     updates: &[Accepted],
+    closed: &Closed,
 ) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
-    let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
-    let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
+    let span = (closed.opened_ts, closed.closed_ts);
     let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
-    let batch = Batch::new(global.round, contributions, span, false);
+    let batch = Batch::new(global.round, contributions, span);
     let next = model::next(global, &config.aggregation, server, collector, &batch.totals)?;
     collector.reset();
-    Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
+    Ok((
+        batch.checkpoint(&next, server, lasts),
+        batch.record(blueprint.layout.parameters(), closed.bytes_down),
+        next,
+    ))
 }

@@ -5,7 +5,7 @@ use crate::{
     federation::intake::lazy::LastUpdates, federation::model::Global, federation::step::ServerState,
     http::server::body::Budget, http::server::limiter::Limiter, metrics::Metrics,
     service::actor::ActorHandle, service::clock::Clock, service::evaluate::Evaluator, service::events::Board,
-    service::events::MasterEvent, service::pool::Pool, store::Journal, store::Store, store::StoreWriter,
+    service::events::MasterEvent, service::pool::Pool, store::Durable,
 };
 use fl_protocol::{HistoryRecord, ModelLayout, StatusBody};
 use std::{
@@ -24,17 +24,6 @@ pub struct Published {
     pub global: Arc<Global>,
     /// True once the last round is done.
     pub finished: bool,
-}
-
-/// The state on disk and the threads that write it; absent with `DURABLE=false`.
-#[derive(Debug)]
-pub struct Durable {
-    /// The folder.
-    pub store: Store,
-    /// Appends updates.
-    pub journal: Journal,
-    /// Writes checkpoints.
-    pub writer: StoreWriter,
 }
 
 /// One master's parts. Handlers hold it in an `Arc`.
@@ -72,7 +61,7 @@ pub struct Shared {
     pub pool: Pool,
     /// The thread that evaluates.
     pub evaluator: std::sync::OnceLock<Evaluator>,
-    /// The state on disk.
+    /// The state on disk; absent with `DURABLE=false`.
     pub durable: Option<Durable>,
     /// Memory of bodies being received.
     pub budget: Budget,
