@@ -17,4 +17,4 @@ pub mod store;
 pub use cli::{Args, LogFormat};
 pub use config::{Config, SettingError};
 pub use federation::{Compact, Core, aggregate, intake, round};
-pub use service::{Master, MasterEvent, check};
+pub use service::{Master, MasterEvent, check, rollback_to};

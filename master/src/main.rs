@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     if let Err(message) = init_logging(args.log_format, &args.rust_log) {
         return fail(USAGE, &message);
     }
-    let only_check = args.check;
+    let (only_check, rollback_to) = (args.check, args.rollback_to);
     let config = match args.check() {
         Ok(config) => config,
         Err(error) => return fail(USAGE, &error.to_string()),
@@ -55,6 +55,9 @@ fn main() -> ExitCode {
     let result = if only_check {
         fl_master::check(&config)
             .map(|round| println!("settings and state are valid; the state is of round {round}"))
+    } else if let Some(round) = rollback_to {
+        fl_master::rollback_to(&config, round)
+            .map(|archive| println!("the state is of round {round}; what was newer is in {archive}"))
     } else {
         runtime.block_on(serve(config))
     };

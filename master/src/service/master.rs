@@ -136,6 +136,16 @@ pub fn check(config: &Config) -> anyhow::Result<u64> {
     recover::verify(config, &blueprint, &mut store)
 }
 
+/// Goes back to the model of `round`, and gives the name of the archive that holds everything newer.
+///
+/// # Errors
+/// If that round cannot be restored, the state is in use, or the disk refuses.
+pub fn rollback_to(config: &Config, round: u64) -> anyhow::Result<String> {
+    let blueprint = Blueprint::new(&config.model)?;
+    let mut store = Store::open(&config.store.state_dir, blueprint.layout.fingerprint())?;
+    Ok(store.rollback_to(round)?)
+}
+
 async fn assemble(
     config: Config,
     blueprint: Blueprint,

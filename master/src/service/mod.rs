@@ -12,4 +12,4 @@ mod recover;
 pub(crate) mod state;
 
 pub use events::MasterEvent;
-pub use master::{Master, check};
+pub use master::{Master, check, rollback_to};
