@@ -200,6 +200,10 @@ pub struct Args {
     /// Check settings and state, then exit
     #[arg(long)]
     pub check: bool,
+    /// Go back to the model of this round, then exit; everything newer is moved into a folder `archive-...` of
+    /// STATE_DIR
+    #[arg(long, value_name = "ROUND", conflicts_with = "check")]
+    pub rollback_to: Option<u64>,
     /// Ask URL/readyz for the health of a running master, then exit with 0 or 69
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "http://127.0.0.1:5000")]
     pub health_check: Option<String>,
@@ -333,7 +337,7 @@ mod tests {
         command.clone().debug_assert();
         for arg in command.get_arguments() {
             let name = arg.get_id().as_str();
-            if matches!(name, "check" | "health_check" | "help" | "version") {
+            if matches!(name, "check" | "rollback_to" | "health_check" | "help" | "version") {
                 continue;
             }
             let variable = arg.get_env().unwrap_or_else(|| panic!("{name} has no variable"));

@@ -3,9 +3,8 @@
 use super::job::Job;
 use crate::{
     federation::{ClosedOutcome, round::ClosedRound},
-    store::{Checkpoint, Record, RecordKind, journal::RecordMeta},
+    store::{Checkpoint, Closed, Record},
 };
-use bytes::Bytes;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -44,7 +43,12 @@ pub(super) async fn close(job: Arc<Job>, closed: ClosedRound) {
 type Marked = Option<oneshot::Receiver<Result<(), String>>>;
 
 fn mark_closed(job: &Job, closed: &ClosedRound) -> Marked {
-    let record = Record { kind: RecordKind::Closed, meta: RecordMeta::default(), body: Bytes::new() };
+    let record = Record::Closed(Closed {
+        updates: closed.num_updates() as u64,
+        opened_ts: closed.opened_ts,
+        closed_ts: closed.closed_ts,
+        bytes_down: closed.bytes_down,
+    });
     job.durable.as_ref().map(|durable| durable.journal.append(closed.round, record))
 }
 

@@ -6,7 +6,7 @@ use super::{handle::Admission, job::Job, pool::PoolError};
 use crate::{
     federation::{Added, intake::Rejection, round::Refusal},
     http::server::body::Received,
-    store::{Record, RecordKind, journal::RecordMeta},
+    store::{Record, RecordMeta},
 };
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
@@ -118,7 +118,7 @@ async fn admitted(
 async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, body: &Bytes) -> bool {
     let Some(durable) = &job.durable else { return true };
     let meta = RecordMeta { clip_bits: Some(added.clip.to_bits()), ..received.clone() };
-    let record = Record { kind: RecordKind::Update, meta, body: body.clone() };
+    let record = Record::Update { meta, body: body.clone() };
     matches!(durable.journal.append(round, record).await, Ok(Ok(())))
 }
 

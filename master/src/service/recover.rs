@@ -12,10 +12,9 @@ use crate::{
     },
     setup,
     source::ModelSource,
-    store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
+    store::{Checkpoint, Closed, Found, Record, Replayed, Store, StoreError},
 };
 use fl_protocol::{HistoryRecord, WorkerStatus};
-use std::collections::BTreeMap;
 use tracing::info;
 
 /// Everything that a master goes on with.
@@ -23,8 +22,6 @@ pub(crate) struct Recovered {
     pub(crate) core: Core,
     pub(crate) state: RoundState,
     pub(crate) view: StatusView,
-    /// The open round's journal and its valid length.
-    pub(crate) resume: Option<(u64, u64)>,
     /// Rounds that were made again from their journals, to be written.
     pub(crate) remade: Vec<(Checkpoint, HistoryRecord)>,
 }
@@ -38,7 +35,6 @@ pub(crate) fn fresh(config: &Config, source: &ModelSource, now: f64) -> anyhow::
         core: core(config, source, Snapshot::initial(source.initial(config.seed)?))?,
         state: RoundState::new(setup::rules(config), 0, Vec::new(), now),
         view: StatusView::new(Vec::new(), now),
-        resume: None,
         remade: Vec::new(),
     })
 }
@@ -56,10 +52,10 @@ fn core(config: &Config, source: &ModelSource, snapshot: Snapshot) -> anyhow::Re
 pub(crate) fn recover(
     config: &Config,
     source: &ModelSource,
-    store: &Store,
+    store: &mut Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
-    let Found { checkpoint, mut participants, history } = store.load()?;
+    let Found { checkpoint, mut participants, history, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
         let recovered = fresh(config, source, now)?;
         let model = recovered.core.global().bytes.clone();
@@ -69,25 +65,21 @@ pub(crate) fn recover(
     source.check(&checkpoint.model)?;
     let mut newest = checkpoint.newest.clone();
     let core = core(config, source, checkpoint.into())?;
-    store.rewrite_history(&history)?;
+    store.tidy(&history);
     let mut view = StatusView::new(history, now);
     let mut remade = Vec::new();
-    let (resume, open) = loop {
+    let open = loop {
         let round = core.global().round;
-        let Some((replayed, updates)) = replay(&core, store, round)? else { break (None, Vec::new()) };
-        let full = updates.len() >= config.round.min_clients;
-        let is_closed = replayed.closed || full || store.has_journal(round + 1);
+        let Some((replayed, updates)) = replay(&core, store, round)? else { break Vec::new() };
         for (added, status) in &updates {
             view.accepted(added.meta.worker_id.clone(), status.clone());
         }
-        if !is_closed {
-            break (Some((round, replayed.valid_len)), updates);
-        }
-        if config.aggregation.strategy.is_asynchronous() {
+        let Some(closed) = replayed.closed else { break updates };
+        if core.settings().strategy.is_asynchronous() {
             let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
             newest.extend(bases);
         }
-        let outcome = core.close(&closed_round(round, &updates, newest.clone()))?;
+        let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
         participants.push((round, outcome.snapshot.participants.clone()));
         view.round_closed(now);
         view.record(outcome.record.clone());
@@ -102,56 +94,44 @@ pub(crate) fn recover(
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { core, state, view, resume, remade })
+    Ok(Recovered { core, state, view, remade })
 }
 
 /// Reads every file of the state without changing anything.
 ///
 /// # Errors
 /// As [`recover`].
-pub(crate) fn verify(config: &Config, source: &ModelSource, store: &Store) -> anyhow::Result<u64> {
+pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     source.check(&checkpoint.model)?;
     let core = core(config, source, checkpoint.into())?;
     let mut round = core.global().round;
-    while let Some((replayed, updates)) = replay(&core, store, round)? {
-        let full = updates.len() >= config.round.min_clients;
-        if !(replayed.closed || full || store.has_journal(round + 1)) {
-            break;
-        }
-        core.close(&closed_round(round, &updates, BTreeMap::new()))?;
+    while let Some((Replayed { closed: Some(closed), .. }, updates)) = replay(&core, store, round)? {
+        core.close(&closed_round(round, &closed, &updates))?;
         round += 1;
     }
     Ok(round)
 }
 
 /// A round's journal: its updates, added to the sum of the open round.
-fn replay(core: &Core, store: &Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
+fn replay(core: &Core, store: &mut Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
-        if record.kind == RecordKind::Closed {
-            return Ok(());
-        }
+        let Record::Update { meta, body } = record else { return Ok(()) };
         // It was checked before it was written and its checksum holds: only another strategy has no use for it.
-        let clip = record.meta.clip_bits.map(f64::from_bits);
+        let clip = meta.clip_bits.map(f64::from_bits);
         let added = core
-            .add_again(&record.body, record.meta.wire_bytes, clip)
+            .add_again(&body, meta.wire_bytes, clip)
             .map_err(|rejection| StoreError::OtherStrategy { round, reason: rejection.msg })?;
-        let status = worker_status(&added.meta, &record.meta);
+        let status = worker_status(&added.meta, &meta);
         updates.push((added, status));
         Ok(())
     };
     Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
 }
 
-fn closed_round(
-    round: u64,
-    updates: &[Accepted],
-    newest: BTreeMap<fl_protocol::WorkerId, u64>,
-) -> ClosedRound {
-    let received = updates.iter().map(|(_, status)| status.last_update_ts);
-    let times = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
+fn closed_round(round: u64, closed: &Closed, updates: &[Accepted]) -> ClosedRound {
     let contributions =
         updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.contribution.clone())).collect();
-    ClosedRound::new(round, contributions, times, 0).with_newest(newest)
+    ClosedRound::new(round, contributions, (closed.opened_ts, closed.closed_ts), closed.bytes_down)
 }

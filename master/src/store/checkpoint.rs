@@ -1,4 +1,4 @@
-//! One finished round on disk.
+//! The bytes of a checkpoint: a finished round, from which the next one goes on.
 //!
 //! ```text
 //! magic      8   "FLCKPT" 1 10
@@ -11,7 +11,7 @@
 //! digest    32   SHA-256 of everything before it
 //! ```
 
-use super::{StoreError, files};
+use super::StoreError;
 use crate::federation::{Snapshot, intake::lazy::LastUpdate, step::ServerState};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs,
     io::{self, Write},
     path::Path,
 };
@@ -77,11 +76,11 @@ struct Header {
 }
 
 impl Checkpoint {
-    /// Writes it to `path`, durably and all at once.
+    /// Writes its bytes.
     ///
     /// # Errors
-    /// If the system refuses.
-    pub fn write(&self, path: &Path, fingerprint: &[u8; 32]) -> Result<(), StoreError> {
+    /// If `out` fails.
+    pub fn encode(&self, fingerprint: &[u8; 32], out: &mut dyn Write) -> io::Result<()> {
         let header = Header {
             round: self.round,
             fingerprint: hex(fingerprint),
@@ -96,34 +95,37 @@ impl Checkpoint {
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        files::replace(path, |file| {
-            let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
-            let mut out = Hashing { inner: file, hash: Sha256::new() };
-            out.write_all(MAGIC)?;
-            out.write_all(&(header.len() as u32).to_le_bytes())?;
-            out.write_all(&(self.model.len() as u64).to_le_bytes())?;
-            out.write_all(&header)?;
-            out.write_all(&self.model)?;
-            for vector in &self.server.vectors {
-                for chunk in vector.chunks(4096) {
-                    let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    out.write_all(&bytes)?;
-                }
+        let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
+        let mut out = Hashing { inner: out, hash: Sha256::new() };
+        out.write_all(MAGIC)?;
+        out.write_all(&(header.len() as u32).to_le_bytes())?;
+        out.write_all(&(self.model.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        out.write_all(&self.model)?;
+        for vector in &self.server.vectors {
+            for chunk in vector.chunks(4096) {
+                let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+                out.write_all(&bytes)?;
             }
-            for last in self.last_updates.values() {
-                out.write_all(&last.body)?;
-            }
-            let Hashing { inner, hash } = out;
-            inner.write_all(&hash.finalize())
-        })
+        }
+        for last in self.last_updates.values() {
+            out.write_all(&last.body)?;
+        }
+        let Hashing { inner, hash } = out;
+        inner.write_all(&hash.finalize())
     }
 
-    /// Reads and verifies the checkpoint at `path`. Without `content` only the header is kept.
+    /// Verifies and reads the bytes of the checkpoint that is called `path`. Without `content` only the header
+    /// is kept.
     ///
     /// # Errors
     /// If it is damaged or belongs to another model.
-    pub fn read(path: &Path, fingerprint: &[u8; 32], content: bool) -> Result<Self, StoreError> {
-        let file = Bytes::from(fs::read(path).map_err(StoreError::io("read", path))?);
+    pub fn decode(
+        path: &Path,
+        file: &Bytes,
+        fingerprint: &[u8; 32],
+        content: bool,
+    ) -> Result<Self, StoreError> {
         let damaged = |reason: &str| StoreError::damaged(path, reason);
         if file.len() < PREFIX + DIGEST || !file.starts_with(MAGIC) {
             return Err(damaged("it is cut short, or no checkpoint"));
@@ -239,45 +241,40 @@ mod tests {
         }
     }
 
+    fn encoded(checkpoint: &Checkpoint) -> Bytes {
+        let mut bytes = Vec::new();
+        checkpoint.encode(&[7; 32], &mut bytes).unwrap();
+        bytes.into()
+    }
+
+    fn decoded(bytes: &Bytes, content: bool) -> Result<Checkpoint, StoreError> {
+        Checkpoint::decode("c.fl".as_ref(), bytes, &[7; 32], content)
+    }
+
     #[test]
     fn reads_back_what_was_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        sample().write(&path, &[7; 32]).unwrap();
-        let read = Checkpoint::read(&path, &[7; 32], true).unwrap();
+        let bytes = encoded(&sample());
+        let read = decoded(&bytes, true).unwrap();
         assert_eq!((read.round, &read.model[..], &read.server), (12, &b"a model"[..], &sample().server));
         assert_eq!((read.participants, read.newest), (sample().participants, sample().newest));
         assert_eq!(read.last_updates, sample().last_updates);
-        assert!(Checkpoint::read(&path, &[7; 32], false).unwrap().model.is_empty());
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
+        assert!(decoded(&bytes, false).unwrap().model.is_empty());
     }
 
     #[test]
     fn another_models_checkpoint_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        sample().write(&path, &[7; 32]).unwrap();
-        assert!(matches!(Checkpoint::read(&path, &[8; 32], true), Err(StoreError::OtherModel(_))));
+        let result = Checkpoint::decode("c.fl".as_ref(), &encoded(&sample()), &[8; 32], true);
+        assert!(matches!(result, Err(StoreError::OtherModel(_))));
     }
 
     #[test]
     fn any_flipped_bit_and_any_truncation_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        let checkpoint = Checkpoint { server: ServerState::default(), ..sample() };
-        checkpoint.write(&path, &[7; 32]).unwrap();
-        let good = fs::read(&path).unwrap();
+        let good = encoded(&Checkpoint { server: ServerState::default(), ..sample() });
         for i in 0..good.len() {
-            let mut bad = good.clone();
+            let mut bad = good.to_vec();
             bad[i] ^= 1 << (i % 8);
-            fs::write(&path, &bad).unwrap();
-            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "flip in byte {i}");
-            fs::write(&path, &good[..i]).unwrap();
-            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "cut at byte {i}");
+            assert!(decoded(&bad.into(), true).is_err(), "flip in byte {i}");
+            assert!(decoded(&good.slice(..i), true).is_err(), "cut at byte {i}");
         }
     }
 }
