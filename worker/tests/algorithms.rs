@@ -5,14 +5,11 @@
 
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_master::{
-    aggregate::{
-        Collector, LastUpdates, ServerState, Totals,
-        lazy::{self, Bounds},
-        next_parameters,
-    },
-    config::AggregationConfig,
-    update::Intake,
+use fl_master::federation::{
+    AggregationSettings,
+    aggregate::Collector,
+    intake::{UpdateCache, UpdateChecks, lazy},
+    step::{ServerState, UpdateWeight, next_parameters},
 };
 use fl_model::{GlobalModel, ModelSpec};
 use fl_protocol::{ModelLayout, TaskBody};
@@ -36,9 +33,9 @@ struct Problem {
     engine: Engine,
     configs: Vec<Config>,
     clients: Vec<ClientState>,
-    aggregation: AggregationConfig,
+    aggregation: AggregationSettings,
     collector: Collector,
-    lasts: LastUpdates,
+    cache: UpdateCache,
     server: ServerState,
     parameters: Vec<f32>,
 }
@@ -78,10 +75,7 @@ impl Problem {
         let aggregation = master.check().unwrap().aggregation;
         Self {
             engine: Engine::new(&configs[0], data, &global).unwrap(),
-            lasts: LastUpdates::new(
-                aggregation.lazy.map(|_| Bounds { max_age: 100, max_bytes: 1 << 30 }),
-                BTreeMap::new(),
-            ),
+            cache: UpdateCache::open(&aggregation, BTreeMap::new()),
             collector: Collector::new(aggregation.strategy, layout.parameters()),
             aggregation,
             layout,
@@ -93,12 +87,13 @@ impl Problem {
     }
 
     /// Trains client `k` from `parameters` of `round` and takes its update into the round `open`.
-    fn hand_in(&mut self, k: usize, round: u64, parameters: &[f32], open: u64, totals: &mut Totals) {
+    fn hand_in(&mut self, k: usize, round: u64, parameters: &[f32], open: u64) -> UpdateWeight {
         let uses_control = self.aggregation.strategy.uses_control();
         let zeros = vec![0.0; parameters.len()];
-        let control = self.server.vectors.first().unwrap_or(&zeros);
-        let from = StartingPoint { round, parameters, control: uses_control.then_some(control.as_slice()) };
-        let lazy_below = self.aggregation.lazy.map(|factor| lazy::threshold(factor, &self.server.steps));
+        let control = self.server.control().unwrap_or(&zeros);
+        let from = StartingPoint { round, parameters, control: uses_control.then_some(control) };
+        let lazy_below =
+            self.aggregation.lazy.map(|factor| lazy::threshold(factor, &self.server.squared_steps));
         let plan = self.configs[k].plan(&TaskBody { lazy_below, ..TaskBody::train(round) }).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let update = trained.unwrap().unwrap();
@@ -107,24 +102,27 @@ impl Problem {
             None => (update.body, Sent::Update),
         };
         self.engine.settle(&mut self.clients[k], sent);
-        let (layout, config, lasts) = (&self.layout, &self.aggregation, &self.lasts);
-        let added =
-            Intake { layout, config, terms: CLIENTS, lasts, accepted: None }.with_term(&body, open, |term| {
-                term.add_to(&self.collector).unwrap();
-                totals.updates += 1;
-                totals.samples += term.meta.num_samples as f64;
-                totals.sample_steps += term.meta.num_samples as f64 * term.local_norm;
-                Ok(term.meta.clone())
-            });
-        self.lasts.keep(&added.unwrap(), &body);
+        let checks = UpdateChecks {
+            layout: &self.layout,
+            settings: &self.aggregation,
+            cache: &self.cache,
+            effective_steps: self.server.effective_steps(),
+            accepted: None,
+        };
+        let added = checks.with_term(&body, open, |term| {
+            term.add_to(&self.collector).unwrap();
+            Ok((term.meta.clone(), term.weight()))
+        });
+        let (meta, weight) = added.unwrap();
+        self.cache.insert(&meta, &body);
+        weight
     }
 
-    fn close(&mut self, totals: &Totals) {
-        let AggregationConfig { strategy, server, .. } = &self.aggregation;
+    fn close(&mut self, updates: &[UpdateWeight]) {
         let before = self.parameters.clone();
         let parameters = &mut self.parameters;
-        next_parameters(*strategy, server, &mut self.server, &self.collector, totals, parameters);
-        lazy::push_step(&mut self.server.steps, &before, &self.parameters);
+        next_parameters(&self.aggregation, &mut self.server, &self.collector, updates, parameters);
+        lazy::push_step(&mut self.server.squared_steps, &before, &self.parameters);
         self.collector.reset();
     }
 
@@ -141,13 +139,11 @@ fn synchronous(strategy: &str, flags: &[&str], lazy: f64, expected: &[Vec<f64>])
     let mut problem = Problem::new(strategy, flags, lazy);
     let mut worst: f64 = 0.0;
     for (round, expected) in expected.iter().enumerate() {
-        let mut totals = Totals::default();
         let parameters = problem.parameters.clone();
-        for turn in 0..CLIENTS {
-            let k = (turn * 3 + round) % CLIENTS;
-            problem.hand_in(k, round as u64, &parameters, round as u64, &mut totals);
-        }
-        problem.close(&totals);
+        let order = (0..CLIENTS).map(|turn| (turn * 3 + round) % CLIENTS);
+        let updates: Vec<_> =
+            order.map(|k| problem.hand_in(k, round as u64, &parameters, round as u64)).collect();
+        problem.close(&updates);
         worst = worst.max(problem.difference(expected));
     }
     worst
@@ -157,13 +153,13 @@ fn synchronous(strategy: &str, flags: &[&str], lazy: f64, expected: &[Vec<f64>])
 fn asynchronous(expected: &[Vec<f64>]) -> f64 {
     let mut problem = Problem::new("fedbuff:2", &[], 0.0);
     let mut starts = vec![(0u64, problem.parameters.clone()); CLIENTS];
-    let (mut worst, mut open, mut totals) = (0.0f64, 0u64, Totals::default());
+    let (mut worst, mut open, mut updates) = (0.0f64, 0u64, Vec::new());
     for arrival in 0.. {
         let k = if arrival % 2 == 0 { 0 } else { 1 + (arrival / 2) % (CLIENTS - 1) };
         let (base, parameters) = starts[k].clone();
-        problem.hand_in(k, base, &parameters, open, &mut totals);
-        if totals.updates == 2 {
-            problem.close(&std::mem::take(&mut totals));
+        updates.push(problem.hand_in(k, base, &parameters, open));
+        if updates.len() == 2 {
+            problem.close(&std::mem::take(&mut updates));
             worst = worst.max(problem.difference(&expected[open as usize]));
             open += 1;
         }

@@ -2,8 +2,8 @@
 //! directly. `fl simulate` drives it, with a clock of its own.
 
 use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::Rejection, federation::intake::lazy::LastUpdates, federation::model,
+    config::Config, federation::aggregate::Collector, federation::intake::Rejection,
+    federation::intake::UpdateCache, federation::intake::UpdateChecks, federation::model,
     federation::model::Blueprint, federation::model::Compact, federation::model::Global,
     federation::round::Contribution, federation::round::RoundState, federation::step::ServerState,
     http::api::task, service::closing, service::closing::Batch, service::ingest::account,
@@ -23,7 +23,7 @@ pub struct Core {
     global: Global,
     server: ServerState,
     collector: Collector,
-    lasts: LastUpdates,
+    cache: UpdateCache,
 }
 
 impl Core {
@@ -37,8 +37,8 @@ impl Core {
         let (aggregation, server) = (&config.aggregation, ServerState::default());
         let global = blueprint.initial(config.seed)?.completed(aggregation, &server)?;
         let collector = Collector::new(aggregation.strategy, blueprint.layout.parameters());
-        let lasts = aggregation.last_updates(BTreeMap::new());
-        Ok(Self { config, blueprint, global, server, collector, lasts })
+        let cache = UpdateCache::open(aggregation, BTreeMap::new());
+        Ok(Self { config, blueprint, global, server, collector, cache })
     }
 
     /// The rules of the rounds, before the first one, at time `now`.
@@ -98,9 +98,9 @@ impl Core {
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn add(&self, body: &Bytes) -> Result<Contribution, Rejection> {
-        self.intake().with_term(body, self.global.round, |term| {
+        self.checks().with_term(body, self.global.round, |term| {
             term.add_to(&self.collector)?;
-            self.lasts.keep(&term.meta, body);
+            self.cache.insert(&term.meta, body);
             let record = RecordMeta { wire_bytes: body.len() as u64, ..RecordMeta::default() };
             Ok(account(term, &record).0)
         })
@@ -108,16 +108,15 @@ impl Core {
 
     /// Whether a notice can be taken: in this round it then is.
     pub fn takes_notice(&self, notice: &[u8]) -> bool {
-        self.intake().with_term(notice, self.global.round, |_| Ok(())).is_ok()
+        self.checks().with_term(notice, self.global.round, |_| Ok(())).is_ok()
     }
 
-    fn intake(&self) -> Intake<'_> {
-        let Config { aggregation, round, .. } = &self.config;
-        Intake {
+    fn checks(&self) -> UpdateChecks<'_> {
+        UpdateChecks {
             layout: &self.blueprint.layout,
-            config: aggregation,
-            terms: round.min_clients,
-            lasts: &self.lasts,
+            settings: &self.config.aggregation,
+            cache: &self.cache,
+            effective_steps: self.server.effective_steps(),
             accepted: None,
         }
     }
@@ -136,9 +135,9 @@ impl Core {
         let batch = Batch::of(state, now);
         let aggregation = &self.config.aggregation;
         self.global =
-            model::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.totals)?;
+            model::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.weights)?;
         self.collector.reset();
-        self.lasts.prune(self.global.round);
+        self.cache.evict(self.global.round);
         Ok(batch.record(self.num_parameters(), bytes_down))
     }
 }

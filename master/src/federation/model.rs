@@ -1,8 +1,8 @@
 //! The global model in memory: the file that `GET /global` sends, and how the next one is made.
 
 use crate::{
-    config::AggregationConfig, config::ModelConfig, federation::aggregate::Collector,
-    federation::intake::lazy, federation::step::ServerState, federation::step::Totals,
+    config::ModelConfig, federation::AggregationSettings, federation::aggregate::Collector,
+    federation::intake::lazy, federation::step::ServerState, federation::step::UpdateWeight,
     federation::step::next_parameters,
 };
 use anyhow::Context;
@@ -72,12 +72,16 @@ impl Global {
     ///
     /// # Errors
     /// If the file is no model.
-    pub fn completed(mut self, config: &AggregationConfig, server: &ServerState) -> Result<Self, ModelError> {
-        self.lazy_below = config.lazy.map(|factor| lazy::threshold(factor, &server.steps));
-        if config.strategy.uses_control() {
+    pub fn completed(
+        mut self,
+        settings: &AggregationSettings,
+        server: &ServerState,
+    ) -> Result<Self, ModelError> {
+        self.lazy_below = settings.lazy.map(|factor| lazy::threshold(factor, &server.squared_steps));
+        if settings.strategy.uses_control() {
             let mut model = GlobalModel::from_safetensors(&self.bytes)?;
-            match server.vectors.first() {
-                Some(control) => model.parameters.clone_from(control),
+            match server.control() {
+                Some(control) => model.parameters.copy_from_slice(control),
                 None => model.parameters.fill(0.0),
             }
             self.control = Some(model.to_safetensors()?.into());
@@ -173,20 +177,20 @@ impl Blueprint {
 /// If `global` is no model.
 pub fn next(
     global: &Global,
-    config: &AggregationConfig,
+    settings: &AggregationSettings,
     server: &mut ServerState,
     collected: &Collector,
-    totals: &Totals,
+    updates: &[UpdateWeight],
 ) -> Result<Global, ModelError> {
     let mut model = GlobalModel::from_safetensors(&global.bytes)?;
     let mut next_server = server.clone();
     let before = model.parameters.clone();
-    let (strategy, options) = (config.strategy, &config.server);
-    next_parameters(strategy, options, &mut next_server, collected, totals, &mut model.parameters);
-    let vectors = std::iter::once(&model.parameters).chain(&next_server.vectors);
+    next_parameters(settings, &mut next_server, collected, updates, &mut model.parameters);
+    let state = next_server.to_vectors();
+    let vectors = std::iter::once(&model.parameters[..]).chain(state.iter().map(|(_, vector)| *vector));
     if vectors.flatten().all(|value| value.is_finite()) {
-        if config.lazy.is_some() {
-            lazy::push_step(&mut next_server.steps, &before, &model.parameters);
+        if settings.lazy.is_some() {
+            lazy::push_step(&mut next_server.squared_steps, &before, &model.parameters);
         }
         *server = next_server;
     } else {
@@ -194,5 +198,5 @@ pub fn next(
         model.parameters = before;
     }
     model.round = global.round + 1;
-    Global::new(model.round, model.to_safetensors()?.into()).completed(config, server)
+    Global::new(model.round, model.to_safetensors()?.into()).completed(settings, server)
 }

@@ -1,9 +1,9 @@
 //! From a round's sum to the next model, off the async threads.
 
 use crate::{
-    config::Config, federation::intake::lazy::LastUpdates, federation::model, federation::model::Global,
+    config::Config, federation::intake::UpdateCache, federation::model, federation::model::Global,
     federation::round::Contribution, federation::round::RoundState, federation::round::Rules,
-    federation::step::ServerState, federation::step::Totals, service::state::Shared, store::Checkpoint,
+    federation::step::ServerState, federation::step::UpdateWeight, service::state::Shared, store::Checkpoint,
     store::Record, store::RecordKind, store::journal::RecordMeta,
 };
 use bytes::Bytes;
@@ -39,7 +39,8 @@ pub(crate) fn rules(config: &Config) -> Rules {
 pub(crate) struct Batch {
     pub(crate) round: u64,
     pub(crate) participants: Vec<WorkerId>,
-    pub(crate) totals: Totals,
+    /// In the order of `participants`.
+    pub(crate) weights: Vec<UpdateWeight>,
     /// Asynchronous operation: what each worker's newest update was trained from.
     pub(crate) newest: BTreeMap<WorkerId, u64>,
     num_samples: u64,
@@ -73,10 +74,7 @@ impl Batch {
         // A replay has them in the journal's order; participants are looked up in a sorted list.
         updates.sort_by(|a, b| a.0.cmp(&b.0));
         let mut loss = (0.0, 0.0);
-        let mut totals = Totals { updates: updates.len(), ..Totals::default() };
         for (_, update) in &updates {
-            totals.samples += update.num_samples as f64;
-            totals.sample_steps += update.num_samples as f64 * update.local_norm;
             if let Some(value) = update.loss {
                 loss.0 += value * update.num_samples as f64;
                 loss.1 += update.num_samples as f64;
@@ -84,7 +82,7 @@ impl Batch {
         }
         Self {
             round,
-            totals,
+            weights: updates.iter().map(|(_, update)| update.weight()).collect(),
             newest: BTreeMap::new(),
             num_samples: updates.iter().map(|(_, update)| update.num_samples).sum(),
             bytes_up: updates.iter().map(|(_, update)| update.bytes).sum(),
@@ -101,17 +99,16 @@ impl Batch {
         }
     }
 
-    /// The checkpoint of the model that this round made. What the workers' last updates must not be any
-    /// more goes first.
-    pub(crate) fn checkpoint(&self, next: &Global, server: &ServerState, lasts: &LastUpdates) -> Checkpoint {
-        lasts.prune(next.round);
+    /// The checkpoint of the model that this round made. Evicts expired updates from the cache first.
+    pub(crate) fn checkpoint(&self, next: &Global, server: &ServerState, cache: &UpdateCache) -> Checkpoint {
+        cache.evict(next.round);
         Checkpoint {
             round: next.round,
             participants: self.participants.clone(),
             newest: self.newest.clone(),
             model: next.bytes.clone(),
             server: server.clone(),
-            last_updates: lasts.snapshot(),
+            last_updates: cache.snapshot(),
         }
     }
 
@@ -185,10 +182,10 @@ fn make(shared: &Shared, batch: &Batch) -> anyhow::Result<(Global, Checkpoint, H
         &shared.config.aggregation,
         &mut server,
         &shared.collector,
-        &batch.totals,
+        &batch.weights,
     )?;
     shared.collector.reset();
-    let checkpoint = batch.checkpoint(&global, &server, &shared.lasts);
+    let checkpoint = batch.checkpoint(&global, &server, &shared.cache);
     let bytes_down = shared.bytes_down.swap(0, Ordering::Relaxed);
     shared.metrics.aggregate_seconds.observe(started.elapsed().as_secs_f64());
     Ok((global, checkpoint, batch.record(shared.layout.parameters(), bytes_down)))

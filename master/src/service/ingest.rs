@@ -79,8 +79,12 @@ async fn take_in(
         Admission::Admitted(round) => round,
         Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
     };
-    let record =
-        RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes, clip_bits: None };
+    let record = RecordMeta {
+        ip: ip.to_string(),
+        received_ts: shared.clock.now(),
+        wire_bytes,
+        ..RecordMeta::default()
+    };
     match admitted(shared, body, record, round).await {
         Ok((contribution, status)) => {
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
@@ -102,7 +106,7 @@ async fn admitted(
     let add = move |term: &Term<'_>, shared: &Shared| {
         term.add_to(&shared.collector)?;
         let accounted = account(term, &received);
-        Ok((accounted, RecordMeta { clip_bits: Some(term.clip.to_bits()), ..received }, term.meta.clone()))
+        Ok((accounted, received.with_clip(term.clip), term.meta.clone()))
     };
     let (accounted, received, meta) = on_pool(shared, body.clone(), round, add).await?;
     let record = Record { kind: RecordKind::Update, meta: received, body: body.clone() };
@@ -111,12 +115,12 @@ async fn admitted(
         None => true,
     };
     if durable {
-        shared.lasts.keep(&meta, &body);
+        shared.cache.insert(&meta, &body);
         return Ok(accounted);
     }
     let job_shared = shared.clone();
     let removed = shared.pool.run_always(move || {
-        job_shared.intake().with_term(&body, round, |term| {
+        job_shared.checks().with_term(&body, round, |term| {
             term.take_from(&job_shared.collector);
             Ok(())
         })
@@ -134,7 +138,7 @@ async fn on_pool<T: Send + 'static>(
     let job_shared = shared.clone();
     let job = move || {
         let started = Instant::now();
-        let result = job_shared.intake().with_term(&body, round, |term| f(term, &job_shared));
+        let result = job_shared.checks().with_term(&body, round, |term| f(term, &job_shared));
         job_shared.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
@@ -186,10 +190,11 @@ fn refuse(
 
 /// What an accepted update counts for, and what is shown of it.
 pub(crate) fn account(term: &Term<'_>, record: &RecordMeta) -> (Contribution, WorkerStatus) {
-    let meta = &term.meta;
+    let (meta, weight) = (&term.meta, term.weight());
     let contribution = Contribution {
         num_samples: meta.num_samples,
-        local_norm: term.local_norm,
+        local_norm: weight.local_norm,
+        norm: weight.norm,
         base: meta.round,
         loss: meta.loss,
         bytes: record.wire_bytes,

@@ -145,7 +145,7 @@ async fn assemble(
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let pool = Pool::new(config.decode_threads(), config.limits.max_queue)?;
     let (recovered, durable) = load(&config, &blueprint, clock.now(), metrics.clone()).await?;
-    let Recovered { global, server, collector, lasts, state, board, .. } = recovered;
+    let Recovered { global, server, collector, cache, state, board, .. } = recovered;
     let finished = state.finishes_with(global.round);
     metrics.global_round.set(global.round as i64);
     metrics.pending_updates.set(board.pending_updates as i64);
@@ -155,7 +155,7 @@ async fn assemble(
         model_name: blueprint.spec.name.clone(),
         layout: blueprint.layout.clone(),
         collector,
-        lasts,
+        cache,
         server: Mutex::new(server),
         actor: handle,
         published,

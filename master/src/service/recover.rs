@@ -4,8 +4,8 @@
 //! journal, so the rounds since are made again from their journals, to the bit.
 
 use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::lazy::LastUpdates, federation::model, federation::model::Blueprint,
+    config::Config, federation::aggregate::Collector, federation::intake::UpdateCache,
+    federation::intake::UpdateChecks, federation::model, federation::model::Blueprint,
     federation::model::Global, federation::round::Contribution, federation::round::Event,
     federation::round::RoundState, federation::step::ServerState, service::closing, service::closing::Batch,
     service::events::Board, service::ingest::account, store::Checkpoint, store::Found, store::Record,
@@ -20,7 +20,7 @@ pub(crate) struct Recovered {
     pub(crate) global: Global,
     pub(crate) server: ServerState,
     pub(crate) collector: Collector,
-    pub(crate) lasts: LastUpdates,
+    pub(crate) cache: UpdateCache,
     pub(crate) state: RoundState,
     pub(crate) board: Board,
     /// The open round's journal and its valid length.
@@ -39,7 +39,7 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
         global: blueprint.initial(config.seed)?.completed(aggregation, &server)?,
         server,
         collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
-        lasts: aggregation.last_updates(BTreeMap::new()),
+        cache: UpdateCache::open(aggregation, BTreeMap::new()),
         state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
         resume: None,
@@ -74,13 +74,14 @@ pub(crate) fn recover(
     let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
+    let cache = UpdateCache::replaying(&config.aggregation, checkpoint.last_updates);
     store.rewrite_history(&history)?;
     let mut board = Board::new(history);
     let mut remade = Vec::new();
     let (resume, open) = loop {
         let round = global.round;
-        let Some((replayed, updates)) = replay(config, blueprint, store, round, &lasts, Some(&collector))?
+        let Some((replayed, updates)) =
+            replay(config, blueprint, store, round, &cache, server.effective_steps(), Some(&collector))?
         else {
             break (None, Vec::new());
         };
@@ -95,7 +96,7 @@ pub(crate) fn recover(
             newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
         }
         let (mut checkpoint, record, next) =
-            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates)?;
+            remake(config, blueprint, &global, &mut server, &collector, &cache, &updates)?;
         checkpoint.newest = newest.clone();
         participants.push((round, checkpoint.participants.clone()));
         board.record(record.clone());
@@ -104,7 +105,7 @@ pub(crate) fn recover(
     };
     info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     board.pending_updates = open.len() as u64;
-    let lasts = config.aggregation.last_updates(lasts.snapshot());
+    let cache = UpdateCache::open(&config.aggregation, cache.snapshot());
     let global = global.completed(&config.aggregation, &server)?;
     let state = RoundState::new(closing::rules(config), global.round, participants, now);
     let mut state = state.with_newest(newest);
@@ -112,7 +113,7 @@ pub(crate) fn recover(
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, collector, lasts, state, board, resume, remade })
+    Ok(Recovered { global, server, collector, cache, state, board, resume, remade })
 }
 
 /// Reads every file of the state without changing anything.
@@ -122,8 +123,8 @@ pub(crate) fn recover(
 pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
-    while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
+    let cache = UpdateCache::replaying(&config.aggregation, checkpoint.last_updates);
+    while replay(config, blueprint, store, round, &cache, None, None)?.is_some() {
         round += 1;
     }
     Ok(checkpoint.round)
@@ -135,7 +136,8 @@ fn replay(
     blueprint: &Blueprint,
     store: &Store,
     round: u64,
-    lasts: &LastUpdates,
+    cache: &UpdateCache,
+    effective_steps: Option<f64>,
     collector: Option<&Collector>,
 ) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
@@ -146,12 +148,12 @@ fn replay(
         // It was checked before it was written, its checksum holds, and limits are not looked at again: only
         // another strategy has no use for it.
         let refused = |reason: String| StoreError::OtherStrategy { round, reason };
-        let (layout, terms) = (&blueprint.layout, config.round.min_clients);
-        let accepted = record.meta.clip_bits.map(f64::from_bits);
-        let intake = Intake { layout, config: &config.aggregation, terms, lasts, accepted };
-        let accepted = intake.with_term(&record.body, round, |term| {
+        let (layout, settings) = (&blueprint.layout, &config.aggregation);
+        let accepted = record.meta.clip();
+        let checks = UpdateChecks { layout, settings, cache, effective_steps, accepted };
+        let accepted = checks.with_term(&record.body, round, |term| {
             collector.map_or(Ok(()), |collector| term.add_to(collector))?;
-            lasts.keep(&term.meta, &record.body);
+            cache.insert(&term.meta, &record.body);
             let (contribution, status) = account(term, &record.meta);
             Ok((term.meta.worker_id.clone(), contribution, status))
         });
@@ -167,14 +169,14 @@ fn remake(
     global: &Global,
     server: &mut ServerState,
     collector: &Collector,
-    lasts: &LastUpdates,
+    cache: &UpdateCache,
     updates: &[Accepted],
 ) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
     let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
     let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
     let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
     let batch = Batch::new(global.round, contributions, span, false);
-    let next = model::next(global, &config.aggregation, server, collector, &batch.totals)?;
+    let next = model::next(global, &config.aggregation, server, collector, &batch.weights)?;
     collector.reset();
-    Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
+    Ok((batch.checkpoint(&next, server, cache), batch.record(blueprint.layout.parameters(), 0), next))
 }

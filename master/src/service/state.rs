@@ -1,8 +1,8 @@
 //! What the parts of a running master share.
 
 use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::lazy::LastUpdates, federation::model::Global, federation::step::ServerState,
+    config::Config, federation::aggregate::Collector, federation::intake::UpdateCache,
+    federation::intake::UpdateChecks, federation::model::Global, federation::step::ServerState,
     http::server::body::Budget, http::server::limiter::Limiter, metrics::Metrics,
     service::actor::ActorHandle, service::clock::Clock, service::evaluate::Evaluator, service::events::Board,
     service::events::MasterEvent, service::pool::Pool, store::Journal, store::Store, store::StoreWriter,
@@ -49,7 +49,7 @@ pub struct Shared {
     /// The open round's updates.
     pub collector: Collector,
     /// The workers' last updates, for lazy upload.
-    pub lasts: LastUpdates,
+    pub cache: UpdateCache,
     /// What the strategy carries from round to round.
     pub server: Mutex<ServerState>,
     /// The task that owns the round.
@@ -96,13 +96,13 @@ impl Shared {
     }
 
     /// What updates are checked against.
-    pub fn intake(&self) -> Intake<'_> {
-        let Config { aggregation, round, .. } = &self.config;
-        Intake {
+    pub fn checks(&self) -> UpdateChecks<'_> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        UpdateChecks {
             layout: &self.layout,
-            config: aggregation,
-            terms: round.min_clients,
-            lasts: &self.lasts,
+            settings: &self.config.aggregation,
+            cache: &self.cache,
+            effective_steps: server.effective_steps(),
             accepted: None,
         }
     }
