@@ -6,6 +6,7 @@ use crate::{
     metrics::Metrics,
     service::{
         actor::Actor,
+        closing,
         handle::{self, Inbox},
         host::Host,
         job::{Job, Parts, Published},
@@ -169,6 +170,9 @@ async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Jo
         view,
         config,
     }));
+    if let Some(durable) = &job.durable {
+        durable.journal.open(job.round(), closing::settings_json(&job));
+    }
     let watcher = Arc::downgrade(&job);
     let done = move |record, evaluation| {
         if let Some(job) = watcher.upgrade() {

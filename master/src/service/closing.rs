@@ -3,8 +3,9 @@
 use super::job::Job;
 use crate::{
     federation::{ClosedOutcome, round::ClosedRound},
-    store::{Checkpoint, Closed, Record},
+    store::{Closed, Record},
 };
+use bytes::Bytes;
 use std::{
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -35,9 +36,16 @@ pub(super) async fn close(job: Arc<Job>, closed: ClosedRound) {
     ensure_marked(&job, &closed, marked).await;
     let ClosedOutcome { global, snapshot, record } = outcome;
     if let Some(durable) = &job.durable {
-        durable.writer.checkpoint(Checkpoint::from(snapshot), record.clone()).await;
+        durable.journal.open(global.round, settings_json(&job));
+        durable.writer.checkpoint(snapshot, record.clone()).await;
     }
     job.actor.closed(global, record).await;
+}
+
+/// What the journal of the open round begins with.
+pub(crate) fn settings_json(job: &Job) -> Bytes {
+    // Numbers and names always become JSON.
+    serde_json::to_vec(&job.core.settings()).unwrap_or_default().into()
 }
 
 type Marked = Option<oneshot::Receiver<Result<(), String>>>;
