@@ -193,6 +193,24 @@ fn stochastic_rounding_is_unbiased_and_reproducible() {
     }
 }
 
+/// In f32 the lowest value of a block may fall a rounding error below code 0. A code of -1 would wrap
+/// around to the other end of the grid.
+#[test]
+fn stochastic_rounding_keeps_the_ends_of_the_grid() {
+    const COUNT: usize = 1 << 20;
+    for end in [-0.74f32, -0.93, -1.15, 0.74, 0.93] {
+        let x = vec![end; COUNT];
+        for bits in [1, 2, 4, 7, 8] {
+            for entropy in [false, true] {
+                let spec = Spec { entropy, ..Spec::new(Scheme::StocQ, bits) };
+                let far =
+                    decode(&encode(&x, &spec), COUNT).iter().filter(|v| (*v / end - 1.0).abs() > 1.1).count();
+                assert_eq!(far, 0, "{far} values of {end} at the other end, {bits} bits, entropy {entropy}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_stream_that_is_cut_anywhere_is_refused() {
     let x = delta(300, 3);

@@ -31,8 +31,9 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
             let factor = half * inverse(scale);
             for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
                 let position = v * factor + half + random.unit(index + i);
-                // Rounding may carry the largest value past the last code.
+                // Rounding errors of f32 can carry a block's extremes past the last code or below the first.
                 let position = if position < top as f32 { position } else { top as f32 };
+                let position = if position > 0.0 { position } else { 0.0 };
                 *code = to_integer(floor(position)) as u8;
             }
             index += BLOCK as u32;
