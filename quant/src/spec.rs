@@ -173,18 +173,19 @@ impl Spec {
         GAUSSIAN_NMSE[usize::from(self.bits.clamp(1, MAX_BITS)) - 1]
     }
 
-    /// Whether what is lost should be added to the next update if nobody says so.
+    /// Whether error feedback should be on by default.
     ///
-    /// Codes of a fixed width carry it for nothing. Under the entropy coder it costs bytes, in the end for
-    /// every small value that was rounded to zero: some 30 % more. An error of 1 % is not worth
-    /// that, one of 3 % is.
+    /// Packed codes carry the residual at no cost. Under the entropy coder it costs some 30 % more bytes,
+    /// because every small value that was rounded to zero is sent eventually; an error of 1 % is not worth
+    /// that, one of 3 % is. StocQ needs none: its errors have mean zero and average out. And at few bits
+    /// its error is larger than the update, so that the residual would have to be cut.
     pub fn feedback_pays(&self) -> bool {
         let fine = match self.target {
             Target::Width => self.code_bits() >= 4,
             Target::Nmse(nmse) => nmse <= 0.01,
             Target::Bytes(_) => false,
         };
-        !(self.entropy && fine)
+        self.scheme != Scheme::StocQ && !(self.entropy && fine)
     }
 
     /// The width of the codes that the scheme writes.
@@ -193,6 +194,23 @@ impl Spec {
             Scheme::Bin => 1,
             Scheme::Laq8 => 8,
             _ => self.bits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn feedback_is_for_coarse_or_packed_codes_of_biased_schemes() {
+        let entropy = |bits| Spec { entropy: true, ..Spec::new(Scheme::MsqV2, bits) };
+        assert!(!Spec::default().feedback_pays() && !entropy(8).feedback_pays());
+        assert!(entropy(3).feedback_pays() && Spec::new(Scheme::MsqV2, 8).feedback_pays());
+        assert!(Spec { target: Target::Nmse(0.03), ..entropy(8) }.feedback_pays());
+        for bits in 1..=8 {
+            assert!(!Spec::new(Scheme::StocQ, bits).feedback_pays());
+            assert!(!Spec { entropy: true, ..Spec::new(Scheme::StocQ, bits) }.feedback_pays());
         }
     }
 }
