@@ -137,3 +137,69 @@ impl Dequantizer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Scheme, Spec, Stream, compress};
+
+    /// 70 blocks, the last one of odd length.
+    const COUNT: usize = 64 * 69 + 13;
+
+    fn values() -> Vec<f32> {
+        (0..COUNT).map(|i| ((i * 7919 % 1009) as f32 / 504.0 - 0.7).powi(3)).collect()
+    }
+
+    #[test]
+    fn only_packed_codes_of_four_bits_come_as_codes() {
+        for scheme in Scheme::ALL {
+            for (bits, entropy) in [(3, false), (4, false), (5, false), (4, true)] {
+                let spec = Spec { entropy, ..Spec::new(scheme, bits) };
+                let bytes = compress(&values(), &[COUNT], &spec).unwrap();
+                let mut pieces = [0, 0];
+                Stream::parse(&bytes, COUNT).unwrap().for_each_piece(|_, piece| match piece {
+                    Piece::Values(_) => pieces[0] += 1,
+                    Piece::Codes(_) => pieces[1] += 1,
+                });
+                let has_codes = matches!(scheme, Scheme::StocQ | Scheme::MsqV2 | Scheme::Sdq | Scheme::BetaQ);
+                let expected =
+                    if has_codes && bits == 4 && !entropy { [0, 1] } else { [COUNT.div_ceil(CHUNK), 0] };
+                assert_eq!(pieces, expected, "{scheme} at {bits} bits, entropy {entropy}");
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_and_parts_hold_the_decoded_values() {
+        for scheme in [Scheme::StocQ, Scheme::MsqV2, Scheme::Sdq, Scheme::BetaQ] {
+            let bytes = compress(&values(), &[COUNT], &Spec::new(scheme, 4)).unwrap();
+            let stream = Stream::parse(&bytes, COUNT).unwrap();
+            let mut expected = vec![0.0; COUNT];
+            stream.decode_into(&mut expected);
+            let mut seen = 0;
+            stream.for_each_piece(|_, piece| {
+                let Piece::Codes(codes) = piece else { panic!("{scheme} has packed codes of 4 bits") };
+                let mut blocks = Vec::new();
+                codes.for_each_block(|scale, bytes| {
+                    for code in bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]) {
+                        let value = codes.levels()[code as usize] * scale;
+                        blocks.push(if codes.centre() == 0.0 { value } else { value + codes.centre() });
+                    }
+                });
+                assert_eq!(blocks.len(), COUNT.next_multiple_of(2));
+                assert_eq!(blocks[..COUNT], expected);
+                for split in [0, 1, 69, 200] {
+                    let (head, tail) = codes.split(split);
+                    assert_eq!(head.len(), COUNT.min(split * codes.block()), "{scheme}");
+                    let mut parts = vec![0.0; COUNT];
+                    let (first, second) = parts.split_at_mut(head.len());
+                    head.decode_into(first);
+                    tail.decode_into(second);
+                    assert_eq!(parts, expected, "{scheme}, split after {split} blocks");
+                }
+                seen += codes.len();
+            });
+            assert_eq!(seen, COUNT);
+        }
+    }
+}

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn every_shape_has_a_grid() {
+    fn every_shape_has_a_layout() {
         assert_eq!(
             RowLayout::new(&[10], 10),
             RowLayout { cols: 10, stride: 0, lanes: 1, shift: DEFAULT_SHIFT }
