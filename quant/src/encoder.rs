@@ -84,7 +84,7 @@ pub fn encode_update(
     match (goal, spec.target) {
         (Some(goal), _) => {
             let params = uniform::UniformParams { bits: spec.bits, rdo: spec.rdo, goal, largest };
-            uniform::encode(&mut encoder.search, x, shapes, &params, outs);
+            encoder.search.encode(x, shapes, &params, outs);
         }
         (None, Target::Width) => encoder.encode_width(x, shapes, spec, outs),
         (None, _) => encoder.encode_narrowest(x, shapes, spec, outs),

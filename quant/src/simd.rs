@@ -66,9 +66,9 @@ mod tests {
         pub static PORTABLE_RUNS: Cell<u32> = const { Cell::new(0) };
     }
 
-    /// Runs `work` on the portable path.
-    fn portably<R>(work: impl FnOnce() -> R) -> R {
-        PORTABLE.set(true);
+    /// Runs `work` on one of the paths. Sets it anew each time: an earlier `work` may have panicked.
+    fn on_path<R>(portable: bool, work: impl FnOnce() -> R) -> R {
+        PORTABLE.set(portable);
         let result = work();
         PORTABLE.set(false);
         result
@@ -89,7 +89,7 @@ mod tests {
         let runs = || PORTABLE_RUNS.get();
         vectorized(|| ());
         assert_eq!(runs(), 0);
-        portably(|| vectorized(|| ()));
+        on_path(true, || vectorized(|| ()));
         assert_eq!(runs(), 1);
         // The other path must be another one, or the comparison below compares nothing.
         let scalar = matches!(Arch::new(), Arch::Scalar);
@@ -133,8 +133,8 @@ mod tests {
                 for (entropy, rdo) in [(false, false), (true, false), (true, true)] {
                     for target in [Target::Width, Target::Nmse(0.01)] {
                         let spec = Spec { scheme, bits, seed, entropy, rdo, target };
-                        let vector = trace(&x, &[rows, cols], &spec);
-                        let portable = portably(|| trace(&x, &[rows, cols], &spec));
+                        let vector = on_path(false, || trace(&x, &[rows, cols], &spec));
+                        let portable = on_path(true, || trace(&x, &[rows, cols], &spec));
                         prop_assert!(vector == portable, "{:?}", spec);
                     }
                 }

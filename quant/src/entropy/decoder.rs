@@ -32,21 +32,21 @@ impl EntropyDecoder {
     pub fn for_each_chunk(
         &mut self,
         layout: &RowLayout,
-        indices: Quantization,
+        quantization: Quantization,
         payload: &[u8],
         count: usize,
         mut f: impl FnMut(usize, &[i32], &mut Vec<f32>),
     ) {
-        self.models.reset(CONTEXTS * indices.quantizers(), layout.shift);
+        self.models.reset(CONTEXTS * quantization.quantizers(), layout.shift);
         self.scan.start(layout);
-        let mut reader = RansDecoder::new(payload, layout.lanes);
+        let mut rans = RansDecoder::new(payload, layout.lanes);
         let group = (layout.cols * layout.lanes).min(count);
         self.integers.clear();
         self.integers.resize(group, 0);
         let mut offset = 0;
         while offset < count {
             let group = group.min(count - offset);
-            self.decode_rows(layout.cols, indices, &mut reader, group);
+            self.decode_rows(layout.cols, quantization, &mut rans, group);
             for integers in self.integers[..group].chunks(CHUNK) {
                 self.values.clear();
                 f(offset, integers, &mut self.values);
@@ -59,8 +59,8 @@ impl EntropyDecoder {
     fn decode_rows(
         &mut self,
         cols: usize,
-        indices: Quantization,
-        reader: &mut RansDecoder<'_>,
+        quantization: Quantization,
+        rans: &mut RansDecoder<'_>,
         count: usize,
     ) {
         for span in self.scan.start_group(cols, count) {
@@ -68,9 +68,9 @@ impl EntropyDecoder {
             self.waves.resize(span.len(), [0; LANES]);
             vectorized(
                 #[inline(always)]
-                || match indices {
-                    Quantization::Scalar => self.decode_span::<false>(reader, span.clone()),
-                    Quantization::Trellis => self.decode_span::<true>(reader, span.clone()),
+                || match quantization {
+                    Quantization::Scalar => self.decode_span::<false>(rans, span.clone()),
+                    Quantization::Trellis => self.decode_span::<true>(rans, span.clone()),
                 },
             );
             waves_to_rows(&self.waves, cols, &span, &mut self.integers[..count]);
@@ -78,10 +78,10 @@ impl EntropyDecoder {
     }
 
     #[inline(always)]
-    fn decode_span<const TRELLIS: bool>(&mut self, reader: &mut RansDecoder<'_>, span: Range<usize>) {
+    fn decode_span<const TRELLIS: bool>(&mut self, rans: &mut RansDecoder<'_>, span: Range<usize>) {
         let Self { models, scan, waves, .. } = self;
         // A local copy can stay in registers.
-        let mut states = *reader;
+        let mut states = *rans;
         scan.span::<TRELLIS>(
             span,
             models,
@@ -115,7 +115,7 @@ impl EntropyDecoder {
                 CodedWave { symbols, indices, clamped: clamp_all(values) }
             },
         );
-        *reader = states;
+        *rans = states;
     }
 }
 

@@ -10,7 +10,7 @@ mod round;
 mod step_search;
 mod viterbi;
 
-pub use step_search::{Goal, StepSearch, UniformParams, encode};
+pub use step_search::{Goal, StepSearch, UniformParams};
 
 use crate::{
     DecodeError,

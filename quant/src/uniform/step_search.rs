@@ -65,27 +65,21 @@ impl UniformParams {
     }
 }
 
-/// Writes one stream per tensor.
-pub fn encode(
-    search: &mut StepSearch,
-    x: &[f32],
-    shapes: &[Vec<usize>],
-    params: &UniformParams,
-    outs: &mut [Vec<u8>],
-) {
-    search.magnitudes.measure(x);
-    search.indices.clear();
-    search.indices.resize(x.len(), 0);
-    match params.goal {
-        Goal::Nmse(nmse) => {
-            let sides = search.step_for_error(x, shapes, params, nmse);
-            search.write(shapes, &sides, params, outs);
-        }
-        Goal::Bytes(bytes) => search.step_for_bytes(x, shapes, params, bytes, outs),
-    }
-}
-
 impl StepSearch {
+    /// Writes one stream per tensor.
+    pub fn encode(&mut self, x: &[f32], shapes: &[Vec<usize>], params: &UniformParams, outs: &mut [Vec<u8>]) {
+        self.magnitudes.measure(x);
+        self.indices.clear();
+        self.indices.resize(x.len(), 0);
+        match params.goal {
+            Goal::Nmse(nmse) => {
+                let sides = self.step_for_error(x, shapes, params, nmse);
+                self.write(shapes, &sides, params, outs);
+            }
+            Goal::Bytes(bytes) => self.step_for_bytes(x, shapes, params, bytes, outs),
+        }
+    }
+
     /// Quantizes with the largest step whose error is within the goal, or with the finest step. The indices
     /// stay in `self.indices`.
     fn step_for_error(
