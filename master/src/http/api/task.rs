@@ -1,0 +1,66 @@
+//! `GET /task`: a worker asks for work, and waits for it if there is none.
+
+use crate::http::{AppState, api::global, problem::Problem};
+use crate::{federation::round::Decision, setup};
+use axum::{
+    Json,
+    extract::{Query, State, rejection::QueryRejection},
+};
+use fl_protocol::{ErrorCode, TaskAction, TaskBody, WorkerId};
+use serde::Deserialize;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A place may get free at any time when workers are sampled: ask again that often.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Deserialize)]
+pub(in crate::http) struct Params {
+    worker_id: String,
+    wait: Option<f64>,
+}
+
+pub(in crate::http) async fn get_task(
+    State(shared): State<AppState>,
+    params: Result<Query<Params>, QueryRejection>,
+) -> Result<Json<TaskBody>, Problem> {
+    let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
+    let worker: WorkerId =
+        params.worker_id.parse().map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
+    let until = Instant::now() + global::wait(&shared, params.wait)?;
+    let mut published = shared.published.clone();
+    let mut draining = shared.draining.subscribe();
+    let mut invitations = shared.invitations.subscribe();
+    loop {
+        if *draining.borrow_and_update() {
+            return Err(Problem::new(
+                &shared,
+                ErrorCode::Draining,
+                "the master is shutting down: try again later",
+            ));
+        }
+        published.borrow_and_update();
+        invitations.borrow_and_update();
+        let (_, decision) = shared.actor.ask(worker.clone()).await.map_err(|_| {
+            Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later")
+        })?;
+        if decision != Decision::Wait || Instant::now() >= until {
+            let (config, global) = (&shared.config, shared.global());
+            return Ok(Json(match decision {
+                Decision::Train { deadline_s } => setup::task(config, &global, TaskAction::Train, deadline_s),
+                Decision::Wait => setup::task(config, &global, TaskAction::Wait, None),
+                Decision::Stop => setup::task(config, &global, TaskAction::Stop, None),
+            }));
+        }
+        let again = match shared.config.round.clients_per_round {
+            Some(_) => until.min(Instant::now() + ASK_AGAIN),
+            None => until,
+        };
+        tokio::select! {
+            _ = published.changed() => {}
+            _ = invitations.changed() => {}
+            _ = draining.changed() => {}
+            () = tokio::time::sleep_until(again) => {}
+        }
+    }
+}

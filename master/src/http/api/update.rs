@@ -1,0 +1,74 @@
+//! `POST /update`: one worker's result for one round.
+
+use crate::http::{AppState, problem::Problem};
+use crate::{
+    federation::intake::Rejection, service::ingest::Format, service::ingest::ingest, service::state::Peer,
+};
+use axum::{
+    Json,
+    extract::{Request, State},
+    http::{HeaderMap, header},
+};
+use fl_protocol::{ErrorCode, UpdateAck, WorkerId, limits};
+use std::net::{IpAddr, Ipv4Addr};
+use tracing::info;
+
+pub(in crate::http) async fn post_update(
+    State(shared): State<AppState>,
+    request: Request,
+) -> Result<Json<UpdateAck>, Problem> {
+    let ip = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip);
+    match take(&shared, request, ip).await {
+        Ok(ack) => Ok(Json(ack)),
+        Err((worker, rejection)) => {
+            shared.metrics.refused(rejection.code);
+            shared.view().refused(rejection.code);
+            let worker_name = worker.as_ref().map_or("", WorkerId::as_str);
+            info!(%ip, worker = worker_name, code = rejection.code.as_str(), msg = rejection.msg, "update refused");
+            if let Some(worker) = worker
+                && rejection.code.http_status() < 500
+            {
+                shared.limiter.refused(ip, worker);
+            }
+            Err(Problem::from_rejection(&shared, rejection))
+        }
+    }
+}
+
+async fn take(
+    shared: &AppState,
+    request: Request,
+    ip: IpAddr,
+) -> Result<UpdateAck, (Option<WorkerId>, Rejection)> {
+    if shared.is_draining() {
+        return Err((
+            None,
+            Rejection::new(ErrorCode::Draining, "the master is shutting down: try again later"),
+        ));
+    }
+    let (parts, body) = request.into_parts();
+    let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;
+    // Control variates double what a container holds.
+    let vectors = 1 + usize::from(shared.config.aggregation.strategy.uses_control());
+    let parameters = vectors * shared.core.layout().parameters();
+    let limit = match format {
+        Format::Container => limits::max_update_bytes(parameters),
+        Format::Json => limits::max_update_json_bytes(parameters),
+    };
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let body = shared.budget.read(body, declared, limit).await.map_err(|rejection| (None, rejection))?;
+    ingest(shared.clone(), format, body, ip).await.map_err(|refused| (refused.worker, refused.rejection))
+}
+
+fn format(headers: &HeaderMap) -> Result<Format, Rejection> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    match essence.as_str() {
+        "application/octet-stream" => Ok(Format::Container),
+        "application/json" => Ok(Format::Json),
+        _ => Err(Rejection::new(
+            ErrorCode::UnsupportedMediaType,
+            "send an update container as application/octet-stream, or application/json",
+        )),
+    }
+}

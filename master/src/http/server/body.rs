@@ -1,0 +1,170 @@
+//! Request bodies within bounds: of size, of time, and of all bodies' memory together.
+
+use super::buffers::Buffers;
+use crate::{config::Limits, federation::intake::Rejection};
+use axum::body::Body;
+use bytes::Bytes;
+use fl_protocol::{ErrorCode, limits};
+use http_body_util::BodyExt;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout, timeout_at},
+};
+
+/// Bytes that a permit stands for.
+const UNIT: usize = 1024;
+/// A body may take its time-out plus its size at this rate, in bytes per second.
+const MIN_RATE: f64 = 16_384.0;
+/// How long a body waits for memory before it is turned away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Of a body that is too large, so much is read and dropped, so that its sender reads the answer.
+const MAX_DISCARD: usize = 32 << 20;
+
+/// Memory of the bodies that are being received or handled.
+#[derive(Debug)]
+pub struct Budget {
+    units: Arc<Semaphore>,
+    buffers: Arc<Buffers>,
+    timeout: Duration,
+}
+
+/// A whole body; its memory counts until it is dropped.
+#[derive(Debug)]
+pub struct Received {
+    /// The content.
+    pub bytes: Bytes,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Budget {
+    /// Room for what the settings allow, and for the largest body of a model of that size.
+    pub fn new(config: &Limits, parameters: usize) -> Self {
+        let largest = limits::max_update_bytes(parameters).max(limits::max_update_json_bytes(parameters));
+        let units = ((config.max_inflight_mb << 20).max(largest)).div_ceil(UNIT) + 1;
+        Self {
+            units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            buffers: Arc::default(),
+            timeout: Duration::from_secs_f64(config.body_timeout_s),
+        }
+    }
+
+    /// Reads a body of at most `limit` bytes. `declared` is its `Content-Length`.
+    ///
+    /// # Errors
+    /// If it is larger, too slow, cut short, or if there is no memory for it.
+    pub async fn read(
+        &self,
+        mut body: Body,
+        declared: Option<u64>,
+        limit: usize,
+    ) -> Result<Received, Rejection> {
+        if declared.is_some_and(|len| len > limit as u64) {
+            self.discard(body).await;
+            return Err(too_large(limit));
+        }
+        let start = Instant::now();
+        let mut bytes = self.buffers.take(declared.unwrap_or(0) as usize);
+        let mut permit: Option<OwnedSemaphorePermit> = None;
+        let mut paid = 0;
+        loop {
+            let allowed = self.timeout + Duration::from_secs_f64(bytes.len() as f64 / MIN_RATE);
+            let frame = timeout_at(start + allowed, body.frame()).await.map_err(|_| {
+                Rejection::new(ErrorCode::RequestTimeout, "the body did not arrive in time: send it faster")
+            })?;
+            let data = match frame {
+                None => break,
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+                Some(Err(_)) => {
+                    return Err(Rejection::new(ErrorCode::Malformed, "the body is cut short: send it again"));
+                }
+            };
+            if bytes.len() + data.len() > limit {
+                self.discard(body).await;
+                return Err(too_large(limit));
+            }
+            let owed = (bytes.len() + data.len()).div_ceil(UNIT);
+            if owed > paid {
+                let more = self.take(owed - paid).await?;
+                match &mut permit {
+                    Some(permit) => permit.merge(more),
+                    None => permit = Some(more),
+                }
+                paid = owed;
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(Received { bytes: Bytes::from_owner(bytes), _permit: permit })
+    }
+
+    async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Rejection> {
+        let busy =
+            || Rejection::new(ErrorCode::Overloaded, "too many updates are being received: try again later");
+        let permits = self.units.clone().acquire_many_owned(units as u32);
+        timeout(PATIENCE, permits).await.map_err(|_| busy())?.map_err(|_| busy())
+    }
+
+    async fn discard(&self, mut body: Body) {
+        let read = async {
+            let mut left = MAX_DISCARD;
+            while let Some(Ok(frame)) = body.frame().await {
+                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                    Some(rest) => left = rest,
+                    None => break,
+                }
+            }
+        };
+        let _ = timeout(self.timeout.min(PATIENCE), read).await;
+    }
+}
+
+fn too_large(limit: usize) -> Rejection {
+    Rejection::new(
+        ErrorCode::TooLarge,
+        format!("the body is larger than {limit} bytes, which this model's updates cannot be"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+
+    fn budget() -> Budget {
+        let limits = Limits { body_timeout_s: 0.2, max_inflight_mb: 1, ..crate::Config::default().limits };
+        Budget::new(&limits, 10)
+    }
+
+    fn chunks(chunks: Vec<Vec<u8>>) -> Body {
+        Body::from_stream(stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>)))
+    }
+
+    async fn code(body: Body, declared: Option<u64>, limit: usize) -> ErrorCode {
+        budget().read(body, declared, limit).await.unwrap_err().code
+    }
+
+    #[tokio::test]
+    async fn reads_what_fits() {
+        let budget = budget();
+        let before = budget.units.available_permits();
+        let received = budget.read(chunks(vec![vec![1; 3000], vec![2; 1000]]), None, 4000).await.unwrap();
+        assert_eq!((received.bytes.len(), received.bytes[3999]), (4000, 2));
+        assert_eq!(budget.units.available_permits(), before - 4);
+        drop(received);
+        assert_eq!(budget.units.available_permits(), before);
+    }
+
+    #[tokio::test]
+    async fn refuses_what_is_too_large_declared_or_not() {
+        assert_eq!(code(chunks(vec![vec![0; 10]]), Some(10), 9).await, ErrorCode::TooLarge);
+        assert_eq!(code(chunks(vec![vec![0; 5], vec![0; 5]]), None, 9).await, ErrorCode::TooLarge);
+    }
+
+    #[tokio::test]
+    async fn refuses_what_does_not_arrive() {
+        let never = Body::from_stream(stream::pending::<Result<Vec<u8>, std::io::Error>>());
+        assert_eq!(code(never, Some(10), 10).await, ErrorCode::RequestTimeout);
+        let broken = Body::from_stream(stream::iter([Ok(vec![1u8]), Err(std::io::Error::other("gone"))]));
+        assert_eq!(code(broken, Some(10), 10).await, ErrorCode::Malformed);
+    }
+}
