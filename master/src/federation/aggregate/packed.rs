@@ -95,7 +95,9 @@ mod avx512 {
         let first: __m512i = cast(FIRST);
         let second: __m512i = cast(SECOND);
         let (groups, rest) = sums.as_chunks_mut::<16>();
-        let (words, rest_packed) = packed.as_chunks::<8>();
+        // Fifteen codes that are left over fill eight bytes too: the split is by groups, not by words.
+        let (words, rest_packed) = packed.split_at(8 * groups.len());
+        let (words, _) = words.as_chunks::<8>();
         for (group, word) in groups.iter_mut().zip(words) {
             let word = wide._mm512_set1_epi64(i64::from_le_bytes(*word));
             // The look-up takes the lowest four bits of an index: no mask is needed.
