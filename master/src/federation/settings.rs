@@ -66,6 +66,15 @@ pub struct AggregationSettings {
     pub max_weight: Option<u64>,
 }
 
+impl AggregationSettings {
+    /// These settings with the limits on updates of `other`.
+    #[must_use]
+    pub fn with_limits_of(&self, other: &Self) -> Self {
+        let Self { max_update_norm, norm_action, max_weight, .. } = *other;
+        Self { max_update_norm, norm_action, max_weight, ..self.clone() }
+    }
+}
+
 impl Default for AggregationSettings {
     fn default() -> Self {
         Self {
