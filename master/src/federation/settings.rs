@@ -67,11 +67,12 @@ pub struct AggregationSettings {
 }
 
 impl AggregationSettings {
-    /// These settings with the limits on updates of `other`.
+    /// These settings with the limits on updates of `other`. `MAX_WEIGHT` is none of them: it says what an
+    /// update counts for, and an accepted one counts for that after a restart too.
     #[must_use]
     pub fn with_limits_of(&self, other: &Self) -> Self {
-        let Self { max_update_norm, norm_action, max_weight, .. } = *other;
-        Self { max_update_norm, norm_action, max_weight, ..self.clone() }
+        let Self { max_update_norm, norm_action, .. } = *other;
+        Self { max_update_norm, norm_action, ..self.clone() }
     }
 }
 
