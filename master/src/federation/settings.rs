@@ -153,4 +153,19 @@ mod tests {
             prop_assert_eq!(read, settings);
         }
     }
+
+    #[test]
+    fn limits_change_without_what_an_update_counts_for() {
+        let begun_with = AggregationSettings { max_weight: Some(30), ..AggregationSettings::default() };
+        let today = AggregationSettings {
+            max_weight: Some(10),
+            max_update_norm: Some(1.0),
+            norm_action: NormAction::Clip,
+            strategy: Strategy::FedAvgM,
+            ..AggregationSettings::default()
+        };
+        let limited = begun_with.with_limits_of(&today);
+        assert_eq!((limited.max_update_norm, limited.norm_action), (Some(1.0), NormAction::Clip));
+        assert_eq!((limited.max_weight, limited.strategy), (Some(30), Strategy::FedAvg));
+    }
 }
