@@ -95,7 +95,12 @@ pub struct Args {
     /// training begins to swing. 1e-6 to 1e6, 0 = off
     #[arg(long, env = "LAZY", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub lazy: f64,
-    /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit
+    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit: nobody outweighs all others by a
+    /// claim
+    #[arg(long, env = "MAX_WEIGHT", default_value_t = 0, help_heading = AGGREGATION)]
+    pub max_weight: u64,
+    /// Largest Euclidean norm of an update as it is applied, and of the change of SCAFFOLD's control variate, 1e-9 to
+    /// 1e9, 0 = no limit
     #[arg(long, env = "MAX_UPDATE_NORM", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub max_update_norm: f64,
     /// What happens to an update beyond MAX_UPDATE_NORM
@@ -266,7 +271,7 @@ impl Args {
                 lazy: (self.lazy != 0.0).then_some(self.lazy),
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
-                max_weight: None,
+                max_weight: (self.max_weight != 0).then_some(self.max_weight),
             },
             task: TaskHints {
                 local_steps: self.local_steps,

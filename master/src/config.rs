@@ -10,7 +10,7 @@ use fl_datasets::DatasetSpec;
 use fl_model::Backend;
 use fl_protocol::{
     LrSchedule,
-    limits::{MAX_PARAMETERS, MAX_WAIT_S},
+    limits::{MAX_NUM_SAMPLES, MAX_PARAMETERS, MAX_WAIT_S},
 };
 use fl_quant::Bits;
 use std::{net::SocketAddr, path::PathBuf};
@@ -247,6 +247,9 @@ impl Config {
                     format!("STRATEGY={strategy} has no use for an update that came before: set LAZY=0");
                 return Err(SettingError::new("LAZY", lazy, reason));
             }
+        }
+        if let Some(weight) = self.aggregation.max_weight {
+            whole("MAX_WEIGHT", weight, 1, MAX_NUM_SAMPLES)?;
         }
         if let Some(norm) = self.aggregation.max_update_norm {
             number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;
