@@ -69,11 +69,7 @@ fn code_of(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     } else if let Some(error) = cause.downcast_ref::<WorkerError>() {
         Some(error.exit_code())
     } else if let Some(error) = cause.downcast_ref::<ModelError>() {
-        Some(if matches!(error, ModelError::UnknownModel(_) | ModelError::BudgetTooSmall { .. }) {
-            USAGE
-        } else {
-            NO_INPUT
-        })
+        Some(error.exit_code())
     } else if cause.is::<BadInput>() {
         Some(NO_INPUT)
     } else if cause.is::<io::Error>() {

@@ -25,7 +25,7 @@ pub struct ModelConfig {
     pub dataset: DatasetSpec,
     /// `DATA_DIR` (none): where data files are looked for.
     pub data_dir: Option<PathBuf>,
-    /// `BACKEND` (flex): what evaluates the model.
+    /// `BACKEND` (auto): what evaluates the model.
     pub backend: Backend,
     /// `EVAL_EVERY` (1): rounds between two evaluations; 0 = never.
     pub eval_every: u64,
@@ -243,7 +243,7 @@ impl Default for Config {
                 model_dim: 100_000,
                 dataset: DatasetSpec::Digits,
                 data_dir: None,
-                backend: Backend::Flex,
+                backend: Backend::Auto,
                 eval_every: 1,
             },
             round: RoundConfig {

@@ -88,7 +88,9 @@ fn exit_code(error: &anyhow::Error) -> u8 {
                 Some(error.exit_code())
             } else if matches!(cause.downcast_ref::<StoreError>(), Some(StoreError::Io { .. })) {
                 Some(IO)
-            } else if cause.is::<ModelError>() || cause.is::<StoreError>() {
+            } else if let Some(error) = cause.downcast_ref::<ModelError>() {
+                Some(error.exit_code())
+            } else if cause.is::<StoreError>() {
                 Some(NO_INPUT)
             } else if cause.is::<io::Error>() {
                 Some(IO)
