@@ -43,3 +43,10 @@ pub use learner::{Batch, Learner};
 pub use params::init_parameters;
 pub use sgd::SgdConfig;
 pub use spec::{Layer, ModelSpec, PRESETS};
+
+// The tests beside the code and those of `tests/` share their networks, data and comparisons.
+#[cfg(test)]
+extern crate self as fl_model;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;
