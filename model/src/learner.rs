@@ -37,7 +37,7 @@ impl<'a> Batch<'a> {
 /// A round is [`Learner::load`], [`Learner::begin_round`], then [`Learner::step`] for each batch. The
 /// same calls give bit-identical parameters in every process on a machine, whatever the number of
 /// threads.
-pub trait Learner: Send {
+pub trait Learner: Send + Sync {
     /// Names, shapes and flat order of the parameters.
     fn layout(&self) -> &ModelLayout;
 
