@@ -234,5 +234,5 @@ async fn changed_limits_do_not_judge_accepted_updates_again() {
 async fn another_strategy_in_an_open_round_is_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     used(dir.path()).await;
-    fails(&ends(dir.path(), &[("STRATEGY", "scaffold:2")], &[]), 66, "finish the round with the STRATEGY");
+    assert!(ends(dir.path(), &[("STRATEGY", "scaffold:2")], &["--check"]).status.success());
 }

@@ -55,20 +55,3 @@ pub enum ModelError {
     #[error("training diverged (the loss is not finite): lower the learning rate or clip the gradient")]
     Diverged,
 }
-
-impl ModelError {
-    /// Exit code of a program that ends with this error, after BSD's `sysexits.h`: 64 for a setting that
-    /// cannot be used, 66 for a file that is missing, damaged or does not fit, 70 for a failed training.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::UnknownModel { .. }
-            | Self::BudgetTooSmall { .. }
-            | Self::UnknownBackend(_)
-            | Self::BackendNotBuilt(_)
-            | Self::BackendFailed(_)
-            | Self::NotFused(_) => 64,
-            Self::BadSpec(_) | Self::BadSpecFile { .. } | Self::BadFile(_) => 66,
-            Self::BadBatch(_) | Self::Diverged => 70,
-        }
-    }
-}

@@ -1,8 +1,12 @@
 //! `fl bench train`: how fast does this machine train a network?
 
 use super::process;
-use crate::{exit::BadSetting, output};
+use crate::output;
 use clap::Args;
+use fl_app::{
+    SettingError,
+    setting::{number, whole},
+};
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_model::{Backend, Batch, Learner, ModelSpec, SgdConfig, init_parameters, measure_gemm_gflops};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -14,8 +18,6 @@ use std::{
 
 const WARM_UP: usize = 5;
 const SEED: u64 = 42;
-/// As `BATCH_SIZE` of a worker.
-const MAX_BATCH: usize = 1_000_000;
 
 /// Arguments of `fl bench train`.
 #[derive(Debug, Args)]
@@ -127,19 +129,11 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
     if json { output::json_line(&measured) } else { print(&measured) }
 }
 
-fn check(args: &TrainArgs) -> anyhow::Result<()> {
-    if args.threads == 0 {
-        return Err(BadSetting::new("--threads", "0 is too small: give at least 1").into());
+fn check(args: &TrainArgs) -> Result<(), SettingError> {
+    for (setting, value) in [("--threads", args.threads), ("--batch-size", args.batch_size)] {
+        whole(setting, value as u64, 1, 1_000_000)?;
     }
-    if !(1..=MAX_BATCH).contains(&args.batch_size) {
-        let problem = format!("{} is out of range: give 1 to {MAX_BATCH}", args.batch_size);
-        return Err(BadSetting::new("--batch-size", problem).into());
-    }
-    if !(0.01..=3600.0).contains(&args.seconds) {
-        let problem = format!("{} is out of range: give 0.01 to 3600", args.seconds);
-        return Err(BadSetting::new("--seconds", problem).into());
-    }
-    Ok(())
+    number("--seconds", args.seconds, 0.01, 3600.0)
 }
 
 fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
