@@ -37,8 +37,9 @@ pub struct Args {
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env = "DATA_DIR", help_heading = MODEL)]
     pub data_dir: Option<String>,
-    /// What evaluates the model: flex, ndarray, wgpu
-    #[arg(long, env = "BACKEND", default_value = "flex", help_heading = MODEL)]
+    /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
+    /// CPU), ndarray, wgpu
+    #[arg(long, env = "BACKEND", default_value = "auto", help_heading = MODEL)]
     pub backend: String,
     /// Rounds between two evaluations on the test set, 0 = never
     #[arg(long, env = "EVAL_EVERY", default_value_t = 1, help_heading = MODEL)]

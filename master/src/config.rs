@@ -26,7 +26,7 @@ pub struct ModelConfig {
     pub dataset: DatasetSpec,
     /// `DATA_DIR` (none): where data files are looked for.
     pub data_dir: Option<PathBuf>,
-    /// `BACKEND` (flex): what evaluates the model.
+    /// `BACKEND` (auto): what evaluates the model.
     pub backend: Backend,
     /// `EVAL_EVERY` (1): rounds between two evaluations; 0 = never.
     pub eval_every: u64,
@@ -198,7 +198,7 @@ impl Default for Config {
                 model_dim: 100_000,
                 dataset: DatasetSpec::Digits,
                 data_dir: None,
-                backend: Backend::Flex,
+                backend: Backend::Auto,
                 eval_every: 1,
             },
             round: RoundConfig {
@@ -237,6 +237,8 @@ impl Config {
     /// The first setting whose value is refused.
     pub fn validate(&self) -> Result<(), SettingError> {
         whole("MODEL_DIM", self.model.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        let backend = self.model.backend;
+        backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))?;
         self.validate_round()?;
         self.validate_aggregation()?;
         if let Some(lazy) = self.aggregation.lazy {
