@@ -26,7 +26,7 @@ pub use types::{
     GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,
     UpdateJson, WorkerStatus,
 };
-pub use update::{Update, UpdateError, UpdateMeta};
+pub use update::{Header, Kind, Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;
 
 /// Headers that the API adds to HTTP's own.

@@ -9,8 +9,11 @@ use crate::{
     store::journal::RecordMeta,
 };
 use bytes::Bytes;
-use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
+use fl_protocol::{ErrorCode, Header, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
 use std::{net::IpAddr, sync::Arc, time::Instant};
+
+/// A header up to this size is read on the async thread: handing it to another one costs more.
+const SMALL_HEADER_BYTES: u64 = 4 << 10;
 
 /// The two formats of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,11 +63,8 @@ async fn take_in(
     worker: &mut Option<fl_protocol::WorkerId>,
 ) -> Result<UpdateAck, Rejection> {
     let wire_bytes = body.len() as u64;
-    let body = match format {
-        Format::Container => body.clone(),
-        Format::Json => container(shared, body.clone()).await?,
-    };
-    let meta = update::peek_meta(&body)?;
+    let incoming = parse(shared, format, body.clone()).await?;
+    let meta = incoming.header.meta().clone();
     *worker = Some(meta.worker_id.clone());
     if shared.limiter.is_exhausted(ip, &meta.worker_id) {
         return Err(Rejection::new(
@@ -81,7 +81,7 @@ async fn take_in(
     };
     let record =
         RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes, clip_bits: None };
-    match admitted(shared, body, record, round).await {
+    match admitted(shared, incoming, record, round).await {
         Ok((contribution, status)) => {
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
         }
@@ -95,7 +95,7 @@ async fn take_in(
 /// Adds an admitted update and makes it durable, or leaves no trace of it.
 async fn admitted(
     shared: &Arc<Shared>,
-    body: Bytes,
+    incoming: Incoming,
     received: RecordMeta,
     round: u64,
 ) -> Result<(Contribution, WorkerStatus), Rejection> {
@@ -104,7 +104,8 @@ async fn admitted(
         let accounted = account(term, &received);
         Ok((accounted, RecordMeta { clip_bits: Some(term.clip.to_bits()), ..received }, term.meta.clone()))
     };
-    let (accounted, received, meta) = on_pool(shared, body.clone(), round, add).await?;
+    let (accounted, received, meta) = on_pool(shared, incoming.clone(), round, add).await?;
+    let Incoming { header, body } = incoming;
     let record = Record { kind: RecordKind::Update, meta: received, body: body.clone() };
     let durable = match &shared.durable {
         Some(durable) => matches!(durable.journal.append(round, record).await, Ok(Ok(()))),
@@ -116,7 +117,7 @@ async fn admitted(
     }
     let job_shared = shared.clone();
     let removed = shared.pool.run_always(move || {
-        job_shared.intake().with_term(&body, round, |term| {
+        job_shared.intake().with_parsed(&header, &body, round, |term| {
             term.take_from(&job_shared.collector);
             Ok(())
         })
@@ -127,30 +128,54 @@ async fn admitted(
 
 async fn on_pool<T: Send + 'static>(
     shared: &Arc<Shared>,
-    body: Bytes,
+    incoming: Incoming,
     round: u64,
     f: impl FnOnce(&Term<'_>, &Shared) -> Result<T, Rejection> + Send + 'static,
 ) -> Result<T, Rejection> {
     let job_shared = shared.clone();
     let job = move || {
         let started = Instant::now();
-        let result = job_shared.intake().with_term(&body, round, |term| f(term, &job_shared));
+        let result = job_shared
+            .intake()
+            .with_parsed(&incoming.header, &incoming.body, round, |term| f(term, &job_shared));
         job_shared.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
     shared.pool.run(job).await.map_err(pool_rejection)?
 }
 
-/// The container of a JSON update: from here on both formats take one path.
-async fn container(shared: &Arc<Shared>, json: Bytes) -> Result<Bytes, Rejection> {
+/// A container whose header has been read.
+#[derive(Debug, Clone)]
+struct Incoming {
+    header: Arc<Header>,
+    body: Bytes,
+}
+
+impl Incoming {
+    fn read(body: Bytes) -> Result<Self, Rejection> {
+        Ok(Self { header: Arc::new(Header::read(&body)?), body })
+    }
+}
+
+/// Reads the header. A JSON update becomes a container first: from here on both formats take one path.
+async fn parse(shared: &Arc<Shared>, format: Format, body: Bytes) -> Result<Incoming, Rejection> {
+    let is_small = update::declared_bytes(&body).is_none_or(|len| len <= SMALL_HEADER_BYTES);
+    if format == Format::Container && is_small {
+        return Incoming::read(body);
+    }
     let job_shared = shared.clone();
-    let job = move || -> Result<Bytes, Rejection> {
-        let update: UpdateJson = serde_json::from_slice(&json).map_err(|error| {
-            Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an update: {error}"))
-        })?;
-        Ok(update::from_json(&update, &job_shared.layout)?.into())
+    let job = move || match format {
+        Format::Container => Incoming::read(body),
+        Format::Json => Incoming::read(container(&body, &job_shared)?),
     };
     shared.pool.run(job).await.map_err(pool_rejection)?
+}
+
+fn container(json: &[u8], shared: &Shared) -> Result<Bytes, Rejection> {
+    let update: UpdateJson = serde_json::from_slice(json).map_err(|error| {
+        Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an update: {error}"))
+    })?;
+    Ok(update::from_json(&update, &shared.layout)?.into())
 }
 
 fn refuse(

@@ -7,7 +7,7 @@ use crate::{
     federation::aggregate::ExactSum, federation::aggregate::collector::Vector,
     federation::intake::lazy::LastUpdates,
 };
-use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta, update};
+use fl_protocol::{ErrorCode, Header, Kind, ModelLayout, Update, UpdateError, UpdateMeta};
 use fl_quant::DecodeError;
 
 /// Why an update is refused: a code and a sentence.
@@ -69,15 +69,28 @@ impl Intake<'_> {
         round: u64,
         f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
     ) -> Result<T, Rejection> {
-        let term = |body| Term::new(body, self, round);
-        if update::peek_meta(body)?.reuse.is_none() {
-            return f(&term(body)?);
+        self.with_parsed(&Header::read(body)?, body, round, f)
+    }
+
+    /// [`Self::with_term`] for a body whose header has been read.
+    ///
+    /// # Errors
+    /// What is wrong with its tensors, or what `f` says.
+    pub fn with_parsed<T>(
+        &self,
+        header: &Header,
+        body: &[u8],
+        round: u64,
+        f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
+    ) -> Result<T, Rejection> {
+        if header.kind() == Kind::Update {
+            return f(&Term::new(header, body, self, round)?);
         }
-        let notice = update::parse_notice(body)?;
+        let notice = header.meta().clone();
         let last = self.lasts.reused(&notice).ok_or_else(|| {
             Rejection::new(ErrorCode::NoLastUpdate, "that update is not kept here: send this round's instead")
         })?;
-        let mut term = term(&last)?;
+        let mut term = Term::new(&Header::read(&last)?, &last, self, round)?;
         term.reused_bytes = Some(last.len() as u64);
         // The weight is that of the update which counts; what is told of the round is new.
         term.meta = UpdateMeta {
@@ -107,13 +120,13 @@ pub struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    /// Checks a body from its first byte to its last. `round` is the open round.
+    /// Checks the tensors of a body whose header has been read. `round` is the open round.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn new(body: &'a [u8], intake: &Intake<'a>, round: u64) -> Result<Self, Rejection> {
+    pub fn new(header: &Header, body: &'a [u8], intake: &Intake<'a>, round: u64) -> Result<Self, Rejection> {
         let config = intake.config;
-        let update = Update::parse(body, intake.layout)?;
+        let update = header.update(body, intake.layout)?;
         let meta = update.meta.clone();
         let strategy = config.strategy;
         check_control(&update, strategy)?;
