@@ -97,8 +97,7 @@ impl Global {
         if let Some((_, file)) = kept.iter().find(|(known, _)| *known == compact) {
             return Ok(file.clone());
         }
-        let spec = Spec { entropy: true, seed: self.round, ..Spec::new(compact.scheme, compact.bits) };
-        let file = Bytes::from(GlobalModel::from_safetensors(&self.bytes)?.to_quantized(&spec)?);
+        let file = quantize(&self.bytes, self.round, compact)?;
         kept.truncate(KEPT_COMPACT - 1);
         kept.push_front((compact, file.clone()));
         Ok(file)
@@ -111,6 +110,15 @@ impl Global {
     pub fn parameters(&self) -> Result<Vec<f32>, ModelError> {
         GlobalModel::from_safetensors(&self.bytes).map(|model| model.parameters)
     }
+}
+
+/// The quantized form of a model file. Takes a while: call it off the async threads.
+///
+/// # Errors
+/// If the file is no model.
+pub fn quantize(file: &[u8], round: u64, compact: Compact) -> Result<Bytes, ModelError> {
+    let spec = Spec { entropy: true, seed: round, ..Spec::new(compact.scheme, compact.bits) };
+    Ok(Bytes::from(GlobalModel::from_safetensors(file)?.to_quantized(&spec)?))
 }
 
 /// What the settings ask for: network, test data, first model.

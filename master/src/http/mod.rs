@@ -28,8 +28,6 @@ pub(crate) type AppState = Arc<Shared>;
 pub fn router(shared: Arc<Shared>) -> Router {
     let panicked = shared.clone();
     Router::new()
-        .route("/global", get(global::get_global))
-        .route("/control", get(global::get_control))
         .route("/update", post(update::post_update))
         .route("/task", get(task::get_task))
         .route("/status", get(status::get_status))
@@ -38,6 +36,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(status::get_healthz))
         .route("/readyz", get(status::get_readyz))
         .route("/openapi.json", get(openapi::get_openapi))
+        .merge(global::routes(&shared))
         .merge(dashboard::routes())
         .merge(events::routes())
         .fallback(not_found)
@@ -47,6 +46,11 @@ pub fn router(shared: Arc<Shared>) -> Router {
             Problem::new(&panicked, ErrorCode::Internal, "an internal fault").into_response()
         }))
         .with_state(shared)
+}
+
+/// The paths that are answered whatever clients do: without a token, and without a place.
+pub(crate) fn is_probe(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
 }
 
 async fn not_found(State(shared): State<AppState>, uri: Uri) -> Response {
