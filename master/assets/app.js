@@ -140,12 +140,28 @@
     document.querySelector("[data-download]").setAttribute("download", file);
   }
 
+  const waitReasons = {
+    too_few_workers: "fewer workers have reported than the round needs",
+    updates_missing: "some workers have not delivered",
+    deadline_passed: "the deadline has passed with too few updates",
+  };
+
+  function waiting(wait) {
+    if (!wait) return "";
+    const names = wait.missing.slice(0, 5).map((m) => `${m.worker} (last seen ${age(now() - m.last_seen_ts)})`);
+    const more = wait.missing.length > 5 ? ` and ${count(wait.missing.length - 5)} more` : "";
+    const updates = plural(Math.max(0, wait.needed - wait.accepted), "more update", "more updates");
+    return `Waiting for ${updates}, the last one came ${age(now() - wait.since_ts)}: ${waitReasons[wait.reason] || wait.reason}`
+      + (names.length ? `: ${names.join(", ")}${more}` : "");
+  }
+
   function showOpenRound() {
     const bar = byId("open-progress");
     bar.max = Math.max(1, view.min_clients);
     bar.value = view.finished ? bar.max : Math.min(view.pending_updates, bar.max);
     set("open_title", view.finished ? "Training is finished" : `Round ${count(view.global_round + 1)} is open`);
     set("open_text", view.finished ? "no more rounds" : `${count(view.pending_updates)} of ${plural(view.min_clients, "update", "updates")}`);
+    set("waiting", waiting(view.waiting));
     const refused = Object.entries(view.rejected_updates);
     const total = refused.reduce((sum, [, n]) => sum + n, 0);
     set("refused", total ? `${plural(total, "update", "updates")} refused since the start: ${refused.map(([code, n]) => `${code} ${count(n)}`).join(", ")}` : "");

@@ -23,8 +23,8 @@ pub use layout::{ModelLayout, TensorLayout};
 pub use schedule::LrSchedule;
 pub use settings::{Secret, SettingError};
 pub use types::{
-    GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,
-    UpdateJson, WorkerStatus,
+    GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody, TaskAction,
+    TaskBody, UpdateAck, UpdateJson, WaitReason, Waiting, WorkerStatus,
 };
 pub use update::{Header, Kind, Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;

@@ -49,7 +49,8 @@ pub struct UpdateJson {
 pub struct UpdateAck {
     /// Always `"ok"`.
     pub status: String,
-    /// True if this update closed its round.
+    /// True if the update is part of a model that is out: it closed its round, or is a retry of one
+    /// whose round is over.
     pub aggregated: bool,
     /// The master's round after this update.
     pub global_round: u64,
@@ -207,8 +208,47 @@ pub struct StatusBody {
     pub uptime_s: f64,
     /// True once the last round is done.
     pub finished: bool,
+    /// What the open round waits for; absent while it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Version of the master.
     pub version: String,
+}
+
+/// Why a round waits, and for whom.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Updates that close the round.
+    pub needed: u64,
+    /// Updates that it has.
+    pub accepted: u64,
+    /// Since when nothing has been accepted, in seconds since 1970.
+    pub since_ts: f64,
+    /// Why.
+    pub reason: WaitReason,
+    /// Workers that took part before and have not delivered; those heard from last, the latest first.
+    pub missing: Vec<MissingWorker>,
+}
+
+/// Why a round waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitReason {
+    /// Fewer workers have been heard from than the round needs.
+    TooFewWorkers,
+    /// Enough workers are there; some have not delivered.
+    UpdatesMissing,
+    /// The deadline has passed with fewer updates than `ROUND_MIN_AT_DEADLINE`.
+    DeadlinePassed,
+}
+
+/// A worker that a round waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MissingWorker {
+    /// Its name.
+    pub worker: WorkerId,
+    /// When it was last heard from, in seconds since 1970.
+    pub last_seen_ts: f64,
 }
 
 /// A finished round: one element of `GET /history`.

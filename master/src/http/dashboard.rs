@@ -12,12 +12,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use fl_protocol::{HistoryRecord, WorkerStatus};
+use fl_protocol::{HistoryRecord, WaitReason, WorkerStatus};
 use format::{NONE, age, bytes, count, duration, escape, known, loss, median, percent, plural, row, three};
 use std::sync::LazyLock;
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
+/// Missing workers that are named.
+const MAX_MISSING: usize = 5;
 /// Rounds whose median duration is shown.
 const RECENT: usize = 100;
 
@@ -141,6 +143,7 @@ fn status_value(name: &str, view: &Snapshot) -> Option<String> {
                 plural(status.min_clients, "update", "updates")
             )
         }
+        "waiting" => waiting(view),
         "refused" => refused(view),
         "accuracy" => percent(status.last_evaluation.map(|e| e.accuracy)),
         "num_workers" => count(view.num_workers as u64),
@@ -199,6 +202,35 @@ fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
         Some(best) if evaluated.len() > 1 => format!("loss {loss}, best {}", percent(Some(best))),
         _ => format!("loss {loss}"),
     }
+}
+
+/// Who is missing in a round that waits, and why.
+fn waiting(view: &Snapshot) -> String {
+    let Some(waiting) = &view.status.waiting else { return String::new() };
+    let reason = match waiting.reason {
+        WaitReason::TooFewWorkers => "fewer workers have reported than the round needs",
+        WaitReason::UpdatesMissing => "some workers have not delivered",
+        WaitReason::DeadlinePassed => "the deadline has passed with too few updates",
+    };
+    let missing: Vec<String> = waiting
+        .missing
+        .iter()
+        .take(MAX_MISSING)
+        .map(|missing| format!("{} (last seen {})", missing.worker, age(view.now_ts - missing.last_seen_ts)))
+        .collect();
+    let more = match waiting.missing.len().saturating_sub(MAX_MISSING) {
+        0 => String::new(),
+        more => format!(" and {} more", count(more as u64)),
+    };
+    let names = match missing.is_empty() {
+        true => String::new(),
+        false => format!(": {}{more}", missing.join(", ")),
+    };
+    format!(
+        "Waiting for {}, the last one came {}: {reason}{names}",
+        plural(waiting.needed.saturating_sub(waiting.accepted), "more update", "more updates"),
+        age(view.now_ts - waiting.since_ts),
+    )
 }
 
 fn refused(view: &Snapshot) -> String {

@@ -20,8 +20,15 @@ const QUEUE: usize = 1024;
 pub enum Admission {
     /// Go on in this round; [`ActorHandle::commit`] or [`ActorHandle::abort`] must follow.
     Admitted(u64),
-    /// Not taken, and the round that the master is in.
-    Refused(Refusal, u64),
+    /// Not taken.
+    Refused {
+        /// Why.
+        refusal: Refusal,
+        /// The round that the master is in.
+        global_round: u64,
+        /// Of a duplicate: whether the update is part of a model that is out.
+        is_out: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -115,13 +122,20 @@ impl ActorHandle {
     }
 }
 
+/// An offer that waits for its answer.
+struct Offered {
+    worker: WorkerId,
+    base: u64,
+    reply: oneshot::Sender<Admission>,
+}
+
 /// Owns the round.
 pub(crate) struct Actor {
     pub(crate) state: RoundState,
     pub(crate) shared: Arc<Shared>,
     pub(crate) published: watch::Sender<Published>,
     next_offer: OfferId,
-    offers: HashMap<OfferId, oneshot::Sender<Admission>>,
+    offers: HashMap<OfferId, Offered>,
     /// The update that closed the round is answered once the next model is there.
     closer: Option<oneshot::Sender<UpdateAck>>,
 }
@@ -164,7 +178,8 @@ impl Actor {
         match message {
             Message::Offer { worker, round, reply } => {
                 self.next_offer += 1;
-                self.offers.insert(self.next_offer, reply);
+                let offered = Offered { worker: worker.clone(), base: round, reply };
+                self.offers.insert(self.next_offer, offered);
                 self.step(Event::Offer { id: self.next_offer, worker, round });
             }
             Message::Abort { worker } => {
@@ -213,10 +228,8 @@ impl Actor {
         let mut closes = false;
         for effect in self.state.step(event, now) {
             match effect {
-                Effect::Admit(id) => self.answer(id, Admission::Admitted(self.state.round())),
-                Effect::Refuse(id, refusal) => {
-                    self.answer(id, Admission::Refused(refusal, self.state.round()));
-                }
+                Effect::Admit(id) => self.answer(id, None),
+                Effect::Refuse(id, refusal) => self.answer(id, Some(refusal)),
                 Effect::Close => {
                     closes = true;
                     tokio::spawn(closing::close(self.shared.clone(), closing::Batch::of(&self.state, now)));
@@ -226,10 +239,16 @@ impl Actor {
         closes
     }
 
-    fn answer(&mut self, id: OfferId, admission: Admission) {
-        if let Some(reply) = self.offers.remove(&id) {
-            let _ = reply.send(admission);
-        }
+    fn answer(&mut self, id: OfferId, refusal: Option<Refusal>) {
+        let Some(Offered { worker, base, reply }) = self.offers.remove(&id) else { return };
+        let global_round = self.state.round();
+        let _ = reply.send(match refusal {
+            None => Admission::Admitted(global_round),
+            Some(refusal) => {
+                let is_out = !self.state.has_accepted(&worker, base);
+                Admission::Refused { refusal, global_round, is_out }
+            }
+        });
     }
 
     /// The next model is there: shows it, opens its round, answers who waited for it.

@@ -77,12 +77,15 @@ async fn take_in(
     }
     let round = match shared.actor.offer(meta.worker_id.clone(), meta.round).await.map_err(|_| draining())? {
         Admission::Admitted(round) => round,
-        Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
+        Admission::Refused { refusal, global_round, is_out } => {
+            return refuse(shared, &meta, refusal, global_round, is_out);
+        }
     };
     let record =
         RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes, clip_bits: None };
     match admitted(shared, incoming, record, round).await {
         Ok((contribution, status)) => {
+            shared.limiter.accepted(ip, &meta.worker_id);
             shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
         }
         Err(rejection) => {
@@ -183,17 +186,13 @@ fn refuse(
     meta: &UpdateMeta,
     refusal: Refusal,
     global_round: u64,
+    is_out: bool,
 ) -> Result<UpdateAck, Rejection> {
     let round = meta.round;
     match refusal {
         Refusal::Duplicate => {
             shared.metrics.duplicates.inc();
-            Ok(UpdateAck {
-                status: "ok".to_owned(),
-                aggregated: round < global_round,
-                global_round,
-                duplicate: true,
-            })
+            Ok(UpdateAck { status: "ok".to_owned(), aggregated: is_out, global_round, duplicate: true })
         }
         Refusal::Stale if round == global_round => {
             Err(Rejection::new(ErrorCode::StaleRound, "the training is over: no update is needed any more"))

@@ -13,7 +13,11 @@ use fl_model::Evaluation;
 use fl_protocol::{HistoryRecord, LastEvaluation};
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex, OnceLock, Weak, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 use tokio::{
     net::TcpListener,
@@ -22,6 +26,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+/// Longest time between the end of readiness and the closing of the port.
+const MAX_GRACE: Duration = Duration::from_secs(2);
 /// Records and events that a slow listener may lag behind before it misses some.
 const BROADCAST: usize = 1024;
 
@@ -98,6 +104,14 @@ impl Master {
         self.shared.global().bytes.clone()
     }
 
+    /// Turns readiness off and serves on for a fifth of `DRAIN_S`, at most two seconds: whoever sends
+    /// requests here by `/readyz` can stop before a connection is refused.
+    pub async fn retire(&self) {
+        self.shared.retiring.store(true, Ordering::Relaxed);
+        let grace = Duration::from_secs_f64(self.shared.config.limits.drain_s / 5.0).min(MAX_GRACE);
+        tokio::time::sleep(grace).await;
+    }
+
     /// Drains: turns readiness off, stops accepting, lets what is in flight finish for at most
     /// `DRAIN_S`, and puts everything on disk.
     ///
@@ -172,6 +186,7 @@ async fn assemble(
         limiter: Limiter::new(config.limits.refused_per_s),
         clock,
         bytes_down: AtomicU64::new(0),
+        retiring: AtomicBool::new(false),
         config,
     });
     let watcher = Arc::downgrade(&shared);

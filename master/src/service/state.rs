@@ -7,12 +7,12 @@ use crate::{
     service::actor::ActorHandle, service::clock::Clock, service::evaluate::Evaluator, service::events::Board,
     service::events::MasterEvent, service::pool::Pool, store::Journal, store::Store, store::StoreWriter,
 };
-use fl_protocol::{HistoryRecord, ModelLayout, StatusBody};
+use fl_protocol::{HistoryRecord, ModelLayout, StatusBody, Waiting};
 use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio::sync::{broadcast, watch};
@@ -58,6 +58,8 @@ pub struct Shared {
     pub published: watch::Receiver<Published>,
     /// True once a shutdown has begun.
     pub draining: watch::Sender<bool>,
+    /// True once the master asks for no more requests, though it still answers them.
+    pub retiring: AtomicBool,
     /// True once the last round is done and evaluated.
     pub complete: watch::Sender<bool>,
     /// Everything that happens.
@@ -112,6 +114,16 @@ impl Shared {
         *self.draining.borrow()
     }
 
+    /// Whether requests should come here.
+    pub fn is_ready(&self) -> bool {
+        !self.retiring.load(Ordering::Relaxed) && !self.is_draining()
+    }
+
+    /// Who is missing in a round that waits, and why.
+    pub fn waiting(&self) -> Option<Waiting> {
+        None
+    }
+
     /// What can be seen, for a short look.
     pub fn board(&self) -> MutexGuard<'_, Board> {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,6 +171,7 @@ impl Shared {
             bytes_saved: saved(|record| record.bytes_saved),
             uptime_s: self.clock.uptime_s(),
             finished: published.finished,
+            waiting: self.waiting(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

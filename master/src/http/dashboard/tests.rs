@@ -1,5 +1,5 @@
 use super::*;
-use fl_protocol::{LastEvaluation, StatusBody};
+use fl_protocol::{LastEvaluation, MissingWorker, StatusBody, Waiting};
 use std::collections::BTreeMap;
 
 fn worker(round: u64, last_update_ts: f64) -> WorkerStatus {
@@ -31,6 +31,7 @@ fn status(workers: BTreeMap<String, WorkerStatus>) -> StatusBody {
         bytes_saved: 0,
         uptime_s: 75.0,
         finished: false,
+        waiting: None,
         version: "0.1.0".to_owned(),
     }
 }
@@ -134,4 +135,25 @@ fn workers_that_are_left_out_are_mentioned() {
     let view = Snapshot { num_workers: 1000, ..view(status(workers), 100.0) };
     let page = page(&view, &[], "http://localhost:5000");
     assert!(page.contains("The 200 heard from last of 1,000"));
+}
+
+#[test]
+fn a_round_that_waits_says_for_whom_and_why() {
+    let missing =
+        (0..7).map(|i| MissingWorker { worker: format!("edge{i}").parse().unwrap(), last_seen_ts: 40.0 });
+    let waiting = Waiting {
+        needed: 9,
+        accepted: 2,
+        since_ts: 70.0,
+        reason: WaitReason::UpdatesMissing,
+        missing: missing.collect(),
+    };
+    let status = StatusBody { waiting: Some(waiting), ..status(BTreeMap::new()) };
+    let page = page(&view(status, 100.0), &[], "http://localhost:5000");
+    let text = "Waiting for 7 more updates, the last one came 30 s ago: some workers have not delivered: \
+                edge0 (last seen 60 s ago), ";
+    let found = page.split("data-field=\"waiting\">").nth(1).unwrap();
+    assert!(found.starts_with(text), "{}", &found[..300]);
+    assert!(found.contains("edge4 (last seen 60 s ago) and 2 more</p>"));
+    assert!(sample().contains("data-field=\"waiting\"></p>"), "nothing is shown while nothing waits");
 }

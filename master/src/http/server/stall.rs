@@ -1,4 +1,4 @@
-//! A socket that gives up on a client which does not read.
+//! A socket that gives up on a client which does not read its answer.
 
 use super::connections::Place;
 use std::{
@@ -11,49 +11,73 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
+    time::{Instant, Sleep, sleep},
 };
 
-/// Fails a write that makes no progress for `timeout`, and tells the connection's place while one waits.
+/// An answer may take its time-out plus its size at this rate, in bytes per second.
+const MIN_RATE: f64 = 16_384.0;
+
+/// Fails a write whose reader is too slow, and tells the connection's place while one waits.
 #[derive(Debug)]
 pub struct Stalling<S> {
     inner: S,
     timeout: Duration,
     place: Option<Arc<Place>>,
-    /// Runs while a write waits.
-    timer: Option<Pin<Box<Sleep>>>,
-    is_writing: bool,
+    wait: Option<Wait>,
+}
+
+/// From the moment that a write has to wait until everything is written.
+#[derive(Debug)]
+struct Wait {
+    since: Instant,
+    written: usize,
+    timer: Pin<Box<Sleep>>,
 }
 
 impl<S> Stalling<S> {
     /// Wraps a socket. `place` is told whether answers wait to be read.
     pub fn new(inner: S, timeout: Duration, place: Option<Arc<Place>>) -> Self {
-        Self { inner, timeout, place, timer: None, is_writing: false }
+        Self { inner, timeout, place, wait: None }
     }
 
-    fn watch<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.timer = None;
-            return result;
-        }
-        self.tell(true);
+    /// Notes the result of a write, and fails one that has waited too long.
+    fn watch<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<T>>,
+        written: impl FnOnce(&T) -> usize,
+    ) -> Poll<io::Result<T>> {
         let timeout = self.timeout;
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        match timer.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the client does not read its answer",
-            ))),
-            Poll::Pending => Poll::Pending,
+        match result {
+            Poll::Ready(done) => {
+                if let (Some(wait), Ok(done)) = (&mut self.wait, &done) {
+                    wait.written += written(done);
+                }
+                Poll::Ready(done)
+            }
+            Poll::Pending => {
+                self.tell(true);
+                let wait = self.wait.get_or_insert_with(|| Wait {
+                    since: Instant::now(),
+                    written: 0,
+                    timer: Box::pin(sleep(timeout)),
+                });
+                let deadline = wait.since + timeout + Duration::from_secs_f64(wait.written as f64 / MIN_RATE);
+                if wait.timer.deadline() != deadline {
+                    wait.timer.as_mut().reset(deadline);
+                }
+                wait.timer.as_mut().poll(cx).map(|()| {
+                    Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))
+                })
+            }
         }
     }
 
     fn tell(&mut self, is_writing: bool) {
-        if self.is_writing != is_writing {
-            self.is_writing = is_writing;
-            if let Some(place) = &self.place {
-                place.set_writing(is_writing);
-            }
+        if self.wait.is_some() != is_writing
+            && let Some(place) = &self.place
+        {
+            place.set_writing(is_writing);
         }
     }
 }
@@ -71,7 +95,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stalling<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.watch(cx, result)
+        self.watch(cx, result, |n| *n)
     }
 
     fn poll_write_vectored(
@@ -80,7 +104,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
-        self.watch(cx, result)
+        self.watch(cx, result, |n| *n)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -92,13 +116,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stalling<S> {
         let result = Pin::new(&mut self.inner).poll_flush(cx);
         if result.is_ready() {
             self.tell(false);
+            self.wait = None;
         }
-        self.watch(cx, result)
+        self.watch(cx, result, |()| 0)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.watch(cx, result)
+        self.watch(cx, result, |()| 0)
     }
 }
 
@@ -122,7 +147,7 @@ mod tests {
         let mut received = [0; 1000];
         let (read, ()) = tokio::join!(far.read_exact(&mut received), sent);
         assert_eq!((read.unwrap(), received), (1000, [1; 1000]));
-        assert!(!near.is_writing);
+        assert!(near.wait.is_none());
         // One that stops is busy until it is given up.
         let error = near.write_all(&[0; 65]).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
