@@ -140,19 +140,10 @@
     document.querySelector("[data-download]").setAttribute("download", file);
   }
 
-  const waitReasons = {
-    too_few_workers: "fewer workers have reported than the round needs",
-    updates_missing: "some workers have not delivered",
-    deadline_passed: "the deadline has passed with too few updates",
-  };
-
   function waiting(wait) {
     if (!wait) return "";
-    const names = wait.missing.slice(0, 5).map((m) => `${m.worker} (last seen ${age(now() - m.last_seen_ts)})`);
-    const more = wait.missing.length > 5 ? ` and ${count(wait.missing.length - 5)} more` : "";
-    const updates = plural(Math.max(0, wait.needed - wait.accepted), "more update", "more updates");
-    return `Waiting for ${updates}, the last one came ${age(now() - wait.since_ts)}: ${waitReasons[wait.reason] || wait.reason}`
-      + (names.length ? `: ${names.join(", ")}${more}` : "");
+    const missing = wait.missing.slice(0, 5).map((m) => `${m.worker} heard from ${age(now() - m.last_seen_ts)}`);
+    return `${wait.reason}; the round opened ${age(now() - wait.since_ts)}` + (missing.length ? ": " + missing.join(", ") : "");
   }
 
   function showOpenRound() {

@@ -5,18 +5,12 @@ use crate::{
     config::NormAction, config::RoundConfig, config::Secret, config::SettingError, config::StoreConfig,
     config::TaskHints, config::TlsConfig, federation::Strategy, federation::step::ServerOptions,
 };
-use clap::{ArgAction, Parser, ValueEnum, builder::BoolishValueParser};
-use fl_protocol::settings::{filled, parse};
+use clap::{ArgAction, Parser, builder::BoolishValueParser};
+use fl_app::{
+    LogFormat,
+    setting::{filled, parse},
+};
 use std::{net::SocketAddr, path::PathBuf};
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The master of a federation: holds the global model, collects the workers' updates and averages
 /// them.

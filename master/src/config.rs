@@ -2,17 +2,18 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::{
-    federation::Strategy, federation::intake::lazy::Bounds, federation::intake::lazy::LastUpdate,
-    federation::intake::lazy::LastUpdates, federation::step::ServerOptions,
+use crate::federation::{
+    Strategy,
+    intake::lazy::{Bounds, LastUpdate, LastUpdates},
+    step::ServerOptions,
 };
+use fl_app::setting::{number, whole};
+pub use fl_app::{Secret, SettingError};
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
-use fl_protocol::{LrSchedule, WorkerId};
-pub use fl_protocol::{Secret, SettingError};
 use fl_protocol::{
+    LrSchedule, WorkerId,
     limits::{MAX_PARAMETERS, MAX_WAIT_S},
-    settings::{number, whole},
 };
 use fl_quant::Bits;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};

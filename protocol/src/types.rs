@@ -173,6 +173,30 @@ pub struct LastEvaluation {
     pub samples: u64,
 }
 
+/// What an open round waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Updates that close the round.
+    pub needed: u64,
+    /// Updates that are there.
+    pub accepted: u64,
+    /// When the round opened, in seconds since 1970.
+    pub since_ts: f64,
+    /// A sentence for people.
+    pub reason: String,
+    /// Workers that were heard of lately and whose update is not there, the latest first.
+    pub missing: Vec<MissingWorker>,
+}
+
+/// A worker whose update the open round lacks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MissingWorker {
+    /// Its name.
+    pub worker: String,
+    /// When it was heard of last, in seconds since 1970.
+    pub last_seen_ts: f64,
+}
+
 /// The answer of `GET /status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusBody {
@@ -184,6 +208,9 @@ pub struct StatusBody {
     pub pending_updates: u64,
     /// Updates that close the open round.
     pub min_clients: u64,
+    /// What the open round waits for, if it has waited for some time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Last update of every worker, by id.
     pub workers: BTreeMap<String, WorkerStatus>,
     /// Name of the model preset, or of its file.
@@ -208,47 +235,8 @@ pub struct StatusBody {
     pub uptime_s: f64,
     /// True once the last round is done.
     pub finished: bool,
-    /// What the open round waits for; absent while it goes on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<Waiting>,
     /// Version of the master.
     pub version: String,
-}
-
-/// Why a round waits, and for whom.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Waiting {
-    /// Updates that close the round.
-    pub needed: u64,
-    /// Updates that it has.
-    pub accepted: u64,
-    /// Since when nothing has been accepted, in seconds since 1970.
-    pub since_ts: f64,
-    /// Why.
-    pub reason: WaitReason,
-    /// Workers that took part before and have not delivered; those heard from last, the latest first.
-    pub missing: Vec<MissingWorker>,
-}
-
-/// Why a round waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WaitReason {
-    /// Fewer workers have been heard from than the round needs.
-    TooFewWorkers,
-    /// Enough workers are there; some have not delivered.
-    UpdatesMissing,
-    /// The deadline has passed with fewer updates than `ROUND_MIN_AT_DEADLINE`.
-    DeadlinePassed,
-}
-
-/// A worker that a round waits for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MissingWorker {
-    /// Its name.
-    pub worker: WorkerId,
-    /// When it was last heard from, in seconds since 1970.
-    pub last_seen_ts: f64,
 }
 
 /// A finished round: one element of `GET /history`.

@@ -9,6 +9,6 @@ pub mod round;
 pub mod step;
 mod strategy;
 
-pub use core::Core;
+pub use core::{Added, CloseError, ClosedOutcome, Core, Snapshot};
 pub use model::{Compact, Global};
 pub use strategy::{STRATEGIES, Strategy, UnknownStrategy};

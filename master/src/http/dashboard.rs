@@ -12,13 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use fl_protocol::{HistoryRecord, WaitReason, WorkerStatus};
+use fl_protocol::{HistoryRecord, WorkerStatus};
 use format::{NONE, age, bytes, count, duration, escape, known, loss, median, percent, plural, row, three};
 use std::sync::LazyLock;
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
-/// Missing workers that are named.
+/// Missing workers of whom it is shown when they were heard from.
 const MAX_MISSING: usize = 5;
 /// Rounds whose median duration is shown.
 const RECENT: usize = 100;
@@ -204,33 +204,17 @@ fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
     }
 }
 
-/// Who is missing in a round that waits, and why.
+/// Why a round waits, for how long, and when those that are missing were heard from.
 fn waiting(view: &Snapshot) -> String {
     let Some(waiting) = &view.status.waiting else { return String::new() };
-    let reason = match waiting.reason {
-        WaitReason::TooFewWorkers => "fewer workers have reported than the round needs",
-        WaitReason::UpdatesMissing => "some workers have not delivered",
-        WaitReason::DeadlinePassed => "the deadline has passed with too few updates",
-    };
     let missing: Vec<String> = waiting
         .missing
         .iter()
         .take(MAX_MISSING)
-        .map(|missing| format!("{} (last seen {})", missing.worker, age(view.now_ts - missing.last_seen_ts)))
+        .map(|missing| format!("{} heard from {}", missing.worker, age(view.now_ts - missing.last_seen_ts)))
         .collect();
-    let more = match waiting.missing.len().saturating_sub(MAX_MISSING) {
-        0 => String::new(),
-        more => format!(" and {} more", count(more as u64)),
-    };
-    let names = match missing.is_empty() {
-        true => String::new(),
-        false => format!(": {}{more}", missing.join(", ")),
-    };
-    format!(
-        "Waiting for {}, the last one came {}: {reason}{names}",
-        plural(waiting.needed.saturating_sub(waiting.accepted), "more update", "more updates"),
-        age(view.now_ts - waiting.since_ts),
-    )
+    let missing = if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) };
+    format!("{}; the round opened {}{missing}", waiting.reason, age(view.now_ts - waiting.since_ts))
 }
 
 fn refused(view: &Snapshot) -> String {

@@ -3,26 +3,26 @@
 //! A checkpoint may lag behind: the model of a round is a function of the one before and of its
 //! journal, so the rounds since are made again from their journals, to the bit.
 
+use super::{ingest::worker_status, view::StatusView};
 use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::lazy::LastUpdates, federation::model, federation::model::Blueprint,
-    federation::model::Global, federation::round::Contribution, federation::round::Event,
-    federation::round::RoundState, federation::step::ServerState, service::closing, service::closing::Batch,
-    service::events::Board, service::ingest::account, store::Checkpoint, store::Found, store::Record,
-    store::RecordKind, store::Store, store::StoreError, store::journal::Replayed,
+    config::Config,
+    federation::{
+        Added, Core, Snapshot,
+        round::{ClosedRound, Event, RoundState},
+    },
+    setup,
+    source::ModelSource,
+    store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
 };
-use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
+use fl_protocol::{HistoryRecord, WorkerStatus};
 use std::collections::BTreeMap;
 use tracing::info;
 
 /// Everything that a master goes on with.
 pub(crate) struct Recovered {
-    pub(crate) global: Global,
-    pub(crate) server: ServerState,
-    pub(crate) collector: Collector,
-    pub(crate) lasts: LastUpdates,
+    pub(crate) core: Core,
     pub(crate) state: RoundState,
-    pub(crate) board: Board,
+    pub(crate) view: StatusView,
     /// The open round's journal and its valid length.
     pub(crate) resume: Option<(u64, u64)>,
     /// Rounds that were made again from their journals, to be written.
@@ -30,21 +30,23 @@ pub(crate) struct Recovered {
 }
 
 /// One accepted update as the journal has it.
-type Accepted = (WorkerId, Contribution, WorkerStatus);
+type Accepted = (Added, WorkerStatus);
 
 /// Starts without a state on disk.
-pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow::Result<Recovered> {
-    let (aggregation, server) = (&config.aggregation, ServerState::default());
+pub(crate) fn fresh(config: &Config, source: &ModelSource, now: f64) -> anyhow::Result<Recovered> {
     Ok(Recovered {
-        global: blueprint.initial(config.seed)?.completed(aggregation, &server)?,
-        server,
-        collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
-        lasts: aggregation.last_updates(BTreeMap::new()),
-        state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
-        board: Board::new(Vec::new()),
+        core: core(config, source, Snapshot::initial(source.initial(config.seed)?))?,
+        state: RoundState::new(setup::rules(config), 0, Vec::new(), now),
+        view: StatusView::new(Vec::new(), now),
         resume: None,
         remade: Vec::new(),
     })
+}
+
+/// A federation that goes on from `snapshot`.
+fn core(config: &Config, source: &ModelSource, snapshot: Snapshot) -> anyhow::Result<Core> {
+    let settings = config.aggregation.clone();
+    Ok(Core::new(source.layout.clone(), settings, config.round.min_clients, snapshot)?)
 }
 
 /// Goes on with what `store` holds; an empty folder gets the first checkpoint.
@@ -53,128 +55,103 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
 /// If the state is damaged or belongs to another model.
 pub(crate) fn recover(
     config: &Config,
-    blueprint: &Blueprint,
+    source: &ModelSource,
     store: &Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
     let Found { checkpoint, mut participants, history } = store.load()?;
     let Some(checkpoint) = checkpoint else {
-        let recovered = fresh(config, blueprint, now)?;
-        store.write_checkpoint(&Checkpoint {
-            round: 0,
-            participants: Vec::new(),
-            newest: BTreeMap::new(),
-            model: recovered.global.bytes.clone(),
-            server: ServerState::default(),
-            last_updates: BTreeMap::new(),
-        })?;
+        let recovered = fresh(config, source, now)?;
+        let model = recovered.core.global().bytes.clone();
+        store.write_checkpoint(&Checkpoint::from(Snapshot::initial(model)))?;
         return Ok(recovered);
     };
-    let mut global = blueprint.check(checkpoint.round, checkpoint.model)?;
-    let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
-    let strategy = config.aggregation.strategy;
-    let collector = Collector::new(strategy, blueprint.layout.parameters());
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
+    source.check(&checkpoint.model)?;
+    let mut newest = checkpoint.newest.clone();
+    let core = core(config, source, checkpoint.into())?;
     store.rewrite_history(&history)?;
-    let mut board = Board::new(history);
+    let mut view = StatusView::new(history, now);
     let mut remade = Vec::new();
     let (resume, open) = loop {
-        let round = global.round;
-        let Some((replayed, updates)) = replay(config, blueprint, store, round, &lasts, Some(&collector))?
-        else {
-            break (None, Vec::new());
-        };
-        for (worker, _, status) in &updates {
-            board.saw(worker.clone(), status.clone());
-        }
+        let round = core.global().round;
+        let Some((replayed, updates)) = replay(&core, store, round)? else { break (None, Vec::new()) };
         let full = updates.len() >= config.round.min_clients;
-        if !(replayed.closed || full || store.has_journal(round + 1)) {
+        let is_closed = replayed.closed || full || store.has_journal(round + 1);
+        for (added, status) in &updates {
+            view.accepted(added.meta.worker_id.clone(), status.clone());
+        }
+        if !is_closed {
             break (Some((round, replayed.valid_len)), updates);
         }
-        if strategy.is_asynchronous() {
-            newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
+        if config.aggregation.strategy.is_asynchronous() {
+            let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
+            newest.extend(bases);
         }
-        let (mut checkpoint, record, next) =
-            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates)?;
-        checkpoint.newest = newest.clone();
-        participants.push((round, checkpoint.participants.clone()));
-        board.record(record.clone());
-        remade.push((checkpoint, record));
-        global = next;
+        let outcome = core.close(&closed_round(round, &updates, newest.clone()))?;
+        participants.push((round, outcome.snapshot.participants.clone()));
+        view.round_closed(now);
+        view.record(outcome.record.clone());
+        remade.push((Checkpoint::from(outcome.snapshot), outcome.record));
     };
-    info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
-    board.pending_updates = open.len() as u64;
-    let lasts = config.aggregation.last_updates(lasts.snapshot());
-    let global = global.completed(&config.aggregation, &server)?;
-    let state = RoundState::new(closing::rules(config), global.round, participants, now);
+    let round = core.global().round;
+    info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
+    let state = RoundState::new(setup::rules(config), round, participants, now);
     let mut state = state.with_newest(newest);
-    for (worker, contribution, _) in open {
+    for (Added { meta, contribution, .. }, _) in open {
+        let worker = meta.worker_id;
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, collector, lasts, state, board, resume, remade })
+    Ok(Recovered { core, state, view, resume, remade })
 }
 
 /// Reads every file of the state without changing anything.
 ///
 /// # Errors
 /// As [`recover`].
-pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
+pub(crate) fn verify(config: &Config, source: &ModelSource, store: &Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
-    let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
-    while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
+    source.check(&checkpoint.model)?;
+    let core = core(config, source, checkpoint.into())?;
+    let mut round = core.global().round;
+    while let Some((replayed, updates)) = replay(&core, store, round)? {
+        let full = updates.len() >= config.round.min_clients;
+        if !(replayed.closed || full || store.has_journal(round + 1)) {
+            break;
+        }
+        core.close(&closed_round(round, &updates, BTreeMap::new()))?;
         round += 1;
     }
-    Ok(checkpoint.round)
+    Ok(round)
 }
 
-/// A round's journal: its updates, added to `collector` if there is one.
-fn replay(
-    config: &Config,
-    blueprint: &Blueprint,
-    store: &Store,
-    round: u64,
-    lasts: &LastUpdates,
-    collector: Option<&Collector>,
-) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
+/// A round's journal: its updates, added to the sum of the open round.
+fn replay(core: &Core, store: &Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
         if record.kind == RecordKind::Closed {
             return Ok(());
         }
-        // It was checked before it was written, its checksum holds, and limits are not looked at again: only
-        // another strategy has no use for it.
-        let refused = |reason: String| StoreError::OtherStrategy { round, reason };
-        let (layout, terms) = (&blueprint.layout, config.round.min_clients);
-        let accepted = record.meta.clip_bits.map(f64::from_bits);
-        let intake = Intake { layout, config: &config.aggregation, terms, lasts, accepted };
-        let accepted = intake.with_term(&record.body, round, |term| {
-            collector.map_or(Ok(()), |collector| term.add_to(collector))?;
-            lasts.keep(&term.meta, &record.body);
-            let (contribution, status) = account(term, &record.meta);
-            Ok((term.meta.worker_id.clone(), contribution, status))
-        });
-        updates.push(accepted.map_err(|rejection| refused(rejection.msg))?);
+        // It was checked before it was written and its checksum holds: only another strategy has no use for it.
+        let clip = record.meta.clip_bits.map(f64::from_bits);
+        let added = core
+            .add_again(&record.body, record.meta.wire_bytes, clip)
+            .map_err(|rejection| StoreError::OtherStrategy { round, reason: rejection.msg })?;
+        let status = worker_status(&added.meta, &record.meta);
+        updates.push((added, status));
         Ok(())
     };
     Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
 }
 
-fn remake(
-    config: &Config,
-    blueprint: &Blueprint,
-    global: &Global,
-    server: &mut ServerState,
-    collector: &Collector,
-    lasts: &LastUpdates,
+fn closed_round(
+    round: u64,
     updates: &[Accepted],
-) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
-    let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
-    let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
-    let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
-    let batch = Batch::new(global.round, contributions, span, false);
-    let next = model::next(global, &config.aggregation, server, collector, &batch.totals)?;
-    collector.reset();
-    Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
+    newest: BTreeMap<fl_protocol::WorkerId, u64>,
+) -> ClosedRound {
+    let received = updates.iter().map(|(_, status)| status.last_update_ts);
+    let times = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
+    let contributions =
+        updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.contribution.clone())).collect();
+    ClosedRound::new(round, contributions, times, 0).with_newest(newest)
 }

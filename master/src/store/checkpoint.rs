@@ -12,7 +12,7 @@
 //! ```
 
 use super::{StoreError, files};
-use crate::{federation::intake::lazy::LastUpdate, federation::step::ServerState};
+use crate::federation::{Snapshot, intake::lazy::LastUpdate, step::ServerState};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,20 @@ pub struct Checkpoint {
     pub server: ServerState,
     /// Lazy upload: the workers' last updates.
     pub last_updates: BTreeMap<WorkerId, LastUpdate>,
+}
+
+impl From<Snapshot> for Checkpoint {
+    fn from(snapshot: Snapshot) -> Self {
+        let Snapshot { round, participants, newest, model, server, last_updates } = snapshot;
+        Self { round, participants, newest, model, server, last_updates }
+    }
+}
+
+impl From<Checkpoint> for Snapshot {
+    fn from(checkpoint: Checkpoint) -> Self {
+        let Checkpoint { round, participants, newest, model, server, last_updates } = checkpoint;
+        Self { round, participants, newest, model, server, last_updates }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

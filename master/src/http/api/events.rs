@@ -66,7 +66,7 @@ impl Snapshot {
     pub(in crate::http) fn take(shared: &Shared) -> Self {
         Self {
             status: shared.status_with(MAX_WORKERS),
-            num_workers: shared.board().workers().len(),
+            num_workers: shared.view().workers().len(),
             now_ts: shared.clock.now(),
         }
     }

@@ -26,7 +26,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 /// The routes of the model.
 pub(in crate::http) fn routes(shared: &Shared) -> Router<AppState> {
-    let budget = cache::budget(shared.layout.parameters());
+    let budget = cache::budget(shared.core.num_parameters());
     let models = Models {
         representations: Arc::new(Representations::new(budget)),
         downloads: Arc::new(Downloads::new(budget)),
