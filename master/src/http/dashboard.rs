@@ -18,6 +18,8 @@ use std::sync::LazyLock;
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
+/// Missing workers of whom it is shown when they were heard from.
+const MAX_MISSING: usize = 5;
 /// Rounds whose median duration is shown.
 const RECENT: usize = 100;
 
@@ -141,6 +143,7 @@ fn status_value(name: &str, view: &Snapshot) -> Option<String> {
                 plural(status.min_clients, "update", "updates")
             )
         }
+        "waiting" => waiting(view),
         "refused" => refused(view),
         "accuracy" => percent(status.last_evaluation.map(|e| e.accuracy)),
         "num_workers" => count(view.num_workers as u64),
@@ -199,6 +202,19 @@ fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
         Some(best) if evaluated.len() > 1 => format!("loss {loss}, best {}", percent(Some(best))),
         _ => format!("loss {loss}"),
     }
+}
+
+/// Why a round waits, for how long, and when those that are missing were heard from.
+fn waiting(view: &Snapshot) -> String {
+    let Some(waiting) = &view.status.waiting else { return String::new() };
+    let missing: Vec<String> = waiting
+        .missing
+        .iter()
+        .take(MAX_MISSING)
+        .map(|missing| format!("{} heard from {}", missing.worker, age(view.now_ts - missing.last_seen_ts)))
+        .collect();
+    let missing = if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) };
+    format!("{}; the round opened {}{missing}", waiting.reason, age(view.now_ts - waiting.since_ts))
 }
 
 fn refused(view: &Snapshot) -> String {
