@@ -22,6 +22,6 @@ pub use cli::Args;
 pub use config::{Config, SettingError};
 pub use exit::exit_of;
 pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
-pub use master::{Master, check};
+pub use master::{Master, check, rollback_to};
 pub use service::MasterEvent;
 pub use source::ModelSource;

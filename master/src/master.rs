@@ -6,13 +6,14 @@ use crate::{
     metrics::Metrics,
     service::{
         actor::Actor,
+        closing,
         handle::{self, Inbox},
         host::Host,
-        job::{Durable, Job, Parts, Published},
+        job::{Job, Parts, Published},
         recover::{self, Recovered},
     },
     source::ModelSource,
-    store::Store,
+    store::{Durable, Store},
 };
 use anyhow::Context;
 use bytes::Bytes;
@@ -111,8 +112,7 @@ impl Master {
         let job = self.job;
         spawn_blocking(move || {
             if let Some(durable) = &job.durable {
-                durable.journal.stop();
-                durable.writer.stop();
+                durable.stop();
             }
         })
         .await
@@ -133,14 +133,24 @@ pub fn check(config: &Config) -> anyhow::Result<u64> {
     if !config.store.durable {
         return Ok(0);
     }
-    let store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
-    recover::verify(config, &source, &store)
+    let mut store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
+    recover::verify(config, &source, &mut store)
+}
+
+/// Goes back to the model of `round`, and gives the name of the archive that holds everything newer.
+///
+/// # Errors
+/// If that round cannot be restored, the state is in use, or the disk refuses.
+pub fn rollback_to(config: &Config, round: u64) -> anyhow::Result<String> {
+    let source = ModelSource::load(&config.model)?;
+    let mut store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
+    Ok(store.rollback_to(round)?)
 }
 
 async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
     let host = Arc::new(Host::start(&config, source.layout.parameters())?);
-    let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone()).await?;
+    let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
     let Recovered { core, state, view, .. } = recovered;
     let global = core.global();
     let finished = state.finishes_with(global.round);
@@ -160,6 +170,9 @@ async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Jo
         view,
         config,
     }));
+    if let Some(durable) = &job.durable {
+        durable.journal.open(job.round(), closing::settings_json(&job));
+    }
     let watcher = Arc::downgrade(&job);
     let done = move |record, evaluation| {
         if let Some(job) = watcher.upgrade() {
@@ -171,7 +184,7 @@ async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Jo
     Ok((job, inbox, actor))
 }
 
-async fn load(
+fn load(
     config: &Config,
     source: &ModelSource,
     now: f64,
@@ -181,12 +194,10 @@ async fn load(
         warn!("DURABLE=false: a crash loses everything");
         return Ok((recover::fresh(config, source, now)?, None));
     }
-    let store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
-    let mut recovered = recover::recover(config, source, &store, now)?;
-    let writer = store.start_writer(config.store.keep_rounds)?;
-    for (checkpoint, record) in recovered.remade.drain(..) {
-        writer.checkpoint(checkpoint, record).await;
-    }
-    let journal = store.start_journal(recovered.resume, metrics)?;
-    Ok((recovered, Some(Durable { store, journal, writer })))
+    let mut store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
+    let mut recovered = recover::recover(config, source, &mut store, now)?;
+    let remade = std::mem::take(&mut recovered.remade);
+    let committed = move |took, records| metrics.journal_commit(took, records);
+    let durable = store.start(config.store.keep_rounds, remade, committed)?;
+    Ok((recovered, Some(durable)))
 }

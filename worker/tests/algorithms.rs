@@ -72,7 +72,7 @@ impl Problem {
         let snapshot = Snapshot::initial(global.to_safetensors().unwrap().into());
         Self {
             engine: Engine::new(&configs[0], data, &global).unwrap(),
-            core: Core::new(layout, settings, CLIENTS, snapshot).unwrap(),
+            core: Core::new(layout, settings, snapshot).unwrap(),
             configs,
             clients,
             updates: Vec::new(),

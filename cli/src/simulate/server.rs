@@ -27,7 +27,7 @@ impl Server {
         config.check_memory(source.layout.parameters())?;
         let snapshot = Snapshot::initial(source.initial(config.seed)?);
         let settings = config.aggregation.clone();
-        let core = Core::new(source.layout, settings, config.round.min_clients, snapshot)?;
+        let core = Core::new(source.layout, settings, snapshot)?;
         Ok(Self { config, dataset: source.dataset, core })
     }
 

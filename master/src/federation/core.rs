@@ -4,16 +4,13 @@
 //! what a journal holds. None of them closes a round in another way.
 
 use super::{
+    AggregationSettings,
     aggregate::Collector,
-    intake::{
-        Intake, Rejection, Term,
-        lazy::{LastUpdate, LastUpdates},
-    },
+    intake::{Clip, Rejection, Term, UpdateCache, UpdateChecks, lazy::CachedUpdate},
     model::{self, Global},
     round::{ClosedRound, Contribution},
     step::ServerState,
 };
-use crate::config::AggregationConfig as Settings;
 use bytes::Bytes;
 use fl_model::ModelError;
 use fl_protocol::{HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
@@ -63,7 +60,7 @@ pub struct Snapshot {
     /// What the strategy carries from round to round.
     pub server: ServerState,
     /// Lazy upload: the last update of every worker.
-    pub last_updates: BTreeMap<WorkerId, LastUpdate>,
+    pub last_updates: BTreeMap<WorkerId, CachedUpdate>,
 }
 
 impl Snapshot {
@@ -99,39 +96,36 @@ pub struct Added {
     /// What it counts for.
     pub contribution: Contribution,
     /// The factor that its norm was clipped by. A replay needs it to add the same term again.
-    pub clip: f64,
+    pub clip: Clip,
 }
 
 /// A federation's model and the sums of the open round.
 #[derive(Debug)]
 pub struct Core {
     layout: ModelLayout,
-    /// Updates that the sum of a round must have room for.
-    expected_updates: usize,
     open: RwLock<OpenRound>,
 }
 
 #[derive(Debug)]
 struct OpenRound {
     /// The settings that this round was begun with: a journal may hold others than those of today.
-    settings: Settings,
+    settings: AggregationSettings,
     /// The settings of the rounds that open from now on.
-    next_settings: Settings,
+    next_settings: AggregationSettings,
     global: Arc<Global>,
     server: ServerState,
     collector: Collector,
-    last_updates: LastUpdates,
+    cache: UpdateCache,
 }
 
 impl Core {
-    /// Goes on from `snapshot` under `settings`. A round closes with at most `expected_updates` updates.
+    /// Goes on from `snapshot` under `settings`.
     ///
     /// # Errors
     /// If the snapshot's model cannot be read.
     pub fn new(
         layout: ModelLayout,
-        settings: Settings,
-        expected_updates: usize,
+        settings: AggregationSettings,
         snapshot: Snapshot,
     ) -> Result<Self, ModelError> {
         let global = Global::new(snapshot.round, snapshot.model).completed(&settings, &snapshot.server)?;
@@ -139,15 +133,15 @@ impl Core {
             global: Arc::new(global),
             server: snapshot.server,
             collector: Collector::new(settings.strategy, layout.parameters()),
-            last_updates: settings.last_updates(snapshot.last_updates),
+            cache: UpdateCache::open(&settings, snapshot.last_updates),
             next_settings: settings.clone(),
             settings,
         };
-        Ok(Self { layout, expected_updates, open: RwLock::new(open) })
+        Ok(Self { layout, open: RwLock::new(open) })
     }
 
     /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with.
-    pub fn configure(&self, settings: Settings) {
+    pub fn configure(&self, settings: AggregationSettings) {
         self.open_mut().next_settings = settings;
     }
 
@@ -167,7 +161,7 @@ impl Core {
     }
 
     /// The settings of the open round.
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> AggregationSettings {
         self.open().settings.clone()
     }
 
@@ -185,15 +179,15 @@ impl Core {
     ///
     /// # Errors
     /// If the settings of the open round have no use for it.
-    pub fn add_again(&self, body: &Bytes, wire_bytes: u64, clip: Option<f64>) -> Result<Added, Rejection> {
-        let added = self.add_judged(body, wire_bytes, Some(clip.unwrap_or(1.0)))?;
+    pub fn add_again(&self, body: &Bytes, wire_bytes: u64, clip: Option<Clip>) -> Result<Added, Rejection> {
+        let added = self.add_judged(body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
         self.confirm(&added.meta, body);
         Ok(added)
     }
 
-    fn add_judged(&self, body: &[u8], wire_bytes: u64, accepted: Option<f64>) -> Result<Added, Rejection> {
+    fn add_judged(&self, body: &[u8], wire_bytes: u64, accepted: Option<Clip>) -> Result<Added, Rejection> {
         let open = self.open();
-        self.intake(&open, accepted).with_term(body, open.global.round, |term| {
+        self.checks(&open, accepted).with_term(body, open.global.round, |term| {
             term.add_to(&open.collector)?;
             Ok(Added {
                 meta: term.meta.clone(),
@@ -205,14 +199,14 @@ impl Core {
 
     /// An added update is durable: with lazy upload it can be referred to from now on.
     pub fn confirm(&self, meta: &UpdateMeta, body: &Bytes) {
-        self.open().last_updates.keep(meta, body);
+        self.open().cache.insert(meta, body);
     }
 
     /// Takes an added update out again: the sum is as if it had never been there.
     pub fn remove(&self, body: &[u8]) {
         let open = self.open();
         // It was checked when it was added: that it is refused now cannot be.
-        let _ = self.intake(&open, None).with_term(body, open.global.round, |term| {
+        let _ = self.checks(&open, None).with_term(body, open.global.round, |term| {
             term.take_from(&open.collector);
             Ok(())
         });
@@ -221,15 +215,15 @@ impl Core {
     /// Whether a notice can be taken: in this round it then is.
     pub fn takes_notice(&self, notice: &[u8]) -> bool {
         let open = self.open();
-        self.intake(&open, None).with_term(notice, open.global.round, |_| Ok(())).is_ok()
+        self.checks(&open, None).with_term(notice, open.global.round, |_| Ok(())).is_ok()
     }
 
-    fn intake<'a>(&'a self, open: &'a OpenRound, accepted: Option<f64>) -> Intake<'a> {
-        Intake {
+    fn checks<'a>(&'a self, open: &'a OpenRound, accepted: Option<Clip>) -> UpdateChecks<'a> {
+        UpdateChecks {
             layout: &self.layout,
-            config: &open.settings,
-            terms: self.expected_updates,
-            lasts: &open.last_updates,
+            settings: &open.settings,
+            cache: &open.cache,
+            effective_steps: open.server.effective_steps(),
             accepted,
         }
     }
@@ -253,7 +247,7 @@ impl Core {
             });
         }
         let (model, server) =
-            model::next(&open.global, &open.settings, &open.server, &open.collector, &closed.totals())?;
+            model::next(&open.global, &open.settings, &open.server, &open.collector, &closed.weights())?;
         let next = open.next_settings.clone();
         let global = Arc::new(model.completed(&next, &server)?);
         // Nothing fails from here on: a close is done as a whole or not at all.
@@ -262,9 +256,9 @@ impl Core {
         } else {
             open.collector = Collector::new(next.strategy, self.layout.parameters());
         }
-        open.last_updates.prune(global.round);
-        let last_updates = open.last_updates.snapshot();
-        open.last_updates = next.last_updates(last_updates.clone());
+        open.cache.evict(global.round);
+        let last_updates = open.cache.snapshot();
+        open.cache = UpdateCache::open(&next, last_updates.clone());
         open.settings = next;
         open.server = server.clone();
         open.global = global.clone();
@@ -291,10 +285,11 @@ impl Core {
 
 /// What an accepted update counts for.
 fn contribution(term: &Term<'_>, wire_bytes: u64) -> Contribution {
-    let meta = &term.meta;
+    let (meta, weight) = (&term.meta, term.weight());
     Contribution {
         num_samples: meta.num_samples,
-        local_norm: term.local_norm,
+        local_norm: weight.local_norm,
+        norm: weight.norm,
         base: meta.round,
         loss: meta.loss,
         bytes: wire_bytes,

@@ -1,11 +1,11 @@
 //! The global model in memory: the file that `GET /global` sends, and how the next one is made.
 
 use super::{
+    AggregationSettings,
     aggregate::Collector,
     intake::lazy,
-    step::{ServerState, Totals, next_parameters},
+    step::{ServerState, UpdateWeight, next_parameters},
 };
-use crate::config::AggregationConfig as Settings;
 use bytes::Bytes;
 use fl_model::{GlobalModel, ModelError};
 use fl_quant::{Scheme, Spec};
@@ -54,12 +54,16 @@ impl Global {
     ///
     /// # Errors
     /// If the file is no model.
-    pub fn completed(mut self, config: &Settings, server: &ServerState) -> Result<Self, ModelError> {
-        self.lazy_below = config.lazy.map(|factor| lazy::threshold(factor, &server.steps));
-        if config.strategy.uses_control() {
+    pub fn completed(
+        mut self,
+        settings: &AggregationSettings,
+        server: &ServerState,
+    ) -> Result<Self, ModelError> {
+        self.lazy_below = settings.lazy.map(|factor| lazy::threshold(factor, &server.squared_steps));
+        if settings.strategy.uses_control() {
             let mut model = GlobalModel::from_safetensors(&self.bytes)?;
-            match server.vectors.first() {
-                Some(control) => model.parameters.clone_from(control),
+            match server.control() {
+                Some(control) => model.parameters.copy_from_slice(control),
                 None => model.parameters.fill(0.0),
             }
             self.control = Some(model.to_safetensors()?.into());
@@ -94,26 +98,20 @@ impl Global {
 /// If `global` is no model.
 pub fn next(
     global: &Global,
-    settings: &Settings,
+    settings: &AggregationSettings,
     server: &ServerState,
     collected: &Collector,
-    totals: &Totals,
+    updates: &[UpdateWeight],
 ) -> Result<(Global, ServerState), ModelError> {
     let mut model = GlobalModel::from_safetensors(&global.bytes)?;
     let mut next_server = server.clone();
     let before = settings.lazy.map(|_| model.parameters.clone());
-    next_parameters(
-        settings.strategy,
-        &settings.server,
-        &mut next_server,
-        collected,
-        totals,
-        &mut model.parameters,
-    );
-    let vectors = std::iter::once(&model.parameters).chain(&next_server.vectors);
+    next_parameters(settings, &mut next_server, collected, updates, &mut model.parameters);
+    let state = next_server.to_vectors();
+    let vectors = std::iter::once(&model.parameters[..]).chain(state.iter().map(|(_, vector)| *vector));
     if vectors.flatten().all(|value| value.is_finite()) {
         if let Some(before) = before {
-            lazy::push_step(&mut next_server.steps, &before, &model.parameters);
+            lazy::push_step(&mut next_server.squared_steps, &before, &model.parameters);
         }
     } else {
         tracing::error!(round = global.round, "the average is not finite: the model stays as it was");

@@ -3,7 +3,7 @@
 use super::job::Job;
 use crate::{
     federation::{ClosedOutcome, round::ClosedRound},
-    store::{Checkpoint, Record, RecordKind, journal::RecordMeta},
+    store::{Closed, Record},
 };
 use bytes::Bytes;
 use std::{
@@ -36,15 +36,27 @@ pub(super) async fn close(job: Arc<Job>, closed: ClosedRound) {
     ensure_marked(&job, &closed, marked).await;
     let ClosedOutcome { global, snapshot, record } = outcome;
     if let Some(durable) = &job.durable {
-        durable.writer.checkpoint(Checkpoint::from(snapshot), record.clone()).await;
+        durable.journal.open(global.round, settings_json(&job));
+        durable.writer.checkpoint(snapshot, record.clone()).await;
     }
     job.actor.closed(global, record).await;
+}
+
+/// What the journal of the open round begins with.
+pub(crate) fn settings_json(job: &Job) -> Bytes {
+    // Numbers and names always become JSON.
+    serde_json::to_vec(&job.core.settings()).unwrap_or_default().into()
 }
 
 type Marked = Option<oneshot::Receiver<Result<(), String>>>;
 
 fn mark_closed(job: &Job, closed: &ClosedRound) -> Marked {
-    let record = Record { kind: RecordKind::Closed, meta: RecordMeta::default(), body: Bytes::new() };
+    let record = Record::Closed(Closed {
+        updates: closed.num_updates() as u64,
+        opened_ts: closed.opened_ts,
+        closed_ts: closed.closed_ts,
+        bytes_down: closed.bytes_down,
+    });
     job.durable.as_ref().map(|durable| durable.journal.append(closed.round, record))
 }
 

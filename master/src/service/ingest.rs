@@ -6,7 +6,7 @@ use super::{handle::Admission, job::Job, pool::PoolError};
 use crate::{
     federation::{Added, intake::Rejection, round::Refusal},
     http::server::body::Received,
-    store::{Record, RecordKind, journal::RecordMeta},
+    store::{Record, RecordMeta},
 };
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
@@ -83,7 +83,7 @@ async fn take_in(
         Admission::Refused(refusal, global_round) => return refuse(job, &meta, refusal, global_round),
     };
     let received =
-        RecordMeta { ip: ip.to_string(), received_ts: job.clock.now(), wire_bytes, clip_bits: None };
+        RecordMeta { ip: ip.to_string(), received_ts: job.clock.now(), wire_bytes, ..RecordMeta::default() };
     let added = admitted(job, body, &received, place.round).await?;
     let status = worker_status(&added.meta, &received);
     place.commit(added.contribution, status).await.map_err(|_| draining())
@@ -117,8 +117,8 @@ async fn admitted(
 /// Whether the update is on disk.
 async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, body: &Bytes) -> bool {
     let Some(durable) = &job.durable else { return true };
-    let meta = RecordMeta { clip_bits: Some(added.clip.to_bits()), ..received.clone() };
-    let record = Record { kind: RecordKind::Update, meta, body: body.clone() };
+    let meta = received.clone().with_clip(added.clip);
+    let record = Record::Update { meta, body: body.clone() };
     matches!(durable.journal.append(round, record).await, Ok(Ok(())))
 }
 

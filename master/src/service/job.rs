@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     federation::{Core, Global},
     metrics::Metrics,
-    store::{Journal, Store, StoreWriter},
+    store::Durable,
 };
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, ModelSpec};
@@ -34,17 +34,6 @@ pub struct Published {
     pub finished: bool,
 }
 
-/// The state on disk and the threads that write it; absent with `DURABLE=false`.
-#[derive(Debug)]
-pub struct Durable {
-    /// The folder.
-    pub store: Store,
-    /// Appends updates.
-    pub journal: Journal,
-    /// Writes checkpoints.
-    pub writer: StoreWriter,
-}
-
 /// One federation's parts. Handlers hold it in an `Arc`.
 #[derive(Debug)]
 pub struct Job {
@@ -64,7 +53,7 @@ pub struct Job {
     pub invitations: watch::Sender<u64>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// The state on disk.
+    /// The state on disk; absent with `DURABLE=false`.
     pub durable: Option<Durable>,
     /// True once the last round is done and evaluated.
     complete: watch::Sender<bool>,

@@ -2,7 +2,7 @@
 
 pub(crate) mod actor;
 mod clock;
-mod closing;
+pub(crate) mod closing;
 mod evaluate;
 pub(crate) mod events;
 pub(crate) mod handle;

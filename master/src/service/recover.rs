@@ -7,15 +7,16 @@ use super::{ingest::worker_status, view::StatusView};
 use crate::{
     config::Config,
     federation::{
-        Added, Core, Snapshot,
+        Added, AggregationSettings, Core, Snapshot,
         round::{ClosedRound, Event, RoundState},
     },
     setup,
     source::ModelSource,
-    store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
+    store::{Closed, Found, Record, Replayed, Store, StoreError},
 };
+use anyhow::Context;
+use fl_model::ModelError;
 use fl_protocol::{HistoryRecord, WorkerStatus};
-use std::collections::BTreeMap;
 use tracing::info;
 
 /// Everything that a master goes on with.
@@ -23,10 +24,8 @@ pub(crate) struct Recovered {
     pub(crate) core: Core,
     pub(crate) state: RoundState,
     pub(crate) view: StatusView,
-    /// The open round's journal and its valid length.
-    pub(crate) resume: Option<(u64, u64)>,
     /// Rounds that were made again from their journals, to be written.
-    pub(crate) remade: Vec<(Checkpoint, HistoryRecord)>,
+    pub(crate) remade: Vec<(Snapshot, HistoryRecord)>,
 }
 
 /// One accepted update as the journal has it.
@@ -35,18 +34,54 @@ type Accepted = (Added, WorkerStatus);
 /// Starts without a state on disk.
 pub(crate) fn fresh(config: &Config, source: &ModelSource, now: f64) -> anyhow::Result<Recovered> {
     Ok(Recovered {
-        core: core(config, source, Snapshot::initial(source.initial(config.seed)?))?,
+        core: core(source, config.aggregation.clone(), Snapshot::initial(source.initial(config.seed)?))?,
         state: RoundState::new(setup::rules(config), 0, Vec::new(), now),
         view: StatusView::new(Vec::new(), now),
-        resume: None,
         remade: Vec::new(),
     })
 }
 
 /// A federation that goes on from `snapshot`.
-fn core(config: &Config, source: &ModelSource, snapshot: Snapshot) -> anyhow::Result<Core> {
-    let settings = config.aggregation.clone();
-    Ok(Core::new(source.layout.clone(), settings, config.round.min_clients, snapshot)?)
+fn core(source: &ModelSource, settings: AggregationSettings, snapshot: Snapshot) -> Result<Core, ModelError> {
+    Core::new(source.layout.clone(), settings, snapshot)
+}
+
+/// The aggregation settings that a round was begun with; those of today if it has no updates yet, or if its
+/// journal is of a version that did not keep them.
+fn settings_of(store: &mut Store, round: u64, config: &Config) -> anyhow::Result<AggregationSettings> {
+    let replayed = store.replay(round, &mut |_| Ok(()))?;
+    let Some(settings) = replayed.and_then(|replayed| replayed.settings) else {
+        return Ok(config.aggregation.clone());
+    };
+    serde_json::from_slice(&settings)
+        .with_context(|| format!("the settings that round {round} was begun with cannot be read"))
+}
+
+/// Tells if the open round is finished under other settings than today's. It must be possible to finish it.
+fn say_what_changes(core: &Core, config: &Config, open: &[Accepted]) -> Result<(), StoreError> {
+    let settings = core.settings();
+    if settings == config.aggregation {
+        return Ok(());
+    }
+    let (round, begun_with) = (core.global().round, settings.strategy);
+    let fewest = match config.round.deadline_s {
+        Some(_) => config.round.min_at_deadline,
+        None => config.round.min_clients,
+    };
+    if fewest < begun_with.least_updates() {
+        let reason = format!(
+            "{begun_with} needs {} updates, AGG_MIN_CLIENTS promises {fewest}",
+            begun_with.least_updates()
+        );
+        return Err(StoreError::OtherStrategy { round, reason });
+    }
+    info!(
+        round,
+        pending_updates = open.len(),
+        "STRATEGY={begun_with} and what belongs to it stay as this round was begun; today's settings hold from the \
+         next round on"
+    );
+    Ok(())
 }
 
 /// Goes on with what `store` holds; an empty folder gets the first checkpoint.
@@ -56,44 +91,44 @@ fn core(config: &Config, source: &ModelSource, snapshot: Snapshot) -> anyhow::Re
 pub(crate) fn recover(
     config: &Config,
     source: &ModelSource,
-    store: &Store,
+    store: &mut Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
-    let Found { checkpoint, mut participants, history } = store.load()?;
+    let Found { checkpoint, mut participants, history, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
         let recovered = fresh(config, source, now)?;
         let model = recovered.core.global().bytes.clone();
-        store.write_checkpoint(&Checkpoint::from(Snapshot::initial(model)))?;
+        store.write_checkpoint(&Snapshot::initial(model))?;
         return Ok(recovered);
     };
     source.check(&checkpoint.model)?;
     let mut newest = checkpoint.newest.clone();
-    let core = core(config, source, checkpoint.into())?;
-    store.rewrite_history(&history)?;
+    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
+    store.tidy(&history);
     let mut view = StatusView::new(history, now);
     let mut remade = Vec::new();
-    let (resume, open) = loop {
+    let open = loop {
         let round = core.global().round;
-        let Some((replayed, updates)) = replay(&core, store, round)? else { break (None, Vec::new()) };
-        let full = updates.len() >= config.round.min_clients;
-        let is_closed = replayed.closed || full || store.has_journal(round + 1);
+        let Some((replayed, updates)) = replay(&core, store, round)? else { break Vec::new() };
         for (added, status) in &updates {
             view.accepted(added.meta.worker_id.clone(), status.clone());
         }
-        if !is_closed {
-            break (Some((round, replayed.valid_len)), updates);
-        }
-        if config.aggregation.strategy.is_asynchronous() {
+        let Some(closed) = replayed.closed else { break updates };
+        if core.settings().strategy.is_asynchronous() {
             let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
             newest.extend(bases);
         }
-        let outcome = core.close(&closed_round(round, &updates, newest.clone()))?;
+        // The round after it goes on with the settings that it was begun with.
+        core.configure(settings_of(store, round + 1, config)?);
+        let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
         participants.push((round, outcome.snapshot.participants.clone()));
         view.round_closed(now);
         view.record(outcome.record.clone());
-        remade.push((Checkpoint::from(outcome.snapshot), outcome.record));
+        remade.push((outcome.snapshot, outcome.record));
     };
+    core.configure(config.aggregation.clone());
     let round = core.global().round;
+    say_what_changes(&core, config, &open)?;
     info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     let state = RoundState::new(setup::rules(config), round, participants, now);
     let mut state = state.with_newest(newest);
@@ -102,56 +137,46 @@ pub(crate) fn recover(
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { core, state, view, resume, remade })
+    Ok(Recovered { core, state, view, remade })
 }
 
 /// Reads every file of the state without changing anything.
 ///
 /// # Errors
 /// As [`recover`].
-pub(crate) fn verify(config: &Config, source: &ModelSource, store: &Store) -> anyhow::Result<u64> {
+pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     source.check(&checkpoint.model)?;
-    let core = core(config, source, checkpoint.into())?;
+    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
     let mut round = core.global().round;
-    while let Some((replayed, updates)) = replay(&core, store, round)? {
-        let full = updates.len() >= config.round.min_clients;
-        if !(replayed.closed || full || store.has_journal(round + 1)) {
-            break;
-        }
-        core.close(&closed_round(round, &updates, BTreeMap::new()))?;
+    while let Some((Replayed { closed: Some(closed), .. }, updates)) = replay(&core, store, round)? {
+        core.configure(settings_of(store, round + 1, config)?);
+        core.close(&closed_round(round, &closed, &updates))?;
         round += 1;
     }
+    core.configure(config.aggregation.clone());
+    say_what_changes(&core, config, &[])?;
     Ok(round)
 }
 
 /// A round's journal: its updates, added to the sum of the open round.
-fn replay(core: &Core, store: &Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
+fn replay(core: &Core, store: &mut Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
-        if record.kind == RecordKind::Closed {
-            return Ok(());
-        }
+        let Record::Update { meta, body } = record else { return Ok(()) };
         // It was checked before it was written and its checksum holds: only another strategy has no use for it.
-        let clip = record.meta.clip_bits.map(f64::from_bits);
         let added = core
-            .add_again(&record.body, record.meta.wire_bytes, clip)
+            .add_again(&body, meta.wire_bytes, meta.clip())
             .map_err(|rejection| StoreError::OtherStrategy { round, reason: rejection.msg })?;
-        let status = worker_status(&added.meta, &record.meta);
+        let status = worker_status(&added.meta, &meta);
         updates.push((added, status));
         Ok(())
     };
     Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
 }
 
-fn closed_round(
-    round: u64,
-    updates: &[Accepted],
-    newest: BTreeMap<fl_protocol::WorkerId, u64>,
-) -> ClosedRound {
-    let received = updates.iter().map(|(_, status)| status.last_update_ts);
-    let times = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
+fn closed_round(round: u64, closed: &Closed, updates: &[Accepted]) -> ClosedRound {
     let contributions =
         updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.contribution.clone())).collect();
-    ClosedRound::new(round, contributions, times, 0).with_newest(newest)
+    ClosedRound::new(round, contributions, (closed.opened_ts, closed.closed_ts), closed.bytes_down)
 }

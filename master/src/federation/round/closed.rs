@@ -1,7 +1,7 @@
 //! A round that is over.
 
 use super::{Contribution, RoundState};
-use crate::federation::step::Totals;
+use crate::federation::step::UpdateWeight;
 use fl_protocol::{HistoryRecord, WorkerId};
 use std::collections::BTreeMap;
 
@@ -58,14 +58,9 @@ impl ClosedRound {
         self.updates.iter().map(|(worker, _)| worker.clone()).collect()
     }
 
-    /// What the step divides the sums by.
-    pub fn totals(&self) -> Totals {
-        let mut totals = Totals { updates: self.updates.len(), ..Totals::default() };
-        for (_, update) in &self.updates {
-            totals.samples += update.num_samples as f64;
-            totals.sample_steps += update.num_samples as f64 * update.local_norm;
-        }
-        totals
+    /// What the server's step needs to know of the updates, in the order of the workers' names.
+    pub fn weights(&self) -> Vec<UpdateWeight> {
+        self.updates.iter().map(|(_, update)| update.weight()).collect()
     }
 
     /// The record of the round for a model of `parameters` parameters, not evaluated yet.

@@ -11,6 +11,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use super::step::UpdateWeight;
 pub use closed::ClosedRound;
 use fl_protocol::WorkerId;
 pub use rules::Rules;
@@ -24,6 +25,8 @@ pub struct Contribution {
     pub num_samples: u64,
     /// What its local steps are worth, in plain SGD steps.
     pub local_norm: f64,
+    /// Its Euclidean norm, where the strategy needs it.
+    pub norm: f64,
     /// The round of the model that it was trained from.
     pub base: u64,
     /// Its mean training loss.
@@ -32,6 +35,13 @@ pub struct Contribution {
     pub bytes: u64,
     /// Size of the worker's last update, if that counts again in place of a new one.
     pub reused_bytes: Option<u64>,
+}
+
+impl Contribution {
+    /// What the server's step needs to know of it.
+    pub fn weight(&self) -> UpdateWeight {
+        UpdateWeight { num_samples: self.num_samples, local_norm: self.local_norm, norm: self.norm }
+    }
 }
 
 /// Names an offer until it is answered.

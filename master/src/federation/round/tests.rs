@@ -32,8 +32,15 @@ fn commit(worker: usize) -> Event {
 }
 
 fn commit_of(worker: usize, base: u64) -> Event {
-    let contribution =
-        Contribution { num_samples: 1, local_norm: 1.0, base, loss: None, bytes: 1, reused_bytes: None };
+    let contribution = Contribution {
+        num_samples: 1,
+        local_norm: 1.0,
+        norm: 0.0,
+        base,
+        loss: None,
+        bytes: 1,
+        reused_bytes: None,
+    };
     Event::Commit { worker: id(worker), contribution }
 }
 
