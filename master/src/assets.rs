@@ -1,6 +1,6 @@
 //! The dashboard's files, compiled into the binary: the page works with no network but the master.
 //!
-//! `fl run` puts the same chart library into its report, so it is public.
+//! The reports of `fl` are made of the same files, so these are public.
 
 /// The chart library [uPlot](https://github.com/leeoniya/uPlot) 1.6.32 (MIT, Leon Sorokin), as it is
 /// published on npm: a script that defines the global `uPlot`.
@@ -11,3 +11,12 @@ pub const UPLOT_CSS: &str = include_str!("../assets/vendor/uPlot-1.6.32.min.css"
 
 /// The licence of [`UPLOT_JS`] and [`UPLOT_CSS`]; it goes wherever they go.
 pub const UPLOT_LICENSE: &str = include_str!("../assets/vendor/uPlot-LICENSE");
+
+/// The style of every page: colours, cards, tables, charts.
+pub const STYLE: &str = include_str!("../assets/style.css");
+
+/// The script that every page shares: formats, charts, hints at wide tables. Needs [`UPLOT_JS`] before it.
+pub const COMMON_JS: &str = include_str!("../assets/common.js");
+
+/// The mark of the pages, an SVG.
+pub const ICON: &str = include_str!("../assets/icon.svg");
