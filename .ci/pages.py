@@ -52,9 +52,9 @@ FED = {
     "fed-finished": (status(TWO, 12, finished=True, waiting=MISSING), [record(1)]),
 }
 WAITING = {
-    "fed-waiting": ["Waiting for 1 more of 2 updates for 3 min.", "The round closes with the second update.",
+    "fed-waiting": ["Waiting 3 min for 1 more of 2 updates.", "The round closes with the second update.",
                     "Missing: edge2 (last heard of 3 min ago).", "Handed in: edge1."],
-    "fed-waiting-for-many": ["Waiting for 291 more of 300 updates for 27 h 46 min.", "never heard of", "and 286 more.", "and 4 more."],
+    "fed-waiting-for-many": ["Waiting 27 h 46 min for 291 more of 300 updates.", "never heard of", "and 286 more.", "and 4 more."],
 }
 
 FEED = """
@@ -63,8 +63,7 @@ window.EventSource = class extends EventTarget {
     super();
     setTimeout(() => {
       this.dispatchEvent(new Event("open"));
-      const status = { ...fed.status, now_ts: fed.status.now_ts };
-      this.dispatchEvent(new MessageEvent("status", { data: JSON.stringify(status) }));
+      this.dispatchEvent(new MessageEvent("status", { data: JSON.stringify(fed.status) }));
     });
   }
 };

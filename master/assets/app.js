@@ -129,7 +129,8 @@
     box.hidden = !(waited >= WAIT_SHOWN_S);
     if (box.hidden) return;
     const open = Math.max(0, wait.needed - wait.accepted);
-    set("waiting_for", `Waiting for ${count(open)} more ${wait.needed === 1 ? "update" : `of ${plural(wait.needed, "update", "updates")}`} for ${duration(Math.floor(waited)).replace(/\.0 s$/, " s")}.`);
+    const what = wait.needed === 1 ? "1 update" : `${count(open)} more of ${plural(wait.needed, "update", "updates")}`;
+    set("waiting_for", `Waiting ${duration(Math.floor(waited)).replace(/\.0 s$/, " s")} for ${what}.`);
     set("waiting_reason", wait.reason || "");
     const missing = [...(wait.missing || [])].sort((a, b) => a.last_seen_ts - b.last_seen_ts);
     set("waiting_missing", missing.length

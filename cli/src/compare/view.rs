@@ -84,7 +84,7 @@ impl Comparison {
             let colour = COLOURS[index % COLOURS.len()];
             let _ = write!(
                 rows,
-                "<tr><th scope=\"row\" class=\"name\"><span class=\"key{dashed}\" style=\"color: var(--{colour})\"></span>{}</th>",
+                "<tr><th scope=\"row\" class=\"name keyed\"><span class=\"key{dashed}\" style=\"color: var(--{colour})\"></span>{}</th>",
                 escape(&name)
             );
             for figure in figures {

@@ -270,6 +270,11 @@ pub fn text_of(value: &Value) -> String {
     match value {
         Value::Null => NONE.to_owned(),
         Value::String(text) => text.clone(),
+        // A 32-bit setting: as many digits as tell it from its neighbours.
+        Value::Number(number) => match number.as_f64() {
+            Some(x) if number.is_f64() && f64::from(x as f32) == x => (x as f32).to_string(),
+            _ => number.to_string(),
+        },
         Value::Array(values) if values.is_empty() => NONE.to_owned(),
         Value::Array(values) => values.iter().map(text_of).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
@@ -314,6 +319,16 @@ mod tests {
         let (differing, shared) = html.split_once("Shared by all runs").unwrap();
         assert!(differing.contains(">bits</th>") && !differing.contains("seed"));
         assert!(shared.contains("<dt>seed</dt>") && !shared.contains("bits"));
+    }
+
+    #[test]
+    fn settings_look_as_they_are_typed() {
+        let shown = |value: Value| text_of(&value);
+        assert_eq!(shown(f64::from(0.05f32).into()), "0.05");
+        assert_eq!(shown(0.0095.into()), "0.0095");
+        assert_eq!(shown(64.into()), "64");
+        assert_eq!(shown(serde_json::json!(["scale:1:10", "sign_flip:1"])), "scale:1:10, sign_flip:1");
+        assert_eq!(shown(Value::Null), NONE);
     }
 
     #[test]
