@@ -1,4 +1,4 @@
-// Draws the charts of a comparison: {clock, groups: [{name, round: [], accuracy: [], bytes_up: [], time_s: []}]}.
+// Draws the charts of a comparison: {clock, groups: [{name, seeds, round: [], accuracy: [], bytes_up: [], time_s: []}]}.
 (() => {
   "use strict";
   const { groups, clock } = JSON.parse(document.getElementById("data").textContent);
@@ -29,9 +29,10 @@
   root.hidden = !groups.some((group) => group.round.length);
   if (root.hidden) return;
   root.classList.add("runs");
+  const severalSeeds = groups.some((group) => group.seeds > 1);
   const figures = CHARTS.map((chart, i) => {
     const label = `${chart.title} of ${page.plural(groups.length, "group", "groups")} of runs. The numbers are in the tables.`;
-    const figure = page.figure(chart.title, i === 0 ? "means over seeds" : "", label);
+    const figure = page.figure(chart.title, severalSeeds ? "means over seeds" : "", label);
     if (i === 0) figure.card.classList.add("wide");
     return { chart, ...figure };
   });

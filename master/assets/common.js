@@ -98,6 +98,7 @@ const page = (() => {
           label: x.label, labelSize: 20, labelFont: FONT, labelGap: 0, ...(x.whole && { incrs: WHOLE }) },
         { ...shared, grid, values: text(y.tick), size: 64, space: 34 },
       ],
+      legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
       series: [{ label: x.name ?? x.label, value: shown(x.format) }, ...lines()],
     };
   }

@@ -1,14 +1,15 @@
 //! A comparison as Markdown, for terminals and documents, and as a page. Both have the same cells and sentences.
 
-use super::{Comparison, Curve, Group};
+use super::{Comparison, Curve, Group, names};
 use crate::{
     output::{human_bytes, human_seconds},
     report::{
         Run,
-        page::{Page, escape, table},
+        page::{Page, table},
     },
 };
 use anyhow::Context;
+use fl_master::assets::escape;
 use serde::Serialize;
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -137,11 +138,15 @@ pub fn write(out: &Path, title: &str, comparison: &Comparison, runs: &[Run]) -> 
     #[derive(Serialize)]
     struct Line<'a> {
         name: &'a str,
+        seeds: usize,
         #[serde(flatten)]
         curve: &'a Curve,
     }
-    let groups =
-        comparison.groups.iter().map(|group| Line { name: &group.name, curve: &group.curve }).collect();
+    let groups = comparison
+        .groups
+        .iter()
+        .map(|group| Line { name: &group.name, seeds: group.seeds, curve: &group.curve })
+        .collect();
     let count = |n: usize, one: &str| format!("{n} {one}{}", if n == 1 { "" } else { "s" });
     let page = Page {
         title,
@@ -151,7 +156,7 @@ pub fn write(out: &Path, title: &str, comparison: &Comparison, runs: &[Run]) -> 
             count(comparison.groups.len(), "group")
         ),
         results: &comparison.html(),
-        runs,
+        runs: &runs.iter().zip(names(&runs.iter().collect::<Vec<_>>())).collect::<Vec<_>>(),
         data: &Data { clock: clock(runs), groups },
         script: SCRIPT,
     };

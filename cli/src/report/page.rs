@@ -2,7 +2,7 @@
 
 use super::{Run, Summary};
 use crate::output::{human_bytes, human_seconds};
-use fl_master::assets;
+use fl_master::assets::{self, count, escape};
 use fl_protocol::HistoryRecord;
 use serde::Serialize;
 use serde_json::Value;
@@ -26,8 +26,8 @@ pub struct Page<'a, T: Serialize> {
     pub subtitle: &'a str,
     /// HTML of the results, above the charts.
     pub results: &'a str,
-    /// The runs, whose rounds and settings are listed.
-    pub runs: &'a [Run],
+    /// The runs, whose rounds and settings are listed, and what each is called.
+    pub runs: &'a [(&'a Run, String)],
     /// What `script` reads from the element `data`.
     pub data: &'a T,
     /// Draws the charts.
@@ -47,7 +47,7 @@ pub fn of_run(run: &Run) -> anyhow::Result<String> {
         title: &format!("Federated run: {}", run.name),
         subtitle: &subtitle(run),
         results: &tiles(run),
-        runs: std::slice::from_ref(run),
+        runs: &[(run, run.name.clone())],
         data: &Data { history: &run.history },
         script: SCRIPT,
     }
@@ -95,11 +95,6 @@ fn fill(values: &[(&str, &str)]) -> String {
     page + rest
 }
 
-/// Text as HTML.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 /// A table in a region that scrolls when the screen is narrower. `rows` is HTML.
 pub fn table(label: &str, head: &str, rows: &str) -> String {
     format!(
@@ -139,7 +134,7 @@ fn tiles(run: &Run) -> String {
         ("Rounds", s.rounds.to_string(), times(s)),
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),
-        ("Parameters", grouped(s.params), format!("{:.2} bits each in an update", s.bits_per_param)),
+        ("Parameters", count(s.params), format!("{:.2} bits each in an update", s.bits_per_param)),
     ];
     let mut html = String::from("<dl class=\"tiles\">");
     for (name, value, note) in tiles {
@@ -161,20 +156,7 @@ fn times(summary: &Summary) -> String {
     }
 }
 
-/// `1234567` as `1,234,567`.
-fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-fn history_tables(runs: &[Run]) -> String {
+fn history_tables(runs: &[(&Run, String)]) -> String {
     let head: String = [
         "Round",
         "Accuracy",
@@ -192,21 +174,21 @@ fn history_tables(runs: &[Run]) -> String {
     .map(|name| format!("<th scope=\"col\" class=\"n\">{name}</th>"))
     .collect();
     let mut html = String::new();
-    for run in runs {
+    for (run, name) in runs {
         let rows: String = run.history.iter().map(row).collect();
         if runs.len() > 1 {
-            let _ = write!(html, "<h3>{}</h3>", escape(&titled(run)));
+            let _ = write!(html, "<h3>{}</h3>", escape(&titled(run, name)));
         }
-        html += &table(&format!("Rounds of {}", run.name), &head, &rows);
+        html += &table(&format!("Rounds of {}", titled(run, name)), &head, &rows);
     }
     html + "<p class=\"note\">With all digits and the times of day: history.csv and history.json of the run.</p>"
 }
 
 /// The name of a run with its seed, which tells the runs of a group apart.
-fn titled(run: &Run) -> String {
+fn titled(run: &Run, name: &str) -> String {
     match run.settings.get("seed") {
-        Some(seed) => format!("{}, seed {}", run.name, text_of(seed)),
-        None => run.name.clone(),
+        Some(seed) => format!("{name}, seed {}", text_of(seed)),
+        None => name.to_owned(),
     }
 }
 
@@ -229,15 +211,15 @@ fn row(r: &HistoryRecord) -> String {
 }
 
 /// The settings that all runs share as a list, those that differ as a table.
-fn settings(runs: &[Run]) -> String {
+fn settings(runs: &[(&Run, String)]) -> String {
     let keys: BTreeSet<&str> = runs
         .iter()
-        .filter_map(|run| run.settings.as_object())
+        .filter_map(|(run, _)| run.settings.as_object())
         .flat_map(|settings| settings.keys().map(String::as_str))
         .filter(|key| !PLACES.contains(key))
         .collect();
     let value = |run: &Run, key: &str| run.settings.get(key).map_or(NONE.to_owned(), text_of);
-    let differs = |key: &&str| runs.windows(2).any(|pair| value(&pair[0], key) != value(&pair[1], key));
+    let differs = |key: &&str| runs.windows(2).any(|pair| value(pair[0].0, key) != value(pair[1].0, key));
     let (differing, shared): (Vec<&str>, Vec<&str>) = keys.into_iter().partition(differs);
     let mut html = String::new();
     if !differing.is_empty() {
@@ -245,11 +227,11 @@ fn settings(runs: &[Run]) -> String {
         let head = format!("<th scope=\"col\">Run</th>{}", differing.iter().map(head).collect::<String>());
         let rows: String = runs
             .iter()
-            .map(|run| {
+            .map(|(run, name)| {
                 let cells = differing.iter().map(|key| format!("<td>{}</td>", escape(&value(run, key))));
                 format!(
                     "<tr><th scope=\"row\" class=\"name\">{}</th>{}</tr>",
-                    escape(&run.name),
+                    escape(name),
                     cells.collect::<String>()
                 )
             })
@@ -259,7 +241,7 @@ fn settings(runs: &[Run]) -> String {
     }
     html += "<dl class=\"settings\">";
     for key in shared {
-        let shown = runs.first().map_or(String::new(), |run| value(run, key));
+        let shown = runs.first().map_or(String::new(), |(run, _)| value(run, key));
         let _ = write!(html, "<div><dt>{}</dt><dd>{}</dd></div>", escape(key), escape(&shown));
     }
     html + "</dl>"
@@ -315,7 +297,7 @@ mod tests {
         let mut other = run("b");
         other.settings["bits"] = 2.into();
         other.settings["seed"] = run("a").settings["seed"].clone();
-        let html = settings(&[run("a"), other]);
+        let html = settings(&[(&run("a"), "a".to_owned()), (&other, "b".to_owned())]);
         let (differing, shared) = html.split_once("Shared by all runs").unwrap();
         assert!(differing.contains(">bits</th>") && !differing.contains("seed"));
         assert!(shared.contains("<dt>seed</dt>") && !shared.contains("bits"));
@@ -329,10 +311,5 @@ mod tests {
         assert_eq!(shown(64.into()), "64");
         assert_eq!(shown(serde_json::json!(["scale:1:10", "sign_flip:1"])), "scale:1:10, sign_flip:1");
         assert_eq!(shown(Value::Null), NONE);
-    }
-
-    #[test]
-    fn digits_are_grouped_by_three() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 }
