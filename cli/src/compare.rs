@@ -6,11 +6,11 @@ mod view;
 pub use view::write;
 
 use crate::{
-    exit::BadInput,
     output,
     report::{Run, page::text_of},
 };
 use clap::Args;
+use fl_app::exit::BadInput;
 use fl_protocol::HistoryRecord;
 use serde::Serialize;
 use serde_json::Value;
