@@ -4,7 +4,7 @@
 mod format;
 
 use super::{AppState, api::events::Snapshot};
-use crate::assets;
+use crate::assets::{self, ICON, STYLE};
 use axum::{
     Router,
     extract::{Path, State},
@@ -24,9 +24,7 @@ const MAX_MISSING: usize = 5;
 const RECENT: usize = 100;
 
 const PAGE: &str = include_str!("../../assets/index.html");
-const STYLE: &str = include_str!("../../assets/style.css");
 const SCRIPT: &str = include_str!("../../assets/app.js");
-const ICON: &str = include_str!("../../assets/icon.svg");
 
 /// Nothing but the page's own files runs or is loaded, and nobody frames it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -35,7 +33,7 @@ base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Marks the addresses of the page's files, so that they can be cached for good and still change.
 static BUILD: LazyLock<String> = LazyLock::new(|| {
     let mut hash = crc32fast::Hasher::new();
-    for text in [PAGE, STYLE, SCRIPT, ICON, assets::UPLOT_JS, assets::UPLOT_CSS] {
+    for text in [PAGE, STYLE, SCRIPT, ICON, assets::COMMON_JS, assets::UPLOT_JS, assets::UPLOT_CSS] {
         hash.update(text.as_bytes());
     }
     format!("{:08x}", hash.finalize())
@@ -63,6 +61,7 @@ async fn get_page(State(shared): State<AppState>, headers: HeaderMap) -> Respons
 async fn get_asset(Path(name): Path<String>) -> Response {
     let (kind, body) = match name.as_str() {
         "app.js" => ("text/javascript; charset=utf-8", SCRIPT),
+        "common.js" => ("text/javascript; charset=utf-8", assets::COMMON_JS),
         "style.css" => ("text/css; charset=utf-8", STYLE),
         "icon.svg" => ("image/svg+xml", ICON),
         "uplot.js" => ("text/javascript; charset=utf-8", assets::UPLOT_JS),

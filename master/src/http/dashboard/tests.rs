@@ -124,6 +124,7 @@ fn the_whole_page_is_light() {
         + STYLE.len()
         + SCRIPT.len()
         + ICON.len()
+        + assets::COMMON_JS.len()
         + assets::UPLOT_JS.len()
         + assets::UPLOT_CSS.len();
     assert!(total <= 150_000, "{total} bytes");
