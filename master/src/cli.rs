@@ -3,20 +3,14 @@
 use crate::{
     config::AggregationConfig, config::Config, config::Limits, config::MetricsConfig, config::ModelConfig,
     config::NormAction, config::RoundConfig, config::Secret, config::SettingError, config::StoreConfig,
-    config::TaskHints, config::TlsConfig, federation::Strategy, federation::step::ServerOptions,
+    config::TaskHints, config::TlsConfig, federation::ServerOptions, federation::Strategy,
 };
-use clap::{ArgAction, Parser, ValueEnum, builder::BoolishValueParser};
-use fl_protocol::settings::{filled, parse};
+use clap::{ArgAction, Parser, builder::BoolishValueParser};
+use fl_app::{
+    LogFormat,
+    setting::{filled, parse},
+};
 use std::{net::SocketAddr, path::PathBuf};
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The master of a federation: holds the global model, collects the workers' updates and averages
 /// them.
@@ -272,7 +266,7 @@ impl Args {
                 lazy: (self.lazy != 0.0).then_some(self.lazy),
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
-                threads: self.decode_threads,
+                max_weight: None,
             },
             task: TaskHints {
                 local_steps: self.local_steps,
@@ -299,6 +293,7 @@ impl Args {
                 body_timeout_s: self.body_timeout_s,
                 max_inflight_mb: self.max_inflight_mb,
                 max_queue: self.max_queue,
+                decode_threads: self.decode_threads,
                 refused_per_s: self.refused_per_s,
                 drain_s: self.drain_s,
             },

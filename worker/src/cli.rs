@@ -1,22 +1,14 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
 use crate::config::{Coding, Config, Down, Own, SettingError};
-use clap::{ArgAction, Parser, ValueEnum};
-use fl_protocol::{
-    Secret, WorkerId,
-    settings::{filled, parse, whole},
+use clap::{ArgAction, Parser};
+use fl_app::{
+    LogFormat, Secret,
+    setting::{filled, parse, whole},
 };
+use fl_protocol::WorkerId;
 use fl_quant::Scheme;
 use std::path::PathBuf;
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// A worker of a federation: trains the global model on local data and sends back compressed updates.
 ///

@@ -2,9 +2,8 @@
 
 use crate::config::{Config, SettingError};
 use bytes::Bytes;
-use fl_protocol::{
-    ErrorBody, ErrorCode, Secret, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS,
-};
+use fl_app::Secret;
+use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::{path::Path, time::Duration};

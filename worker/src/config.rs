@@ -1,12 +1,13 @@
 //! The checked configuration, and what a round is to be trained with.
 
+pub use fl_app::SettingError;
+use fl_app::{
+    Secret,
+    setting::{number, whole},
+};
 use fl_datasets::{DatasetSpec, Partition};
 use fl_model::{Backend, SgdConfig};
-pub use fl_protocol::SettingError;
-use fl_protocol::{
-    LrSchedule, Secret, TaskBody, WorkerId,
-    settings::{number, whole},
-};
+use fl_protocol::{LrSchedule, TaskBody, WorkerId};
 use fl_quant::{Bits, Scheme, Spec, Target};
 use std::{fmt, net::SocketAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 

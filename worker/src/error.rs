@@ -1,10 +1,11 @@
 //! Why a worker ends, what to do about it, and its exit code.
 
 use crate::{ballast::BallastError, client::CallError, config::SettingError, local::SetupError};
+use fl_app::{Exit, exit};
 use fl_datasets::DatasetError;
 use fl_model::ModelError;
 use fl_protocol::ErrorCode;
-use std::io;
+use std::{error::Error, io};
 use thiserror::Error;
 use tokio::task::JoinError;
 
@@ -50,6 +51,9 @@ pub enum WorkerError {
         /// What the system said.
         error: io::Error,
     },
+    /// The network's thread cannot be started.
+    #[error("the runtime does not start: {0}")]
+    Runtime(io::Error),
     /// A fault of this program.
     #[error("the training thread failed: {0}")]
     Internal(#[from] JoinError),
@@ -69,15 +73,31 @@ fn advice(error: &CallError) -> &'static str {
 
 impl WorkerError {
     /// The exit code of a program that ends with it.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit(&self) -> Exit {
         match self {
-            Self::Setting(_) => 64,
-            Self::Dataset(error) => error.exit_code(),
-            Self::Setup(_) => 66,
-            Self::GaveUp { .. } | Self::Refused { .. } => 69,
-            Self::Model(_) | Self::Internal(_) => 70,
-            Self::Ballast(_) => 71,
-            Self::Metrics { .. } => 74,
+            Self::Setting(_) => Exit::Usage,
+            Self::Dataset(error) => exit::of(error, &[]),
+            Self::Setup(_) => Exit::NoInput,
+            Self::GaveUp { .. } | Self::Refused { .. } => Exit::Unreachable,
+            Self::Model(error) => exit::of(error, &[]),
+            Self::Runtime(_) | Self::Internal(_) => Exit::Internal,
+            Self::Ballast(_) => Exit::Memory,
+            Self::Metrics { .. } => Exit::Io,
         }
+    }
+}
+
+/// The exit code of an error of this crate, `None` for any other.
+pub fn exit_of(cause: &(dyn Error + 'static)) -> Option<Exit> {
+    if let Some(error) = cause.downcast_ref::<WorkerError>() {
+        Some(error.exit())
+    } else if cause.is::<SetupError>() {
+        Some(Exit::NoInput)
+    } else if cause.is::<BallastError>() {
+        Some(Exit::Memory)
+    } else if cause.is::<CallError>() {
+        Some(Exit::Unreachable)
+    } else {
+        None
     }
 }

@@ -21,12 +21,11 @@ mod run;
 
 pub use backoff::Backoff;
 pub use ballast::Ballast;
-pub use cli::{Args, LogFormat};
+pub use cli::Args;
 pub use client::{CallError, MasterClient, ServedModel};
 pub use config::{Config, Down, ErrorFeedback, Own, Plan, SettingError, Work};
-pub use error::WorkerError;
+pub use error::{WorkerError, exit_of};
 pub use local::{
     Carried, ClientState, Engine, LastUpdate, LocalClient, LocalUpdate, Sent, SetupError, StartingPoint,
 };
-pub use metrics::health_check;
 pub use run::{RoundReport, Summary, run};

@@ -1,5 +1,6 @@
 //! What the log of a round consists of.
 
+use crate::federation::intake::Clip;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,24 @@ pub struct RecordMeta {
     /// when they are read). Journals of older versions lack it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clip_bits: Option<u64>,
+    /// The same for the change of the control variate; left out where that was not clipped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_clip_bits: Option<u64>,
+}
+
+impl RecordMeta {
+    /// Adds what the update was clipped by.
+    #[must_use]
+    pub fn with_clip(self, clip: Clip) -> Self {
+        let control = (clip.control != 1.0).then_some(clip.control.to_bits());
+        Self { clip_bits: Some(clip.update.to_bits()), control_clip_bits: control, ..self }
+    }
+
+    /// What the update was clipped by, if that is known.
+    pub fn clip(&self) -> Option<Clip> {
+        let control = self.control_clip_bits.map_or(1.0, f64::from_bits);
+        self.clip_bits.map(|bits| Clip { update: f64::from_bits(bits), control })
+    }
 }
 
 /// How a round was closed: with the updates, all that its record in the history is made of.

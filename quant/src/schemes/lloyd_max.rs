@@ -1,8 +1,8 @@
 //! Lloyd-Max codebooks (Lloyd 1982, Max 1960) over a histogram of [-1, 1].
 //!
-//! One pass over the data fills the histogram; an iteration then costs a few operations per level,
-//! whatever the number of elements. Only additions, multiplications and divisions of f64 are used, in
-//! a fixed order, so that a decoder that repeats the computation gets the same bits.
+//! One pass over the data fills the histogram; the cost of an iteration then depends on the number of
+//! levels alone. Only additions, multiplications and divisions of f64 are used, in a fixed order, so
+//! that a decoder that repeats the computation gets the same bits.
 
 /// Weight and first moment per cell of [-1, 1].
 #[derive(Debug, Default, Clone)]
@@ -35,7 +35,7 @@ impl Histogram {
         self.moment[cell + 1] += weight * u;
     }
 
-    /// Turns the cells into running sums; to be called once, before [`lloyd_max`].
+    /// Turns the cells into running sums. Call it once, before [`lloyd_max`].
     pub fn accumulate(&mut self) {
         for i in 1..=self.cells {
             self.weight[i] += self.weight[i - 1];
@@ -70,13 +70,13 @@ pub fn cell_of(u: f32, cells: usize) -> usize {
     (position as i32).clamp(0, cells as i32 - 1) as usize
 }
 
-/// Clips of [-1, 1] that the search starts from.
+/// Half widths of the uniform codebooks that the search starts from.
 const CLIPS: [f64; 6] = [1.0, 0.8, 0.64, 0.5, 0.36, 0.25];
 
 /// Fills `levels` (at least two) with the codebook of least squared error, in ascending order.
 ///
-/// Starts from the best of a few uniform codebooks. With `keep_zero` the level that is nearest to
-/// zero is exactly zero. `iterations` bounds the work.
+/// Starts from the best of a few uniform codebooks. With `keep_zero` the level nearest to zero is set to
+/// zero. `iterations` bounds the work.
 pub fn lloyd_max(histogram: &Histogram, levels: &mut [f64], keep_zero: bool, iterations: usize) {
     let mut best = f64::INFINITY;
     let mut trial = [0.0; 256];
@@ -100,7 +100,7 @@ pub fn lloyd_max(histogram: &Histogram, levels: &mut [f64], keep_zero: bool, ite
             snap_to_zero(levels);
         }
         let error = centroids(histogram, levels);
-        // The gain of one more iteration no longer shows in the fourth digit of the error.
+        // Converged: the last iteration changed the error by less than 1e-5 of it.
         if (best - error).abs() <= 1e-5 * best.abs() {
             break;
         }
@@ -140,24 +140,25 @@ fn centroids(histogram: &Histogram, levels: &mut [f64]) -> f64 {
     error
 }
 
-/// Cells of the table that finds the nearest level.
+/// Cells of [`LevelFinder`]'s table.
 const FINDER_CELLS: usize = 4096;
 
-/// Finds the level that is nearest to a value of [-1, 1]: one look-up and one comparison.
+/// Finds the level nearest to a value of [-1, 1] by one table look-up and two comparisons.
 #[derive(Debug, Clone)]
-pub struct Finder {
+pub struct LevelFinder {
+    /// Code of the level nearest to the lower end of each cell.
     first: Box<[u8; FINDER_CELLS]>,
     /// Upper bound of each level's cell; infinite for the last.
     upper: [f32; 256],
 }
 
-impl Default for Finder {
+impl Default for LevelFinder {
     fn default() -> Self {
         Self { first: Box::new([0; FINDER_CELLS]), upper: [f32::INFINITY; 256] }
     }
 }
 
-impl Finder {
+impl LevelFinder {
     /// Prepares for ascending `levels`.
     pub fn prepare(&mut self, levels: &[f32]) {
         self.upper.fill(f32::INFINITY);
@@ -174,7 +175,7 @@ impl Finder {
         }
     }
 
-    /// The code of the level that is nearest to `u`.
+    /// The code of the level nearest to `u`.
     #[inline(always)]
     pub fn code(&self, u: f32) -> u8 {
         let mut code = self.first[cell_of(u, FINDER_CELLS)];
@@ -213,7 +214,7 @@ mod tests {
     #[test]
     fn finder_agrees_with_a_search() {
         let levels: Vec<f32> = (0..16).map(|i| ((i as f32 - 7.0) / 9.0).powi(3)).collect();
-        let mut finder = Finder::default();
+        let mut finder = LevelFinder::default();
         finder.prepare(&levels);
         for i in -1000..=1000 {
             let u = i as f32 / 1000.0;

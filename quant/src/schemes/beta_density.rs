@@ -1,17 +1,17 @@
-//! Lloyd-Max levels of a Beta density, computed alike by encoder and decoder.
+//! Lloyd-Max levels of a Beta density. Encoder and decoder must compute the same bits.
 //!
-//! Logarithm and exponential are spelled out in additions, multiplications and divisions of f64:
-//! those are exact to the bit on every platform, library functions are not.
+//! Logarithm and exponential are therefore spelled out in additions, multiplications and divisions of
+//! f64, whose results IEEE 754 fixes; library functions differ between platforms.
 
-use crate::lloyd::{Histogram, lloyd_max};
+use super::lloyd_max::{Histogram, lloyd_max};
 
 /// Cells of [0, 1] on which the density is evaluated.
 const CELLS: usize = 1024;
 
-/// Lloyd-Max iterations at most.
+/// Most Lloyd-Max iterations.
 const ITERATIONS: usize = 60;
 
-/// Shape parameters that a stream may name.
+/// Valid shape parameters in a stream.
 pub const SHAPES: std::ops::RangeInclusive<f32> = 0.0625..=1024.0;
 
 /// The 2^bits levels in [-1, 1] for Beta(`alpha`, `beta`) stretched from [0, 1] to [-1, 1].
@@ -31,7 +31,7 @@ pub fn levels(alpha: f32, beta: f32, bits: u8) -> Vec<f32> {
     histogram.accumulate();
     let mut levels = vec![0.0; 1 << bits];
     lloyd_max(&histogram, &mut levels, bits > 1, ITERATIONS);
-    // A narrow density leaves levels without mass, which the others may have overtaken.
+    // A narrow density leaves cells without mass, whose levels do not move; others may have passed them.
     levels.sort_by(f64::total_cmp);
     levels.iter().map(|level| *level as f32).collect()
 }

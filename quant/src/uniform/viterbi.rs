@@ -1,15 +1,17 @@
-//! Rate-distortion optimised choice of indices under the trellis: the Viterbi algorithm, row by row.
+//! Rate-distortion optimised quantization under the trellis: the Viterbi algorithm, row by row.
 //!
-//! Every path through the state machine is a sequence of indices; the one of least
-//! `error + lambda * bits` wins. The bits come from the models as they stand when the row begins.
+//! A path through the state machine is a sequence of indices; the search finds the one of least
+//! `error + lambda * bits`. Bits are estimated by the models as they are at the start of the row.
 
-use crate::entropy::{Coder, Costs, Grid, Indices, MAX_MAGNITUDE, NEXT, STATES, quantizer, token_cost};
+use crate::entropy::{
+    EntropyCoder, MAX_MAGNITUDE, NEXT, Quantization, RowLayout, STATES, SymbolCosts, quantizer, token_cost,
+};
 
-/// What a bit is worth, in squared steps. At high rates theory gives `2 ln 2` times the error; that
-/// error is about a quarter of a squared step under this trellis.
+/// The Lagrange multiplier: the price of a bit, in squared steps. At high rates theory gives `2 ln 2` times
+/// the error per element, which is about a quarter of a squared step under this trellis.
 const LAMBDA: f32 = 0.36;
 
-/// The two ways into each state: where from, and with which parity.
+/// The two transitions into each state: from which state, with which parity.
 const PREVIOUS: [[(u8, u8); 2]; STATES] = {
     let mut previous = [[(0, 0); 2]; STATES];
     let mut filled = [0; STATES];
@@ -27,48 +29,62 @@ const PREVIOUS: [[(u8, u8); 2]; STATES] = {
     previous
 };
 
-/// The best index of each quantizer and parity at one element.
+/// The best index of each quantizer and parity for one element.
 #[derive(Debug, Clone, Copy, Default)]
 struct Candidates {
     index: [[u32; 2]; 2],
     cost: [[f32; 2]; 2],
 }
 
-/// Memory that the search reuses.
+/// The Viterbi search; its buffers are reused from row to row.
 #[derive(Debug, Default)]
 pub struct Viterbi {
     candidates: Vec<[[u32; 2]; 2]>,
-    /// Per element and state, which of the two ways in was better.
-    ways: Vec<[u8; STATES]>,
-    costs: Costs,
+    /// Per element and state, which of the two transitions was better.
+    decisions: Vec<[u8; STATES]>,
+    costs: SymbolCosts,
 }
 
 impl Viterbi {
-    /// Replaces `indices`, which come as a first guess, by the best ones. The coder codes them on the
-    /// way, for its models to learn.
+    /// Replaces `indices`, a first guess, by the best ones. Codes each group of rows with `coder` before the
+    /// next, so that its models adapt.
     #[inline(always)]
-    pub fn quantize(&mut self, x: &[f32], step: f32, grid: &Grid, coder: &mut Coder, indices: &mut [i32]) {
-        coder.start(grid, Indices::Trellis);
-        let group = grid.cols * grid.lanes;
+    pub fn quantize(
+        &mut self,
+        x: &[f32],
+        step: f32,
+        layout: &RowLayout,
+        coder: &mut EntropyCoder,
+        indices: &mut [i32],
+    ) {
+        coder.start(layout, Quantization::Trellis);
+        let group = layout.cols * layout.lanes;
         for (x, indices) in x.chunks(group).zip(indices.chunks_mut(group)) {
             self.costs.renew();
-            for (x, indices) in x.chunks(grid.cols).zip(indices.chunks_mut(grid.cols)) {
-                self.row(x, step, grid, coder, indices);
+            for (x, indices) in x.chunks(layout.cols).zip(indices.chunks_mut(layout.cols)) {
+                self.row(x, step, layout, coder, indices);
             }
-            coder.encode_rows(grid, Indices::Trellis, indices);
+            coder.encode_rows(layout, Quantization::Trellis, indices);
         }
     }
 
     #[inline(always)]
-    fn row(&mut self, x: &[f32], step: f32, grid: &Grid, coder: &mut Coder, indices: &mut [i32]) {
-        let Self { candidates, ways, costs } = self;
+    fn row(
+        &mut self,
+        x: &[f32],
+        step: f32,
+        layout: &RowLayout,
+        coder: &mut EntropyCoder,
+        indices: &mut [i32],
+    ) {
+        let Self { candidates, decisions, costs } = self;
         candidates.clear();
-        ways.clear();
+        decisions.clear();
         let inverse = 1.0 / step;
         let mut metric = [f32::INFINITY; STATES];
         metric[0] = 0.0;
         coder.look_ahead(
-            grid,
+            layout,
             indices,
             costs,
             #[inline(always)]
@@ -76,23 +92,23 @@ impl Viterbi {
                 let found =
                     candidates_of((x[column] * inverse).abs(), usize::from(flip != (x[column] < 0.0)), costs);
                 let mut next = [0.0; STATES];
-                let mut way = [0; STATES];
+                let mut decision = [0; STATES];
                 for state in 0..STATES {
                     let [(s0, p0), (s1, p1)] = PREVIOUS[state];
                     let cost =
                         |s: u8, p: u8| metric[s as usize] + found.cost[quantizer(s as usize)][p as usize];
                     let (first, second) = (cost(s0, p0), cost(s1, p1));
-                    way[state] = u8::from(second < first);
+                    decision[state] = u8::from(second < first);
                     next[state] = if second < first { second } else { first };
                 }
                 metric = next;
                 candidates.push(found.index);
-                ways.push(way);
+                decisions.push(decision);
             },
         );
         let mut state = (1..STATES).fold(0, |best, s| if metric[s] < metric[best] { s } else { best });
         for column in (0..x.len()).rev() {
-            let (previous, parity) = PREVIOUS[state][usize::from(ways[column][state])];
+            let (previous, parity) = PREVIOUS[state][usize::from(decisions[column][state])];
             let magnitude = candidates[column][quantizer(previous as usize)][parity as usize] as i32;
             indices[column] = if x[column] < 0.0 { -magnitude } else { magnitude };
             state = previous as usize;
@@ -100,7 +116,7 @@ impl Viterbi {
     }
 }
 
-/// `position` is the magnitude in steps, `sign` 1 if the sign is coded as negative.
+/// `position` is the magnitude in steps, `sign` 1 if it is negative after sign prediction.
 #[inline(always)]
 fn candidates_of(position: f32, sign: usize, costs: [&[f32; 16]; 2]) -> Candidates {
     let mut found = Candidates::default();

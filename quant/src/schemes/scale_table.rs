@@ -1,16 +1,16 @@
-//! Block scales of one byte: `base * 2^(-s/8)`, and the byte 255 for a block of zeros.
+//! Block scales of one byte: `base * 2^(-s/8)`, and the byte 255 for a scale of zero.
 //!
-//! Steps of an eighth of an octave lose at most 4.4% of a scale and reach 31 octaves below the base:
-//! the blocks of a real delta differ by ten octaves and more.
+//! Steps of an eighth of an octave are at most 4.4% away from any scale and reach 31 octaves below the
+//! base; the blocks of a real delta differ by ten octaves and more.
 
-/// The byte that stands for a scale of zero.
+/// The byte of a scale of zero.
 pub const ZERO: u8 = 255;
 
-/// `2^(-i/8)`, correctly rounded to f32. Spelled out because `exp2` differs between platforms.
+/// `2^(-i/8)`, correctly rounded to f32. Literals, because `exp2` differs between platforms.
 const FRACTION: [f32; 8] =
     [1.0, 0.917_004_05, 0.840_896_4, 0.771_105_4, 0.707_106_77, 0.648_419_8, 0.594_603_54, 0.545_253_9];
 
-/// The 256 scales that a byte can name, for one base.
+/// The scale of each byte, for one base.
 pub type ScaleTable = [f32; 256];
 
 /// Computes every scale of `base`.
@@ -24,15 +24,15 @@ pub fn scale_table(base: f32) -> ScaleTable {
     table
 }
 
-/// The byte of the smallest scale that is at least `magnitude`, or of the smallest scale above zero.
-/// A magnitude of zero gives [`ZERO`].
+/// The byte of the smallest scale above zero that is at least `magnitude`. A magnitude of zero gives
+/// [`ZERO`].
 #[inline(always)]
 pub fn byte_at_least(table: &ScaleTable, magnitude: f32) -> u8 {
     if magnitude == 0.0 {
         return ZERO;
     }
-    // Exponent and upper three bits of the mantissa: a logarithm in eighths that is never more than one
-    // off. Only the table decides; without branches, which blocks of a real delta would mislead.
+    // Exponent and upper three bits of the mantissa are a binary logarithm in eighths that is at most one
+    // off; comparisons with the table correct it. No branches: they would be mispredicted.
     let eighths = ((table[0] / magnitude).to_bits() >> 20) as i32 - (127 << 3);
     let s = eighths.clamp(0, 254) as usize;
     let s = s - usize::from(s > 0 && table[s] < magnitude);
@@ -40,7 +40,7 @@ pub fn byte_at_least(table: &ScaleTable, magnitude: f32) -> u8 {
     s as u8
 }
 
-/// The byte of the scale that is nearest to `magnitude` in ratio.
+/// The byte of the scale whose ratio to `magnitude` is nearest to 1.
 #[inline(always)]
 pub fn byte_nearest(table: &ScaleTable, magnitude: f32) -> u8 {
     let s = byte_at_least(table, magnitude);

@@ -1,8 +1,8 @@
-//! Codes of 1 to 8 bits, packed without gaps, least significant bit first.
+//! Codes of 1 to 8 bits, packed without padding, least significant bit first.
 
 use crate::limits::CHUNK;
 
-/// Bytes that `count` codes of `bits` bits take.
+/// Size of `count` codes of `bits` bits, in bytes.
 pub fn packed_len(count: usize, bits: u8) -> usize {
     (count * bits as usize).div_ceil(8)
 }
@@ -15,7 +15,7 @@ pub fn pack(codes: &[u8], bits: u8, out: &mut Vec<u8>) {
     }
     let start = out.len();
     let (groups, rest) = codes.as_chunks::<8>();
-    // Room for the eight bytes that are stored for every group, of which the next one replaces some.
+    // Every group stores eight bytes, of which it owns the first `bits`: the next group overwrites the rest.
     out.resize(start + groups.len() * bits as usize + 8, 0);
     let mut target = &mut out[start..];
     for group in groups {
@@ -29,12 +29,12 @@ pub fn pack(codes: &[u8], bits: u8, out: &mut Vec<u8>) {
     out.truncate(start + packed_len(codes.len(), bits));
 }
 
-/// Moves eight fields of `bits` bits together, two by two.
+/// Packs eight codes of `bits` bits into the low bits of a word.
 #[inline(always)]
 fn pack_group(codes: [u8; 8], bits: u8) -> u64 {
     let bits = u32::from(bits);
     let word = u64::from_le_bytes(codes);
-    // Fields of `width` bits at the bottom of each `lane` bits become fields of twice the width.
+    // Merges pairs of `width`-bit fields, one at the bottom of each `lane` bits.
     let merge = |word: u64, lane: u32, width: u32, ones: u64| {
         let low = ones.wrapping_mul((1u64 << width) - 1);
         (word & low) | ((word >> (lane - width)) & (low << width))
@@ -57,11 +57,11 @@ pub fn unpack(packed: &[u8], bits: u8, codes: &mut [u8]) {
     }
 }
 
-/// Looks packed codes up in a table of levels, a chunk at a time.
+/// Maps packed codes to levels, a chunk at a time.
 ///
-/// For the widths that divide a byte, one load gives the levels of a whole byte of codes.
+/// For widths that divide a byte, a table of 256 rows maps each byte to the levels of all its codes.
 #[derive(Debug)]
-pub enum Lookup<'t> {
+pub enum LevelLookup<'t> {
     /// A byte holds eight codes.
     One(Box<[[f32; 8]; 256]>),
     /// A byte holds four codes.
@@ -72,10 +72,10 @@ pub enum Lookup<'t> {
     Any(&'t [f32], u8),
 }
 
-impl<'t> Lookup<'t> {
-    /// Prepares the table for `count` codes.
+impl<'t> LevelLookup<'t> {
+    /// Prepares to look up `count` codes.
     pub fn new(levels: &'t [f32], bits: u8, count: usize) -> Self {
-        // Building the table costs more than it saves on short tensors.
+        // On short tensors building the table costs more than it saves.
         match bits {
             _ if count < CHUNK => Self::Any(levels, bits),
             1 => Self::One(byte_table(levels, bits)),
@@ -150,7 +150,7 @@ mod tests {
                 assert_eq!(codes, back, "{bits} bits, {count} codes");
                 let levels: Vec<f32> = (0..1 << bits).map(|v| v as f32).collect();
                 let mut values = vec![0.0; count];
-                Lookup::new(&levels, bits, CHUNK).expand(&packed, &mut values);
+                LevelLookup::new(&levels, bits, CHUNK).expand(&packed, &mut values);
                 assert!(values.iter().zip(&codes).all(|(v, c)| *v == f32::from(*c)));
             }
         }

@@ -1,13 +1,14 @@
-//! What the settings of master and worker have in common: how a value is refused.
+//! How a bad setting is refused, and the checks that most settings need.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 use thiserror::Error;
 
-/// A setting whose value is refused. The program ends with code 64 before it does anything.
+/// A setting whose value is refused. The program ends with [`Exit::Usage`](crate::Exit::Usage) before it
+/// does anything.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[error("{name}={value}: {reason}")]
 pub struct SettingError {
-    /// Name of the setting, as the environment spells it.
+    /// Name of the setting as the user wrote it: the environment variable, or the flag with its dashes.
     pub name: &'static str,
     /// The value that was given.
     pub value: String,
@@ -16,40 +17,24 @@ pub struct SettingError {
 }
 
 impl SettingError {
-    /// Refuses `value` for a reason that says what to give instead.
+    /// Refuses `value`; `reason` says what to give instead.
     pub fn new(name: &'static str, value: impl fmt::Display, reason: impl Into<String>) -> Self {
         Self { name, value: value.to_string(), reason: reason.into() }
     }
 }
 
-/// A value that no log line may show: its `Debug` hides it, and it has no `Display`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-/// An empty environment variable counts as none: a ConfigMap cannot leave a key out.
+/// Drops an empty value: a ConfigMap or a Compose file cannot leave a variable out, only empty.
 pub fn filled(value: Option<String>) -> Option<String> {
     value.filter(|text| !text.is_empty())
 }
 
-/// Reads a setting that has a type of its own.
+/// Parses a setting whose type is not clap's.
 ///
 /// # Errors
-/// What the type says about the text.
+/// The error of the type's `FromStr`.
 pub fn parse<T>(name: &'static str, text: &str) -> Result<T, SettingError>
 where
-    T: std::str::FromStr,
+    T: FromStr,
     T::Err: ToString,
 {
     text.parse().map_err(|error: T::Err| SettingError::new(name, text, error.to_string()))
@@ -87,7 +72,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_does_not_print() {
-        assert_eq!(format!("{:?}", Some(Secret("hunter2".into()))), "Some((secret))");
+    fn a_message_names_the_setting_its_value_and_what_is_allowed() {
+        let error = whole("KEEP_ROUNDS", 0, 1, 10).unwrap_err();
+        assert_eq!(error.to_string(), "KEEP_ROUNDS=0: use a whole number from 1 to 10");
+        assert_eq!(number("LR", 0.5, 0.0, 0.5), Ok(()));
+        assert!(number("LR", f64::NAN, 0.0, 0.5).is_err());
+        let error = parse::<u8>("BITS", "300").unwrap_err();
+        assert_eq!((error.name, error.value.as_str()), ("BITS", "300"));
+    }
+
+    #[test]
+    fn an_empty_value_counts_as_not_set() {
+        assert_eq!(filled(Some(String::new())), None);
+        assert_eq!(filled(Some("x".into())).as_deref(), Some("x"));
     }
 }

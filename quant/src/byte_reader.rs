@@ -1,16 +1,16 @@
-//! Reads fields off the front of a slice; every read is checked.
+//! Reads fields from the front of a slice; every read is bounds-checked.
 
 use crate::DecodeError;
 
-/// What is left of a stream.
+/// The unread rest of a stream.
 #[derive(Debug, Clone, Copy)]
-pub struct Reader<'a> {
+pub struct ByteReader<'a> {
     rest: &'a [u8],
     consumed: usize,
 }
 
-impl<'a> Reader<'a> {
-    /// Starts at the front; `consumed` bytes of the stream lie before it.
+impl<'a> ByteReader<'a> {
+    /// Reads from `rest`, which starts `consumed` bytes into the stream: error messages count from there.
     pub fn new(rest: &'a [u8], consumed: usize) -> Self {
         Self { rest, consumed }
     }
@@ -41,7 +41,7 @@ impl<'a> Reader<'a> {
         if value.is_finite() { Ok(value) } else { Err(DecodeError::NonFinite) }
     }
 
-    /// All that is left.
+    /// Everything unread.
     pub fn rest(&mut self) -> &'a [u8] {
         self.consumed += self.rest.len();
         std::mem::take(&mut self.rest)

@@ -1,44 +1,44 @@
-//! How a tensor's indices are laid out for coding.
+//! The rows in which a tensor's indices are coded.
 
 use super::{context::LANES, model::LAST_SHIFTS};
-use crate::{DecodeError, reader::Reader};
+use crate::{DecodeError, byte_reader::ByteReader};
 
-/// Bytes of a grid on the wire.
-const GRID_BYTES: usize = 6;
+/// Size of a layout on the wire.
+const LAYOUT_BYTES: usize = 6;
 
 /// Widest row.
 const MAX_COLS: usize = u16::MAX as usize;
 
-/// The width that a vector without rows of its own is folded to.
+/// Row width of tensors without a usable first dimension.
 const FOLD: usize = 1024;
 
-/// Fewest elements that are worth four lanes.
+/// Fewest elements for which four lanes save more time than they cost bytes.
 const MIN_FOR_LANES: usize = 4096;
 
-/// Strides that are looked at: image rows are no wider.
+/// Candidate strides: widths of small images.
 const STRIDES: std::ops::RangeInclusive<usize> = 3..=128;
 
-/// The shift of a grid for which none has been looked for.
-const USUAL_SHIFT: u8 = 6;
+/// The shift before [`super::EntropyCoder::write`] has searched for one.
+const DEFAULT_SHIFT: u8 = 6;
 
-/// Rows in which a stride is looked for.
+/// Rows sampled to find the stride.
 const SAMPLED_ROWS: usize = 16;
 
-/// Rows, columns and what else both sides must agree on.
+/// Parameters of the entropy coder that the stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Grid {
-    /// Columns of a row; the last row may be shorter.
+pub struct RowLayout {
+    /// Elements of a row; the last row may be shorter.
     pub cols: usize,
-    /// Distance of the related element in the same row, or 0 if there is none.
+    /// Distance to the correlated element in the same row (the width of an image), or 0 for none.
     pub stride: usize,
-    /// Rows that are coded side by side: 1 to 4.
+    /// Rows coded in parallel: 1 to 4.
     pub lanes: usize,
-    /// The shift that the models end up with.
+    /// Adaptation shift of a model that has seen many symbols.
     pub shift: u8,
 }
 
-impl Grid {
-    /// The grid for a tensor: one row per output.
+impl RowLayout {
+    /// The layout of a tensor: one row per output (first dimension).
     pub fn new(shape: &[usize], count: usize) -> Self {
         let cols = match shape {
             [rows, rest @ ..] if *rows > 1 && !rest.is_empty() => count / rows,
@@ -47,12 +47,12 @@ impl Grid {
         };
         let cols = if cols > MAX_COLS { FOLD } else { cols.max(1) };
         let lanes = if count >= MIN_FOR_LANES && count / cols >= LANES { LANES } else { 1 };
-        Self { cols, stride: 0, lanes, shift: USUAL_SHIFT }
+        Self { cols, stride: 0, lanes, shift: DEFAULT_SHIFT }
     }
 
-    /// Finds the stride at which signs agree best.
+    /// Sets the stride at which signs agree most often.
     #[inline(always)]
-    pub fn find_stride(&mut self, indices: &[i32], signs: &mut Signs) {
+    pub fn find_stride(&mut self, indices: &[i32], signs: &mut SignSample) {
         signs.sample(indices, self.cols);
         let longest = (self.cols / 2).min(*STRIDES.end());
         let mut best = (signs.nonzero() as i64 / 16, 0);
@@ -72,34 +72,34 @@ impl Grid {
         out.extend_from_slice(&[self.lanes as u8, self.shift]);
     }
 
-    /// Reads the grid of `count` integers and checks it: what decoding allocates follows from it.
-    pub fn parse(count: usize, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let [c0, c1, s0, s1, lanes, shift] = reader.array::<GRID_BYTES>()?;
+    /// Reads and checks the layout of `count` integers. The checks bound what decoding allocates.
+    pub fn parse(count: usize, reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
+        let [c0, c1, s0, s1, lanes, shift] = reader.array::<LAYOUT_BYTES>()?;
         let cols = usize::from(u16::from_le_bytes([c0, c1]));
         let stride = usize::from(u16::from_le_bytes([s0, s1]));
         let lanes = usize::from(lanes);
         let cols_fit = (1..=count.max(1)).contains(&cols) && stride != 1 && stride <= cols;
         let lanes_fit = cols_fit && (1..=count.div_ceil(cols).clamp(1, LANES)).contains(&lanes);
         if !lanes_fit || !LAST_SHIFTS.contains(&shift) {
-            return Err(DecodeError::Corrupt("its grid is out of range"));
+            return Err(DecodeError::Corrupt("its row layout is out of range"));
         }
         Ok(Self { cols, stride, lanes, shift })
     }
 }
 
-/// Signs of some rows as bits, each row from a new word on.
+/// Signs of sampled rows as bit sets; each row starts a new word.
 #[derive(Debug, Default)]
-pub struct Signs {
+pub struct SignSample {
     positive: Vec<u64>,
     negative: Vec<u64>,
     words: usize,
 }
 
-impl Signs {
+impl SignSample {
     #[inline(always)]
     fn sample(&mut self, indices: &[i32], cols: usize) {
         let rows = indices.len().div_ceil(cols).max(1);
-        // One word more than needed, so that a shifted read stays inside the row.
+        // One extra word per row, so that a shifted read stays inside the row.
         self.words = cols.div_ceil(64) + 1;
         self.positive.clear();
         self.negative.clear();
@@ -119,7 +119,7 @@ impl Signs {
         self.positive.iter().chain(&self.negative).map(|word| word.count_ones()).sum()
     }
 
-    /// Pairs at this distance with one sign, less those with two.
+    /// Number of pairs at this distance with equal signs, minus those with opposite signs.
     #[inline(always)]
     fn agreement(&self, stride: usize) -> i64 {
         let (skip, shift) = (stride / 64, stride % 64);
@@ -156,19 +156,22 @@ mod tests {
                 [1, -1, 0][hash % 3]
             })
             .collect();
-        let mut grid = Grid::new(&[40, cols], indices.len());
-        assert_eq!((grid.cols, grid.lanes), (cols, 4));
-        grid.find_stride(&indices, &mut Signs::default());
-        assert_eq!(grid.stride, 28);
+        let mut layout = RowLayout::new(&[40, cols], indices.len());
+        assert_eq!((layout.cols, layout.lanes), (cols, 4));
+        layout.find_stride(&indices, &mut SignSample::default());
+        assert_eq!(layout.stride, 28);
     }
 
     #[test]
-    fn every_shape_has_a_grid() {
-        assert_eq!(Grid::new(&[10], 10), Grid { cols: 10, stride: 0, lanes: 1, shift: USUAL_SHIFT });
-        assert_eq!(Grid::new(&[1 << 24], 1 << 24).cols, FOLD);
-        assert_eq!(Grid::new(&[32, 3, 3, 3], 864).cols, 27);
-        assert_eq!(Grid::new(&[2, 100_000], 200_000).cols, FOLD);
-        assert_eq!(Grid::new(&[0, 5], 0).cols, 1);
-        assert_eq!(Grid::new(&[], 1).cols, 1);
+    fn every_shape_has_a_layout() {
+        assert_eq!(
+            RowLayout::new(&[10], 10),
+            RowLayout { cols: 10, stride: 0, lanes: 1, shift: DEFAULT_SHIFT }
+        );
+        assert_eq!(RowLayout::new(&[1 << 24], 1 << 24).cols, FOLD);
+        assert_eq!(RowLayout::new(&[32, 3, 3, 3], 864).cols, 27);
+        assert_eq!(RowLayout::new(&[2, 100_000], 200_000).cols, FOLD);
+        assert_eq!(RowLayout::new(&[0, 5], 0).cols, 1);
+        assert_eq!(RowLayout::new(&[], 1).cols, 1);
     }
 }
