@@ -29,7 +29,7 @@ docs = load("manifests/master-deploy.yaml") + load("manifests/worker-daemonset.y
 compose = yaml.safe_load(pathlib.Path("docker-compose.yaml").read_text())
 PORTS = {"master": 5000, "worker": 9100}
 # What has no default, belongs to one pod, or is a secret.
-UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR", "MU", "BITS", "PARTITION_ID",
+UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "MAX_CONNECTIONS_PER_IP", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR", "MU", "BITS", "PARTITION_ID",
          "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "QUANTIZER",
          "DOWN_QUANTIZER"}
 

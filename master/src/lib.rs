@@ -6,17 +6,19 @@
 //! - [`federation`] is the logic without I/O, usable without a server.
 
 pub mod assets;
-mod cli;
-pub mod config;
 mod exit;
 pub mod federation;
 pub mod http;
 mod metrics;
+mod rollback;
 mod service;
+pub mod settings;
 pub mod store;
 
-pub use cli::Args;
-pub use config::{Config, SettingError};
 pub use exit::exit_of;
 pub use federation::{Compact, Core, aggregate, intake, round};
+pub use rollback::rollback;
 pub use service::{Master, MasterEvent, check};
+/// The settings under the name that they had.
+pub use settings as config;
+pub use settings::{Args, Config, SettingError};

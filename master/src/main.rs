@@ -27,7 +27,7 @@ fn main() -> ExitCode {
             false => fail(NAME, Exit::Unreachable, &format!("no ready master at {url}")),
         };
     }
-    if let Err(error) = logging::init("RUST_LOG", &args.rust_log, args.log_format) {
+    if let Err(error) = logging::init("RUST_LOG", &args.observe.rust_log, args.observe.log_format) {
         return fail(NAME, Exit::Usage, &error.to_string());
     }
     match run(args) {
@@ -40,8 +40,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let only_check = args.check;
+    let (only_check, rollback_to) = (args.check, args.rollback_to);
     let config = args.check()?;
+    if let Some(round) = rollback_to {
+        fl_master::rollback(&config, round)?;
+        println!("the state is of round {round}");
+        return Ok(());
+    }
     if only_check {
         let round = fl_master::check(&config)?;
         println!("settings and state are valid; the state is of round {round}");

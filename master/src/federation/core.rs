@@ -37,7 +37,7 @@ impl Core {
         let (aggregation, server) = (&config.aggregation, ServerState::default());
         let global = blueprint.initial(config.seed)?.completed(aggregation, &server)?;
         let collector = Collector::new(aggregation.strategy, blueprint.layout.parameters());
-        let lasts = aggregation.last_updates(BTreeMap::new());
+        let lasts = LastUpdates::new(aggregation.lazy_bounds(), BTreeMap::new());
         Ok(Self { config, blueprint, global, server, collector, lasts })
     }
 

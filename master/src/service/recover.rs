@@ -39,7 +39,7 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
         global: blueprint.initial(config.seed)?.completed(aggregation, &server)?,
         server,
         collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
-        lasts: aggregation.last_updates(BTreeMap::new()),
+        lasts: LastUpdates::new(aggregation.lazy_bounds(), BTreeMap::new()),
         state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
         resume: None,
@@ -74,7 +74,7 @@ pub(crate) fn recover(
     let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
     let strategy = config.aggregation.strategy;
     let collector = Collector::new(strategy, blueprint.layout.parameters());
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
+    let lasts = LastUpdates::replaying(config.aggregation.lazy.is_some(), checkpoint.last_updates);
     store.rewrite_history(&history)?;
     let mut board = Board::new(history);
     let mut remade = Vec::new();
@@ -104,7 +104,7 @@ pub(crate) fn recover(
     };
     info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     board.pending_updates = open.len() as u64;
-    let lasts = config.aggregation.last_updates(lasts.snapshot());
+    let lasts = LastUpdates::new(config.aggregation.lazy_bounds(), lasts.snapshot());
     let global = global.completed(&config.aggregation, &server)?;
     let state = RoundState::new(closing::rules(config), global.round, participants, now);
     let mut state = state.with_newest(newest);
@@ -122,7 +122,7 @@ pub(crate) fn recover(
 pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
     let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
+    let lasts = LastUpdates::replaying(config.aggregation.lazy.is_some(), checkpoint.last_updates);
     while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
         round += 1;
     }

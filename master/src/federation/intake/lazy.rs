@@ -63,12 +63,18 @@ impl Bounds {
 }
 
 impl LastUpdates {
-    /// Goes on with `kept`, or keeps nothing without `bounds`.
+    /// Starts from `kept`; without `bounds` nothing is kept.
     pub fn new(bounds: Option<Bounds>, mut kept: BTreeMap<WorkerId, LastUpdate>) -> Self {
         if bounds.is_none() {
             kept.clear();
         }
         Self { bounds, kept: Mutex::new(kept) }
+    }
+
+    /// For a replay: nothing is evicted, since a notice that was accepted must find the update that it refers
+    /// to, whatever the settings say now.
+    pub fn replaying(is_lazy: bool, kept: BTreeMap<WorkerId, LastUpdate>) -> Self {
+        Self::new((is_lazy || !kept.is_empty()).then_some(Bounds::NONE), kept)
     }
 
     /// An accepted container of `meta.round`; a notice leaves everything as it was.
