@@ -9,6 +9,8 @@ pub fn exit_of(cause: &(dyn Error + 'static)) -> Option<Exit> {
     cause.downcast_ref::<StoreError>().map(|error| match error {
         StoreError::Io { .. } => Exit::Io,
         StoreError::Damaged { .. }
+        | StoreError::Incomplete { .. }
+        | StoreError::NoSuchRound { .. }
         | StoreError::OtherModel(_)
         | StoreError::OtherStrategy { .. }
         | StoreError::Locked(_) => Exit::NoInput,

@@ -9,16 +9,19 @@ pub mod assets;
 mod exit;
 pub mod federation;
 pub mod http;
+mod master;
 mod metrics;
-mod rollback;
 mod service;
 pub mod settings;
+pub mod setup;
+mod source;
 pub mod store;
 
 pub use exit::exit_of;
-pub use federation::{Compact, Core, aggregate, intake, round};
-pub use rollback::rollback;
-pub use service::{Master, MasterEvent, check};
+pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
+pub use master::{Master, check, rollback_to};
+pub use service::MasterEvent;
 /// The settings under the name that they had.
 pub use settings as config;
 pub use settings::{Args, Config, SettingError};
+pub use source::ModelSource;

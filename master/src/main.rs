@@ -42,14 +42,14 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     let (only_check, rollback_to) = (args.check, args.rollback_to);
     let config = args.check()?;
-    if let Some(round) = rollback_to {
-        fl_master::rollback(&config, round)?;
-        println!("the state is of round {round}");
-        return Ok(());
-    }
     if only_check {
         let round = fl_master::check(&config)?;
         println!("settings and state are valid; the state is of round {round}");
+        return Ok(());
+    }
+    if let Some(round) = rollback_to {
+        let archive = fl_master::rollback_to(&config, round)?;
+        println!("the state is of round {round}; what was newer is in {archive}");
         return Ok(());
     }
     let runtime =

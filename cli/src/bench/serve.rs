@@ -208,7 +208,7 @@ fn config(args: &ServeArgs, connections: usize, dir: &Path) -> Config {
     config.model.model_dim = args.params;
     config.model.eval_every = 0;
     config.round.min_clients = args.clients;
-    config.aggregation.threads = args.decode_threads;
+    config.limits.decode_threads = args.decode_threads;
     config.store.durable = !args.no_durability;
     config.store.state_dir = dir.join("state");
     config.limits.max_connections = config.limits.max_connections.max(connections + 1);

@@ -6,6 +6,7 @@
 mod attack;
 mod clients;
 mod network;
+mod server;
 mod store;
 mod train;
 mod world;
@@ -26,10 +27,10 @@ use fl_app::{
     setting::{number, whole},
 };
 use fl_datasets::Part;
-use fl_master::Core;
 use fl_worker::Engine;
 use network::NetworkArgs;
 use serde::Serialize;
+use server::Server;
 use std::{fmt, fs, str::FromStr, sync::Arc, time::Instant};
 use world::World;
 
@@ -207,14 +208,14 @@ pub fn simulate(
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let started = Instant::now();
     let data = Arc::new(fl_datasets::load(&federation.dataset, federation.data_dir.as_deref(), Part::Train)?);
-    let core = Core::new(master)?;
-    let model = core.model()?;
-    let clients = Clients::new(args, &data, core.num_parameters())?;
+    let server = Server::new(master)?;
+    let model = server.model()?;
+    let clients = Clients::new(args, &data, server.core.num_parameters())?;
     let engines = (0..args.threads())
         .map(|_| Engine::new(&worker, data.clone(), &model))
         .collect::<Result<Vec<_>, _>>()
         .map_err(fl_worker::WorkerError::from)?;
-    let mut world = World::new(args, core, clients, engines, worker)?;
+    let mut world = World::new(args, server, clients, engines, worker)?;
     let history = world.run(show)?;
     if (history.len() as u64) < federation.rounds {
         eprintln!("fl: the training ended after {} rounds: it diverged at every client", history.len());

@@ -31,6 +31,9 @@ pub struct LimitArgs {
     /// Updates that wait for a decoding thread, 1 to 100000
     #[arg(long, env, default_value_t = 256)]
     pub max_queue: usize,
+    /// Threads that check, decode and add updates, 1 to 256, 0 = one per core (at most 8)
+    #[arg(long, env, default_value_t = 0, help_heading = "Aggregation")]
+    pub decode_threads: usize,
     /// Refused updates per second and worker before it is answered 429, 0 = no limit
     #[arg(long, env, default_value_t = 20.0)]
     pub refused_per_s: f64,
@@ -51,6 +54,7 @@ impl LimitArgs {
             write_timeout_s: self.write_timeout_s,
             max_inflight_mb: self.max_inflight_mb,
             max_queue: self.max_queue,
+            decode_threads: self.decode_threads,
             refused_per_s: self.refused_per_s,
             drain_s: self.drain_s,
         }
@@ -75,6 +79,8 @@ pub struct Limits {
     pub max_inflight_mb: usize,
     /// `MAX_QUEUE`: updates that wait for a decoding thread.
     pub max_queue: usize,
+    /// `DECODE_THREADS`: threads that check, decode and add; 0 = one per core, at most 8.
+    pub decode_threads: usize,
     /// `REFUSED_PER_S`: refused updates per second and worker before 429; 0 = no limit.
     pub refused_per_s: f64,
     /// `DRAIN_S`: seconds that a shutdown waits for what is in flight.
@@ -92,6 +98,7 @@ impl Limits {
         number("WRITE_TIMEOUT_S", self.write_timeout_s, 0.1, 3600.0)?;
         whole("MAX_INFLIGHT_MB", self.max_inflight_mb as u64, 1, 1 << 20)?;
         whole("MAX_QUEUE", self.max_queue as u64, 1, 100_000)?;
+        whole("DECODE_THREADS", self.decode_threads as u64, 0, 256)?;
         number("REFUSED_PER_S", self.refused_per_s, 0.0, 1e6)?;
         number("DRAIN_S", self.drain_s, 0.0, 3600.0)
     }

@@ -15,7 +15,8 @@ mod task;
 #[cfg(test)]
 mod tests;
 
-pub use aggregation::{AggregationArgs, AggregationConfig, NormAction};
+pub use crate::federation::{AggregationSettings as AggregationConfig, NormAction};
+pub use aggregation::AggregationArgs;
 pub use fl_app::{Secret, SettingError};
 pub use limits::{LimitArgs, Limits};
 pub use model::{ModelArgs, ModelConfig};
@@ -44,8 +45,9 @@ pub struct Args {
     /// Check settings and state, then exit
     #[arg(long)]
     pub check: bool,
-    /// Go back to round N: archive the state of all later rounds, then exit
-    #[arg(long, value_name = "N", conflicts_with_all = ["check", "health_check"])]
+    /// Go back to the model of this round, then exit; everything newer is moved into a folder `archive-...` of
+    /// STATE_DIR
+    #[arg(long, value_name = "ROUND", conflicts_with_all = ["check", "health_check"])]
     pub rollback_to: Option<u64>,
     /// Ask URL/readyz for the health of a running master, then exit with 0 or 69
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "http://127.0.0.1:5000")]
@@ -154,7 +156,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), SettingError> {
         self.model.check()?;
         self.round.check()?;
-        self.aggregation.check()?;
+        aggregation::check(&self.aggregation)?;
         self.check_strategy()?;
         self.store.check()?;
         if let Some(token) = &self.token {
@@ -192,7 +194,7 @@ impl Config {
     /// If they do not.
     pub fn check_memory(&self, parameters: usize) -> Result<(), SettingError> {
         let AggregationConfig { strategy, max_buffer_mb, .. } = self.aggregation;
-        let bytes = strategy.kept_bytes(self.round.min_clients, parameters);
+        let bytes = strategy.buffer_bytes(self.round.min_clients, parameters);
         if bytes > max_buffer_mb as u64 * 1_000_000 {
             let (clients, mb) = (self.round.min_clients, bytes.div_ceil(1_000_000));
             let reason = format!(
@@ -205,7 +207,7 @@ impl Config {
 
     /// Threads that decode and add.
     pub fn decode_threads(&self) -> usize {
-        match self.aggregation.threads {
+        match self.limits.decode_threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             n => n,
         }
