@@ -1,7 +1,6 @@
 //! A running master: its parts are put together here, and taken apart.
 
 use crate::{
-    config::Config,
     http::server::{accept, tls},
     metrics::Metrics,
     service::{
@@ -12,6 +11,7 @@ use crate::{
         job::{Job, Parts, Published},
         recover::{self, Recovered},
     },
+    settings::Config,
     source::ModelSource,
     store::{Durable, Store},
 };
