@@ -34,6 +34,6 @@ mod uniform;
 pub use codes::{Codes, Piece};
 pub use encode::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
-pub use feedback::Feedback;
+pub use feedback::{Feedback, FeedbackRule};
 pub use spec::{Bits, Scheme, Spec, Target};
 pub use stream::Stream;
