@@ -23,8 +23,8 @@ pub use layout::{ModelLayout, TensorLayout};
 pub use schedule::LrSchedule;
 pub use settings::{Secret, SettingError};
 pub use types::{
-    GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody, UpdateAck,
-    UpdateJson, WorkerStatus,
+    DataNames, GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody,
+    UpdateAck, UpdateJson, WorkerStatus,
 };
 pub use update::{Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;
