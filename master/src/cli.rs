@@ -1,11 +1,9 @@
 //! The raw settings: every one is a flag and an environment variable of the same name.
 
 use crate::{
-    aggregate::{ServerOptions, Strategy},
-    config::{
-        AggregationConfig, Config, Limits, MetricsConfig, ModelConfig, NormAction, RoundConfig, Secret,
-        SettingError, StoreConfig, TaskHints, TlsConfig,
-    },
+    config::AggregationConfig, config::Config, config::Limits, config::MetricsConfig, config::ModelConfig,
+    config::NormAction, config::RoundConfig, config::Secret, config::SettingError, config::StoreConfig,
+    config::TaskHints, config::TlsConfig, federation::Strategy, federation::step::ServerOptions,
 };
 use clap::{ArgAction, Parser, ValueEnum, builder::BoolishValueParser};
 use fl_protocol::settings::{filled, parse};

@@ -2,7 +2,10 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::aggregate::{LastUpdate, LastUpdates, ServerOptions, Strategy, lazy::Bounds};
+use crate::{
+    federation::Strategy, federation::intake::lazy::Bounds, federation::intake::lazy::LastUpdate,
+    federation::intake::lazy::LastUpdates, federation::step::ServerOptions,
+};
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
 use fl_protocol::{LrSchedule, WorkerId};

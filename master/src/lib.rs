@@ -3,33 +3,18 @@
 //! - [`Args`] are the raw settings, [`Config`] the checked ones.
 //! - [`Master::start`] loads the state, opens the port and runs until [`Master::shutdown`].
 //! - [`Core`] is the same federation without a server, for a simulator.
-//! - [`round`] and [`aggregate`] are the logic without I/O, usable without a server.
+//! - [`federation`] is the logic without I/O, usable without a server.
 
-mod actor;
-pub mod aggregate;
 pub mod assets;
 mod cli;
-mod clock;
-mod close;
 pub mod config;
-mod core;
-mod evaluate;
-mod events;
-mod global;
+pub mod federation;
 pub mod http;
-mod ingest;
-mod master;
 mod metrics;
-mod pool;
-mod recover;
-pub mod round;
-mod state;
+mod service;
 pub mod store;
-pub mod update;
 
-pub use crate::core::Core;
 pub use cli::{Args, LogFormat};
 pub use config::{Config, SettingError};
-pub use events::MasterEvent;
-pub use global::Compact;
-pub use master::{Master, check};
+pub use federation::{Compact, Core, aggregate, intake, round};
+pub use service::{Master, MasterEvent, check};

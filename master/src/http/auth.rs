@@ -1,7 +1,7 @@
 //! Who may call: the bearer token and the client certificate.
 
 use super::{AppState, problem::Problem};
-use crate::{config::Secret, state::Peer};
+use crate::{config::Secret, service::state::Peer};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},

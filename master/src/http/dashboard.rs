@@ -3,7 +3,7 @@
 
 mod format;
 
-use super::{AppState, events::Snapshot};
+use super::{AppState, api::events::Snapshot};
 use crate::assets;
 use axum::{
     Router,

@@ -1,22 +1,13 @@
 //! The HTTP side: routes, and what holds for all of them.
 
+pub(crate) mod api;
 mod auth;
-pub mod body;
-mod buffers;
 mod dashboard;
-mod events;
-mod global;
-pub mod limiter;
-mod openapi;
 mod problem;
-mod range;
-pub mod serve;
-mod status;
-pub(crate) mod task;
-pub mod tls;
-mod update;
+pub mod server;
 
-use crate::state::Shared;
+use crate::service::state::Shared;
+use api::{events, global, openapi, status, task, update};
 use axum::{
     Router,
     extract::State,

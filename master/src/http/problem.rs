@@ -1,6 +1,6 @@
 //! The one place where an error becomes an HTTP answer.
 
-use crate::{state::Shared, update::Rejection};
+use crate::{federation::intake::Rejection, service::state::Shared};
 use axum::{
     Json,
     extract::rejection::QueryRejection,

@@ -12,7 +12,7 @@
 //! ```
 
 use super::{StoreError, files};
-use crate::aggregate::{LastUpdate, ServerState};
+use crate::{federation::intake::lazy::LastUpdate, federation::step::ServerState};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};

@@ -1,18 +1,11 @@
 //! A running master: its parts are put together here, and taken apart.
 
 use crate::{
-    actor::{self, Actor},
-    clock::Clock,
-    config::Config,
-    evaluate::Evaluator,
-    events::MasterEvent,
-    global::Blueprint,
-    http::{body::Budget, limiter::Limiter, serve, tls},
-    metrics::Metrics,
-    pool::Pool,
-    recover::{self, Recovered},
-    state::{Durable, Published, Shared},
-    store::Store,
+    config::Config, federation::model::Blueprint, http::server::accept, http::server::body::Budget,
+    http::server::limiter::Limiter, http::server::tls, metrics::Metrics, service::actor,
+    service::actor::Actor, service::clock::Clock, service::evaluate::Evaluator, service::events::MasterEvent,
+    service::pool::Pool, service::recover, service::recover::Recovered, service::state::Durable,
+    service::state::Published, service::state::Shared, store::Store,
 };
 use anyhow::Context;
 use bytes::Bytes;
@@ -68,7 +61,7 @@ impl Master {
             address = %local_addr, round = shared.round(), model = shared.model_name,
             parameters = shared.layout.parameters(), tls = acceptor.is_some(), "master started"
         );
-        let server = tokio::spawn(serve::serve(listener, shared.clone(), acceptor));
+        let server = tokio::spawn(accept::serve(listener, shared.clone(), acceptor));
         Ok(Self { shared, local_addr, server, actor, stop_actor })
     }
 

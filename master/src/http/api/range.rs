@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// What a `Range` header asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(in crate::http) enum Asked {
     /// Everything: no range, or one that this server need not understand.
     Whole,
     /// These bytes.
@@ -14,7 +14,7 @@ pub(super) enum Asked {
 }
 
 /// Reads a `Range` header for a body of `len` bytes.
-pub(super) fn parse(header: &str, len: usize) -> Asked {
+pub(in crate::http) fn parse(header: &str, len: usize) -> Asked {
     let Some(spec) = header.trim().strip_prefix("bytes=") else { return Asked::Whole };
     let Some((first, last)) = spec.split_once('-') else { return Asked::Whole };
     let (first, last) = (first.trim(), last.trim());
@@ -41,7 +41,7 @@ pub(super) fn parse(header: &str, len: usize) -> Asked {
 }
 
 /// Whether an `If-None-Match` header names the tag.
-pub(super) fn names(header: &str, etag: &str) -> bool {
+pub(in crate::http) fn names(header: &str, etag: &str) -> bool {
     header.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 

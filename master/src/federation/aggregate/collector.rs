@@ -1,6 +1,7 @@
 //! Where the updates of the open round go until the next model is made of them.
 
-use super::{ExactSum, Strategy, SumOverflow};
+use super::{ExactSum, SumOverflow};
+use crate::federation::Strategy;
 use fl_protocol::WorkerId;
 use fl_quant::Piece;
 use std::{

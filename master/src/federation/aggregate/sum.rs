@@ -5,7 +5,7 @@
 //! change the result, and a term can be taken out again exactly. The rounding costs at most 2^-33
 //! per term: far below an f32 model's own resolution.
 
-use super::codes;
+use super::packed;
 use fl_quant::{Codes, Piece};
 use pulp::Arch;
 use std::sync::{
@@ -130,7 +130,7 @@ impl ExactSum {
             let (now, later) = codes.split(if fast { whole.max(1) } else { 1 });
             if fast && now.len() <= room {
                 let mut stripe = lock(&self.stripes[offset / STRIPE]);
-                codes::add(self.arch, &mut stripe[start..start + now.len()], &now, scale);
+                packed::add(self.arch, &mut stripe[start..start + now.len()], &now, scale);
             } else {
                 // A block that reaches into the next stripe.
                 let mut values = [0.0; Codes::MAX_BLOCK];

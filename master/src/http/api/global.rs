@@ -1,10 +1,7 @@
 //! `GET /global`: the model, as a file or as the predecessor's JSON.
 
-use super::{AppState, problem::Problem, range};
-use crate::{
-    global::{Compact, Global},
-    state::Shared,
-};
+use crate::http::{AppState, api::range, problem::Problem};
+use crate::{federation::model::Compact, federation::model::Global, service::state::Shared};
 use axum::{
     body::{Body, Bytes},
     extract::{Query, State, rejection::QueryRejection},
@@ -17,7 +14,7 @@ use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Params {
+pub(in crate::http) struct Params {
     round: Option<u64>,
     min_round: Option<u64>,
     wait: Option<f64>,
@@ -78,7 +75,7 @@ impl Form {
     }
 }
 
-pub(super) async fn get_global(
+pub(in crate::http) async fn get_global(
     State(shared): State<AppState>,
     params: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
@@ -111,7 +108,7 @@ pub(super) async fn get_global(
 }
 
 /// `GET /control`: the server's control variate, in a file like the model's.
-pub(super) async fn get_control(State(shared): State<AppState>) -> Result<Response, Problem> {
+pub(in crate::http) async fn get_control(State(shared): State<AppState>) -> Result<Response, Problem> {
     let global = shared.global();
     let Some(control) = global.control.clone() else {
         let msg = format!("{} has no control variate", shared.config.aggregation.strategy);
@@ -126,7 +123,7 @@ pub(super) async fn get_control(State(shared): State<AppState>) -> Result<Respon
 }
 
 /// Checks `wait`.
-pub(super) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
+pub(in crate::http) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
     match seconds.unwrap_or(0.0) {
         s if (0.0..=crate::config::MAX_WAIT).contains(&s) => Ok(Duration::from_secs_f64(s)),
         _ => Err(Problem::new(

@@ -1,12 +1,10 @@
 //! From a round's sum to the next model, off the async threads.
 
 use crate::{
-    aggregate::{LastUpdates, ServerState, Totals},
-    config::Config,
-    global::{self, Global},
-    round::{Contribution, RoundState, Rules},
-    state::Shared,
-    store::{Checkpoint, Record, RecordKind, journal::RecordMeta},
+    config::Config, federation::intake::lazy::LastUpdates, federation::model, federation::model::Global,
+    federation::round::Contribution, federation::round::RoundState, federation::round::Rules,
+    federation::step::ServerState, federation::step::Totals, service::state::Shared, store::Checkpoint,
+    store::Record, store::RecordKind, store::journal::RecordMeta,
 };
 use bytes::Bytes;
 use fl_protocol::{HistoryRecord, WorkerId};
@@ -182,7 +180,7 @@ async fn ensure_marked(shared: &Shared, round: u64, mut marked: Marked) {
 fn make(shared: &Shared, batch: &Batch) -> anyhow::Result<(Global, Checkpoint, HistoryRecord)> {
     let started = Instant::now();
     let mut server = shared.server.lock().unwrap_or_else(PoisonError::into_inner);
-    let global = global::next(
+    let global = model::next(
         &shared.global(),
         &shared.config.aggregation,
         &mut server,

@@ -1,7 +1,7 @@
 //! The accept loop: caps, time-outs, TLS, and a shutdown that lets what is in flight finish.
 
-use super::router;
-use crate::state::{Peer, Shared};
+use crate::http::router;
+use crate::{service::state::Peer, service::state::Shared};
 use axum::Router;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{

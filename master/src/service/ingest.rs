@@ -3,13 +3,10 @@
 //! It runs in a task of its own: a client that hangs up half-way cannot leave a half-done update.
 
 use crate::{
-    actor::Admission,
-    http::body::Received,
-    pool::PoolError,
-    round::{Contribution, Refusal},
-    state::Shared,
-    store::{Record, RecordKind, journal::RecordMeta},
-    update::{Rejection, Term},
+    federation::intake::Rejection, federation::intake::Term, federation::round::Contribution,
+    federation::round::Refusal, http::server::body::Received, service::actor::Admission,
+    service::pool::PoolError, service::state::Shared, store::Record, store::RecordKind,
+    store::journal::RecordMeta,
 };
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};

@@ -1,8 +1,11 @@
 //! What an update contributes: the checks that need the settings, and the term of the sum.
 
+pub mod lazy;
+
 use crate::{
-    aggregate::{Collector, ExactSum, LastUpdates, Strategy, collector::Vector},
-    config::{AggregationConfig, NormAction},
+    config::AggregationConfig, config::NormAction, federation::Strategy, federation::aggregate::Collector,
+    federation::aggregate::ExactSum, federation::aggregate::collector::Vector,
+    federation::intake::lazy::LastUpdates,
 };
 use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta, update};
 use fl_quant::DecodeError;

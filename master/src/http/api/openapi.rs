@@ -7,6 +7,6 @@ use axum::{
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
-pub(super) async fn get_openapi() -> Response {
+pub(in crate::http) async fn get_openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response()
 }

@@ -4,8 +4,8 @@
 //! - `round`: the [`fl_protocol::HistoryRecord`] of a round that closed or was evaluated;
 //! - `reset`: the reader was too slow and has missed events: ask `/history` again.
 
-use super::{AppState, problem::Problem};
-use crate::{events::MasterEvent, state::Shared};
+use crate::http::{AppState, problem::Problem};
+use crate::{service::events::MasterEvent, service::state::Shared};
 use axum::{
     Extension, Router,
     extract::State,
@@ -48,7 +48,7 @@ const MAX_WORKERS: usize = 200;
 struct Readers(Arc<Semaphore>);
 
 /// The route of the stream.
-pub(super) fn routes() -> Router<AppState> {
+pub(in crate::http) fn routes() -> Router<AppState> {
     Router::new()
         .route("/events", get(get_events))
         .layer(Extension(Readers(Arc::new(Semaphore::new(MAX_READERS)))))
@@ -56,7 +56,7 @@ pub(super) fn routes() -> Router<AppState> {
 
 /// The status as the dashboard shows it: with the time, and no more workers than a page can hold.
 #[derive(Debug, Serialize)]
-pub(super) struct Snapshot {
+pub(in crate::http) struct Snapshot {
     /// The answer of `GET /status`, with at most [`MAX_WORKERS`] workers.
     #[serde(flatten)]
     pub status: StatusBody,
@@ -68,7 +68,7 @@ pub(super) struct Snapshot {
 
 impl Snapshot {
     /// The state at this moment.
-    pub(super) fn take(shared: &Shared) -> Self {
+    pub(in crate::http) fn take(shared: &Shared) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             status: shared.status_with(MAX_WORKERS),

@@ -1,6 +1,6 @@
 //! What can be looked at: status, history, metrics, probes.
 
-use super::{AppState, problem::Problem};
+use crate::http::{AppState, problem::Problem};
 use axum::{
     Json,
     extract::State,
@@ -10,15 +10,15 @@ use axum::{
 use fl_protocol::{ErrorCode, HistoryRecord, StatusBody};
 use serde_json::{Value, json};
 
-pub(super) async fn get_status(State(shared): State<AppState>) -> Json<StatusBody> {
+pub(in crate::http) async fn get_status(State(shared): State<AppState>) -> Json<StatusBody> {
     Json(shared.status())
 }
 
-pub(super) async fn get_history(State(shared): State<AppState>) -> Json<Vec<HistoryRecord>> {
+pub(in crate::http) async fn get_history(State(shared): State<AppState>) -> Json<Vec<HistoryRecord>> {
     Json(shared.history())
 }
 
-pub(super) async fn get_metrics(State(shared): State<AppState>) -> Response {
+pub(in crate::http) async fn get_metrics(State(shared): State<AppState>) -> Response {
     match shared.metrics.render() {
         Ok(page) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
@@ -31,12 +31,12 @@ pub(super) async fn get_metrics(State(shared): State<AppState>) -> Response {
 }
 
 /// Alive as long as it answers.
-pub(super) async fn get_healthz() -> Json<Value> {
+pub(in crate::http) async fn get_healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
 /// Ready from the loaded state to the beginning of a shutdown.
-pub(super) async fn get_readyz(State(shared): State<AppState>) -> Response {
+pub(in crate::http) async fn get_readyz(State(shared): State<AppState>) -> Response {
     match shared.is_draining() {
         true => Problem::new(&shared, ErrorCode::Draining, "the master is shutting down").into_response(),
         false => Json(json!({"status": "ok"})).into_response(),

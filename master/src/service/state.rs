@@ -1,18 +1,11 @@
 //! What the parts of a running master share.
 
 use crate::{
-    actor::ActorHandle,
-    aggregate::{Collector, LastUpdates, ServerState},
-    clock::Clock,
-    config::Config,
-    evaluate::Evaluator,
-    events::{Board, MasterEvent},
-    global::Global,
-    http::{body::Budget, limiter::Limiter},
-    metrics::Metrics,
-    pool::Pool,
-    store::{Journal, Store, StoreWriter},
-    update::Intake,
+    config::Config, federation::aggregate::Collector, federation::intake::Intake,
+    federation::intake::lazy::LastUpdates, federation::model::Global, federation::step::ServerState,
+    http::server::body::Budget, http::server::limiter::Limiter, metrics::Metrics,
+    service::actor::ActorHandle, service::clock::Clock, service::evaluate::Evaluator, service::events::Board,
+    service::events::MasterEvent, service::pool::Pool, store::Journal, store::Store, store::StoreWriter,
 };
 use fl_protocol::{HistoryRecord, ModelLayout, StatusBody};
 use std::{

@@ -1,6 +1,9 @@
 //! From the collected updates to the next parameters.
 
-use super::{Collector, Strategy, robust};
+use super::{
+    Strategy,
+    aggregate::{Collector, robust},
+};
 
 /// What a strategy carries from round to round, part of the checkpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -150,7 +153,7 @@ fn moments<const N: usize>(state: &mut ServerState, len: usize, initial: [f32; N
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::aggregate::collector::Vector;
+    use crate::federation::aggregate::collector::Vector;
     use fl_quant::Piece;
 
     fn collect(strategy: Strategy, updates: &[(f64, [f32; 2])]) -> Collector {

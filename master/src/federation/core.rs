@@ -2,15 +2,12 @@
 //! directly. `fl simulate` drives it, with a clock of its own.
 
 use crate::{
-    aggregate::{Collector, LastUpdates, ServerState},
-    close::{self, Batch},
-    config::Config,
-    global::{self, Blueprint, Compact, Global},
-    http::task,
-    ingest::account,
-    round::{Contribution, RoundState},
+    config::Config, federation::aggregate::Collector, federation::intake::Intake,
+    federation::intake::Rejection, federation::intake::lazy::LastUpdates, federation::model,
+    federation::model::Blueprint, federation::model::Compact, federation::model::Global,
+    federation::round::Contribution, federation::round::RoundState, federation::step::ServerState,
+    http::api::task, service::closing, service::closing::Batch, service::ingest::account,
     store::journal::RecordMeta,
-    update::{Intake, Rejection},
 };
 use bytes::Bytes;
 use fl_datasets::Dataset;
@@ -46,7 +43,7 @@ impl Core {
 
     /// The rules of the rounds, before the first one, at time `now`.
     pub fn rounds(&self, now: f64) -> RoundState {
-        RoundState::new(close::rules(&self.config), 0, Vec::new(), now)
+        RoundState::new(closing::rules(&self.config), 0, Vec::new(), now)
     }
 
     /// The settings.
@@ -139,7 +136,7 @@ impl Core {
         let batch = Batch::of(state, now);
         let aggregation = &self.config.aggregation;
         self.global =
-            global::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.totals)?;
+            model::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.totals)?;
         self.collector.reset();
         self.lasts.prune(self.global.round);
         Ok(batch.record(self.num_parameters(), bytes_down))

@@ -1,6 +1,6 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
-use crate::{config::ModelConfig, global::Global};
+use crate::{config::ModelConfig, federation::model::Global};
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, GlobalModel, ModelError, ModelSpec, Trainer};
 use fl_protocol::HistoryRecord;

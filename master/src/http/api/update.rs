@@ -1,10 +1,8 @@
 //! `POST /update`: one worker's result for one round.
 
-use super::{AppState, problem::Problem};
+use crate::http::{AppState, problem::Problem};
 use crate::{
-    ingest::{Format, ingest},
-    state::Peer,
-    update::Rejection,
+    federation::intake::Rejection, service::ingest::Format, service::ingest::ingest, service::state::Peer,
 };
 use axum::{
     Json,
@@ -15,7 +13,7 @@ use fl_protocol::{ErrorCode, UpdateAck, WorkerId, limits};
 use std::net::{IpAddr, Ipv4Addr};
 use tracing::info;
 
-pub(super) async fn post_update(
+pub(in crate::http) async fn post_update(
     State(shared): State<AppState>,
     request: Request,
 ) -> Result<Json<UpdateAck>, Problem> {

@@ -4,15 +4,12 @@
 //! journal, so the rounds since are made again from their journals, to the bit.
 
 use crate::{
-    aggregate::{Collector, LastUpdates, ServerState},
-    close::{self, Batch},
-    config::Config,
-    events::Board,
-    global::{self, Blueprint, Global},
-    ingest::account,
-    round::{Contribution, Event, RoundState},
-    store::{Checkpoint, Found, Record, RecordKind, Store, StoreError, journal::Replayed},
-    update::Intake,
+    config::Config, federation::aggregate::Collector, federation::intake::Intake,
+    federation::intake::lazy::LastUpdates, federation::model, federation::model::Blueprint,
+    federation::model::Global, federation::round::Contribution, federation::round::Event,
+    federation::round::RoundState, federation::step::ServerState, service::closing, service::closing::Batch,
+    service::events::Board, service::ingest::account, store::Checkpoint, store::Found, store::Record,
+    store::RecordKind, store::Store, store::StoreError, store::journal::Replayed,
 };
 use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
 use std::collections::BTreeMap;
@@ -43,7 +40,7 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
         server,
         collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
         lasts: aggregation.last_updates(BTreeMap::new()),
-        state: RoundState::new(close::rules(config), 0, Vec::new(), now),
+        state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
         board: Board::new(Vec::new()),
         resume: None,
         remade: Vec::new(),
@@ -109,7 +106,7 @@ pub(crate) fn recover(
     board.pending_updates = open.len() as u64;
     let lasts = config.aggregation.last_updates(lasts.snapshot());
     let global = global.completed(&config.aggregation, &server)?;
-    let state = RoundState::new(close::rules(config), global.round, participants, now);
+    let state = RoundState::new(closing::rules(config), global.round, participants, now);
     let mut state = state.with_newest(newest);
     for (worker, contribution, _) in open {
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
@@ -177,7 +174,7 @@ fn remake(
     let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
     let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
     let batch = Batch::new(global.round, contributions, span, false);
-    let next = global::next(global, &config.aggregation, server, collector, &batch.totals)?;
+    let next = model::next(global, &config.aggregation, server, collector, &batch.totals)?;
     collector.reset();
     Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
 }

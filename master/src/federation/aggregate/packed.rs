@@ -1,7 +1,7 @@
 //! Adding packed codes into the sum without decoding them: a block has sixteen different terms, and
 //! each is computed once.
 
-use super::exact_sum::{MAGIC, fixed};
+use super::sum::{MAGIC, fixed};
 use fl_quant::Codes;
 use pulp::Arch;
 

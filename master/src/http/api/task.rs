@@ -1,7 +1,7 @@
 //! `GET /task`: a worker asks for work, and waits for it if there is none.
 
-use super::{AppState, global, problem::Problem};
-use crate::{config::Config, global::Global, round::Decision};
+use crate::http::{AppState, api::global, problem::Problem};
+use crate::{config::Config, federation::model::Global, federation::round::Decision};
 use axum::{
     Json,
     extract::{Query, State, rejection::QueryRejection},
@@ -16,12 +16,12 @@ use tokio::time::Instant;
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Params {
+pub(in crate::http) struct Params {
     worker_id: String,
     wait: Option<f64>,
 }
 
-pub(super) async fn get_task(
+pub(in crate::http) async fn get_task(
     State(shared): State<AppState>,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<TaskBody>, Problem> {

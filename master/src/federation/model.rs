@@ -1,8 +1,9 @@
 //! The global model in memory: the file that `GET /global` sends, and how the next one is made.
 
 use crate::{
-    aggregate::{Collector, ServerState, Totals, lazy, next_parameters},
-    config::{AggregationConfig, ModelConfig},
+    config::AggregationConfig, config::ModelConfig, federation::aggregate::Collector,
+    federation::intake::lazy, federation::step::ServerState, federation::step::Totals,
+    federation::step::next_parameters,
 };
 use anyhow::Context;
 use bytes::Bytes;

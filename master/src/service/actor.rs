@@ -2,11 +2,10 @@
 //! and no work that takes time.
 
 use crate::{
-    close,
-    events::MasterEvent,
-    global::Global,
-    round::{Contribution, Decision, Effect, Event, OfferId, Refusal, RoundState},
-    state::{Published, Shared},
+    federation::model::Global, federation::round::Contribution, federation::round::Decision,
+    federation::round::Effect, federation::round::Event, federation::round::OfferId,
+    federation::round::Refusal, federation::round::RoundState, service::closing,
+    service::events::MasterEvent, service::state::Published, service::state::Shared,
 };
 use fl_protocol::{HistoryRecord, UpdateAck, WorkerId, WorkerStatus};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -220,7 +219,7 @@ impl Actor {
                 }
                 Effect::Close => {
                     closes = true;
-                    tokio::spawn(close::close(self.shared.clone(), close::Batch::of(&self.state, now)));
+                    tokio::spawn(closing::close(self.shared.clone(), closing::Batch::of(&self.state, now)));
                 }
             }
         }

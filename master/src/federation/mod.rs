@@ -1,0 +1,14 @@
+//! The rules of a federation: who is in a round, what an update adds, what the next model is. No tokio, no
+//! HTTP, no files: the service, the simulator and the recovery after a crash all call it.
+
+pub mod aggregate;
+mod core;
+pub mod intake;
+pub mod model;
+pub mod round;
+pub mod step;
+mod strategy;
+
+pub use core::Core;
+pub use model::{Compact, Global};
+pub use strategy::{STRATEGIES, Strategy, UnknownStrategy};
