@@ -43,6 +43,10 @@ pub struct Args {
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env = "DATA_DIR", help_heading = MODEL)]
     pub data_dir: Option<String>,
+    /// Names of all classes, separated by commas, if the table here lacks some that workers have
+    /// [default: the labels of the csv file]
+    #[arg(long, env = "LABELS", help_heading = MODEL)]
+    pub labels: Option<String>,
     /// What evaluates the model: flex, ndarray, wgpu
     #[arg(long, env = "BACKEND", default_value = "flex", help_heading = MODEL)]
     pub backend: String,
@@ -243,6 +247,7 @@ impl Args {
                 model_dim: self.model_dim,
                 dataset: parse("DATASET", &self.dataset)?,
                 data_dir: filled(self.data_dir).map(PathBuf::from),
+                labels: filled(self.labels).map(|text| labels(&text)).transpose()?,
                 backend: parse("BACKEND", &self.backend)?,
                 eval_every: self.eval_every,
             },
@@ -325,6 +330,15 @@ fn tls(
             Some(ca) => Err(SettingError::new("TLS_CLIENT_CA", ca, "set TLS_CERT and TLS_KEY too")),
             None => Ok(None),
         },
+    }
+}
+
+fn labels(text: &str) -> Result<Vec<String>, SettingError> {
+    let labels: Vec<String> = text.split(',').map(|label| label.trim().to_owned()).collect();
+    let mut seen = std::collections::HashSet::new();
+    match labels.iter().any(|label| label.is_empty() || !seen.insert(label)) {
+        true => Err(SettingError::new("LABELS", text, "give different names, separated by commas")),
+        false => Ok(labels),
     }
 }
 

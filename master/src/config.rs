@@ -28,6 +28,8 @@ pub struct ModelConfig {
     pub dataset: DatasetSpec,
     /// `DATA_DIR` (none): where data files are looked for.
     pub data_dir: Option<PathBuf>,
+    /// `LABELS` (those of the data set): names of all classes.
+    pub labels: Option<Vec<String>>,
     /// `BACKEND` (flex): what evaluates the model.
     pub backend: Backend,
     /// `EVAL_EVERY` (1): rounds between two evaluations; 0 = never.
@@ -246,6 +248,7 @@ impl Default for Config {
                 model_dim: 100_000,
                 dataset: DatasetSpec::Digits,
                 data_dir: None,
+                labels: None,
                 backend: Backend::Flex,
                 eval_every: 1,
             },

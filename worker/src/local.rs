@@ -386,7 +386,8 @@ impl Engine {
         if self.feedback {
             let lengths = tensors.iter().map(|tensor| tensor.len);
             // The streams are this engine's own and complete: they decode.
-            let settled = feedback.settle(fl_quant::FeedbackRule::Everything, &self.delta, &self.streams, lengths);
+            let settled =
+                feedback.settle(fl_quant::FeedbackRule::Everything, &self.delta, &self.streams, lengths);
             debug_assert!(settled.is_ok());
         } else {
             *feedback = Feedback::default();

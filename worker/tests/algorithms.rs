@@ -51,7 +51,13 @@ impl Problem {
         let layout = spec.layout();
         let parameters = vec![0.0; layout.parameters()];
         let normalization = data.normalization.clone();
-        let global = GlobalModel { round: 0, spec, normalization, parameters: parameters.clone() };
+        let global = GlobalModel {
+            round: 0,
+            spec,
+            normalization,
+            names: data.names.clone(),
+            parameters: parameters.clone(),
+        };
         let configs: Vec<Config> = (0..CLIENTS)
             .map(|k| {
                 let own = [format!("--worker-id=w{k}"), format!("--local-steps={}", 2 + k)];

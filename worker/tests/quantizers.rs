@@ -28,7 +28,8 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
     let spec = ModelSpec::preset("mlp", &data.input_shape, data.num_classes, 10_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
-    let mut global = GlobalModel { round: 0, spec, normalization: data.normalization.clone(), parameters };
+    let normalization = data.normalization.clone();
+    let mut global = GlobalModel { round: 0, spec, normalization, names: data.names.clone(), parameters };
     let configs: Vec<_> = (0..WORKERS)
         .map(|id| {
             let args = [
