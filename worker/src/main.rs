@@ -1,7 +1,7 @@
 //! The worker's binary: settings, logs, the loop, exit codes.
 
 use clap::Parser;
-use fl_worker::{Args, Config, LogFormat, WorkerError};
+use fl_worker::{Args, Config, WorkerError, settings::LogFormat};
 use std::{io, io::IsTerminal, process::ExitCode};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::error;
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
             fail(UNREACHABLE, &format!("no healthy worker at {url}"))
         };
     }
-    if let Err(message) = init_logging(args.log_format, &args.rust_log) {
+    if let Err(message) = init_logging(args.observe.log_format, &args.observe.rust_log) {
         return fail(USAGE, &message);
     }
     let check = args.check;
@@ -62,6 +62,7 @@ async fn work(config: Config) -> Result<(), WorkerError> {
     tracing::info!(
         rounds = summary.rounds,
         refused = summary.refused,
+        dropped = summary.dropped,
         sent_bytes = summary.bytes_up,
         "worker stopped"
     );

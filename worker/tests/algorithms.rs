@@ -16,7 +16,7 @@ use fl_master::{
 };
 use fl_model::{GlobalModel, ModelSpec};
 use fl_protocol::{ModelLayout, TaskBody};
-use fl_worker::{Args, Carried, ClientState, Config, Engine, Sent, StartingPoint};
+use fl_worker::{Args, ClientMemory, ClientState, Config, Engine, Plan, Sent, StartingPoint};
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 const CLIENTS: usize = 5;
@@ -72,7 +72,7 @@ impl Problem {
                 worker_id: configs[k].worker_id.clone(),
                 seed: 1,
                 indices: (k as u32..samples).step_by(CLIENTS).take(40 + 30 * k).collect(),
-                carried: Carried::default(),
+                memory: ClientMemory::default(),
             })
             .collect();
         let master = fl_master::Args::parse_from([
@@ -105,7 +105,7 @@ impl Problem {
         let control = self.server.vectors.first().unwrap_or(&zeros);
         let from = StartingPoint { round, parameters, control: uses_control.then_some(control.as_slice()) };
         let lazy_below = self.aggregation.lazy.map(|factor| lazy::threshold(factor, &self.server.steps));
-        let plan = self.configs[k].plan(&TaskBody { lazy_below, ..TaskBody::train(round) }).unwrap();
+        let plan = Plan::new(&self.configs[k], &TaskBody { lazy_below, ..TaskBody::train(round) }).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let update = trained.unwrap().unwrap();
         let (body, sent) = match update.notice {

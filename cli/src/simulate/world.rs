@@ -15,7 +15,7 @@ use fl_master::{
     round::{Contribution, Decision, Effect, Event, OfferId, RoundState, draw},
 };
 use fl_protocol::HistoryRecord;
-use fl_worker::{Carried, Engine};
+use fl_worker::{ClientMemory, Engine, Plan};
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap, HashSet},
@@ -33,7 +33,7 @@ struct Arrival {
 
 enum Payload {
     Counted(Contribution),
-    Ready(Bytes, Carried),
+    Ready(Bytes, ClientMemory),
     Nothing,
 }
 
@@ -87,7 +87,7 @@ pub struct World {
     busy: HashSet<usize>,
     /// Clients that were asked in this round.
     tried: HashSet<usize>,
-    offers: HashMap<OfferId, (usize, Bytes, Carried)>,
+    offers: HashMap<OfferId, (usize, Bytes, ClientMemory)>,
     next_offer: OfferId,
     bytes_down: u64,
     finished: Vec<HistoryRecord>,
@@ -105,7 +105,7 @@ impl World {
         let asynchronous = core.config().aggregation.strategy.is_asynchronous();
         Ok(Self {
             state: core.rounds(0.0),
-            base: Base::of(&core, common.down)?,
+            base: Base::of(&core, common.updates.download)?,
             mode: if asynchronous { Mode::Asynchronous } else { Mode::Rounds },
             asked: args.asked(),
             timeout_s: args.network.task_timeout_s,
@@ -217,7 +217,7 @@ impl World {
     /// Lets clients train from the newest model, as far as the master gives them a task.
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
         let task = self.core.task();
-        let common = self.common.plan(&task).map_err(anyhow::Error::msg)?;
+        let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {
             let asked = self.state.ask(self.clients.name(client), self.now);
@@ -315,7 +315,7 @@ impl World {
                 Effect::Close => {
                     let bytes_down = std::mem::take(&mut self.bytes_down);
                     self.finished.push(self.core.close(&self.state, self.now, bytes_down)?);
-                    self.base = Base::of(&self.core, self.common.down)?;
+                    self.base = Base::of(&self.core, self.common.updates.download)?;
                     self.step(Event::ModelReady)?;
                 }
             }
