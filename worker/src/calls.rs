@@ -78,38 +78,40 @@ impl Calls {
     /// What to do next.
     pub(crate) async fn task(&mut self, worker: &WorkerId) -> Result<TaskBody, Interrupt> {
         let client = self.client.clone();
-        self.until_stopped(async || client.task(worker).await).await
+        self.until_stopped(|| client.task(worker)).await
     }
 
     /// The newest model.
     pub(crate) async fn global(&mut self) -> Result<Bytes, Interrupt> {
         let client = self.client.clone();
-        self.until_stopped(async || client.global().await).await
+        self.until_stopped(|| client.global()).await
     }
 
     /// The server's control variate.
     pub(crate) async fn control(&mut self) -> Result<Bytes, Interrupt> {
         let client = self.client.clone();
-        self.until_stopped(async || client.control().await).await
+        self.until_stopped(|| client.control()).await
     }
 
     /// Hands an update or a notice in. A shutdown lets an upload finish, and ends the waiting for another try.
     pub(crate) async fn update(&mut self, body: &Bytes) -> Result<Verdict, Interrupt> {
         let client = self.client.clone();
-        let call = async || match client.update(body.clone()).await {
-            Ok(ack) => Ok(Verdict::Accepted(ack)),
-            Err(error) if error.is_no_last_update() => Ok(Verdict::NoLastUpdate),
-            Err(error) if error.is_norm_too_large() => Ok(Verdict::NormTooLarge(error)),
-            Err(error) if error.is_wrong_round() => Ok(Verdict::WrongRound(error)),
-            Err(error) => Err(error),
-        };
-        self.repeat(call).await
+        self.repeat(|| async {
+            match client.update(body.clone()).await {
+                Ok(ack) => Ok(Verdict::Accepted(ack)),
+                Err(error) if error.is_no_last_update() => Ok(Verdict::NoLastUpdate),
+                Err(error) if error.is_norm_too_large() => Ok(Verdict::NormTooLarge(error)),
+                Err(error) if error.is_wrong_round() => Ok(Verdict::WrongRound(error)),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// As [`Self::repeat`], but a shutdown ends it at any time.
-    async fn until_stopped<T>(
+    async fn until_stopped<T, F: Future<Output = Result<T, CallError>>>(
         &mut self,
-        call: impl AsyncFnMut() -> Result<T, CallError>,
+        call: impl FnMut() -> F,
     ) -> Result<T, Interrupt> {
         let stop = self.stop.clone();
         tokio::select! {
@@ -118,9 +120,9 @@ impl Calls {
         }
     }
 
-    async fn repeat<T>(
+    async fn repeat<T, F: Future<Output = Result<T, CallError>>>(
         &mut self,
-        mut call: impl AsyncFnMut() -> Result<T, CallError>,
+        mut call: impl FnMut() -> F,
     ) -> Result<T, Interrupt> {
         loop {
             let error = match call().await {
