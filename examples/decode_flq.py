@@ -25,7 +25,7 @@ GAUSSIAN_STEP = np.array([1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 
 
 
 def scale_table(base):
-    """The 256 scales that a byte names."""
+    """The scale of each byte."""
     table = np.zeros(256, F32)
     for s in range(255):
         table[s] = F32(base) * FRACTION[s % 8] * F32(2.0 ** -(s // 8))
@@ -33,20 +33,21 @@ def scale_table(base):
 
 
 def step_table(deviation, bits):
-    """The 256 signed steps of SDQ."""
+    """The signed SDQ step of each byte."""
     table = scale_table(F32(deviation) * GAUSSIAN_STEP[bits - 1] * F32(256))
     table[127] = 0
     table[128:] = -table[:128]
     return table
 
 
-def grid_levels(bits):
+def symmetric_grid(bits):
+    """Levels of StocQ, laq8 and bin."""
     half = F32(0.5) if bits == 1 else F32(2 ** (bits - 1) - 1)
     return (np.arange(2**bits).astype(F32) - half) / half
 
 
 def natural_log(x):
-    """The series of docs/format.md: a library's logarithm may differ in the last bit."""
+    """The series of docs/format.md; a library's logarithm may differ in the last bit."""
     mantissa, exponent = math.frexp(x)
     mantissa, exponent = mantissa * 2, exponent - 1
     z = (mantissa - 1) / (mantissa + 1)
@@ -127,7 +128,7 @@ def unpack(data, bits, count):
 
 
 def uniform_values(take, integers, count):
-    """Indices of a uniform quantizer: see "Uniform indices"."""
+    """The values of a stream of coding 2: "Uniform indices" in docs/format.md."""
     step, largest = struct.unpack("<fI", take(8))
     offsets = struct.unpack("3b", take(3))
     (quantizers,) = take(1)
@@ -146,13 +147,13 @@ def decode(stream):
     if magic != b"FLQ" or (version, coding, reserved) not in VERSIONS or not 1 <= bits <= 8:
         raise ValueError("not a stream of version 1 or 2")
     if zlib.crc32(stream[16:], zlib.crc32(stream[:12])) != crc:
-        raise ValueError("the checksum does not fit")
+        raise ValueError("wrong checksum")
     name, rest = SCHEMES[scheme], stream[16:]
 
     def take(length):
         nonlocal rest
         if len(rest) < length:
-            raise ValueError("the stream is cut short")
+            raise ValueError("truncated stream")
         head, rest = rest[:length], rest[length:]
         return head
 
@@ -160,13 +161,13 @@ def decode(stream):
         return np.frombuffer(take(4 * n), "<f4")
 
     def integers(length, count, trellis=False):
-        cols, stride, lanes, shift = grid = struct.unpack("<HHBB", take(6))
+        cols, stride, lanes, shift = layout = struct.unpack("<HHBB", take(6))
         if not 1 <= cols <= max(count, 1) or stride == 1 or stride > cols or not 5 <= shift <= 8:
-            raise ValueError("the grid is out of range")
+            raise ValueError("the row layout is out of range")
         if not 1 <= lanes <= max(1, min(4, -(-count // cols))):
-            raise ValueError("the grid is out of range")
+            raise ValueError("the row layout is out of range")
         payload = take(len(rest) if length is None else length - 6)
-        return np.array(decode_levels(payload, grid, count, trellis), np.int64)
+        return np.array(decode_levels(payload, layout, count, trellis), np.int64)
 
     if coding == 2:
         values = uniform_values(take, integers, count)
@@ -189,17 +190,17 @@ def decode(stream):
             elif name == "BetaQ":
                 levels = beta_levels(*floats(2), bits)
             else:
-                levels = grid_levels(bits)
+                levels = symmetric_grid(bits)
         if name == "bin":
             scales = np.full(count, base, F32)
         else:
             blocks = -(-count // block)
             if coding == 1:
                 (length,) = struct.unpack("<I", take(4))
-                named = np.cumsum(integers(length, blocks)) % 256
+                scale_bytes = np.cumsum(integers(length, blocks)) % 256
             else:
-                named = np.frombuffer(take(blocks), np.uint8)
-            scales = np.repeat(table[named], block)[:count]
+                scale_bytes = np.frombuffer(take(blocks), np.uint8)
+            scales = np.repeat(table[scale_bytes], block)[:count]
         if coding == 1:
             zero = int(np.argmin(np.abs(levels)))
             codes = np.clip(integers(None, count) + zero, 0, len(levels) - 1)
@@ -209,7 +210,7 @@ def decode(stream):
         if centre != 0:
             values = values + centre
     if rest:
-        raise ValueError("bytes follow the end")
+        raise ValueError("bytes after the end")
     return values
 
 

@@ -10,7 +10,7 @@ CLASSES = [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 3)]
 
 
 class Lanes:
-    """The rANS states, which share one sequence of 16-bit words."""
+    """rANS states, which share one sequence of 16-bit words."""
 
     def __init__(self, payload, lanes):
         heads = payload[: 4 * lanes].ljust(4 * lanes, b"\0") if len(payload) < 4 * lanes else payload[: 4 * lanes]
@@ -36,7 +36,7 @@ class Lanes:
 
 
 class Model:
-    """Sums of the frequencies before each of sixteen symbols."""
+    """An adaptive model: the cumulative frequency before each of sixteen symbols."""
 
     def __init__(self, last_shift):
         self.last_shift = last_shift
@@ -50,7 +50,7 @@ class Model:
         lanes.advance(lane, self.bounds[symbol], end - self.bounds[symbol])
         return symbol
 
-    def learn(self, symbol):
+    def update(self, symbol):
         shift = min(3 + self.seen // 8, self.last_shift)
         self.seen += 1
         for i in range(16):
@@ -77,9 +77,9 @@ def class_of(value, steps):
     return sum(step <= value for step in steps)
 
 
-def decode_levels(payload, grid, count, trellis):
-    """The coded integers; under the trellis the multiples of the step that they stand for."""
-    cols, stride, lane_count, last_shift = grid
+def decode_levels(payload, layout, count, trellis):
+    """The decoded integers; under the trellis their levels (multiples of the step)."""
+    cols, stride, lane_count, last_shift = layout
     lanes, models, means = Lanes(payload, lane_count), {}, [0] * cols
     out = [0] * count
     for first in range(0, count, cols * lane_count):
@@ -87,10 +87,10 @@ def decode_levels(payload, grid, count, trellis):
         rows = [[0] * cols for _ in range(lane_count)]
         states = [0] * lane_count
         active = -(-in_group // cols)
-        for time in range(cols + active - 1):
-            learned = []
+        for wave in range(cols + active - 1):
+            coded = []
             for lane in range(active):
-                column = time - lane
+                column = wave - lane
                 if not 0 <= column < cols or lane * cols + column >= in_group:
                     continue
                 row = rows[lane]
@@ -111,7 +111,7 @@ def decode_levels(payload, grid, count, trellis):
                 )
                 model = models.setdefault(key, Model(last_shift))
                 symbol = model.decode(lanes, lane)
-                learned.append((model, symbol))
+                coded.append((model, symbol))
                 magnitude = magnitude_of(symbol, lanes, lane)
                 coded_negative = symbol > 0 and symbol % 2 == 0
                 index = -magnitude if coded_negative != (sign < 0) else magnitude
@@ -120,6 +120,6 @@ def decode_levels(payload, grid, count, trellis):
                 states[lane] = NEXT_STATE[states[lane]][index & 1]
                 signum = (index > 0) - (index < 0)
                 out[first + lane * cols + column] = 2 * index - signum * quantizer if trellis else index
-            for model, symbol in learned:
-                model.learn(symbol)
+            for model, symbol in coded:
+                model.update(symbol)
     return out

@@ -1,10 +1,8 @@
 //! `fl codec`: what the quantizers do to real deltas, in bytes, error and time.
 
-use crate::{
-    exit::{BadInput, BadSetting},
-    output,
-};
+use crate::output;
 use clap::Args;
+use fl_app::{SettingError, exit::BadInput, setting};
 use fl_protocol::{ModelLayout, UpdateMeta, WorkerId, update, update::Encoded};
 use fl_quant::{Bits, Encoder, Scheme, Spec, Stream, Target, encode_update};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
@@ -130,9 +128,7 @@ fn schemes(text: &str) -> anyhow::Result<Vec<Scheme>> {
     if text == "all" {
         return Ok(Scheme::ALL.to_vec());
     }
-    let parse =
-        |name: &str| name.parse().map_err(|error: String| BadSetting::new("--quantizer", error).into());
-    text.split(',').map(parse).collect()
+    text.split(',').map(|name| Ok(setting::parse("--quantizer", name)?)).collect()
 }
 
 /// The widths that a scheme really has: those asked for, or its own.
@@ -148,7 +144,7 @@ fn widths(scheme: Scheme, args: &CodecArgs) -> Vec<Bits> {
 }
 
 impl CodecArgs {
-    fn spec(&self, scheme: Scheme, bits: Bits) -> Result<Spec, BadSetting> {
+    fn spec(&self, scheme: Scheme, bits: Bits) -> Result<Spec, SettingError> {
         let target = match (bits, self.target_bytes, self.target_nmse) {
             (Bits::Width(_), ..) => Target::Width,
             (Bits::Auto, Some(bytes), _) => Target::Bytes(bytes),
@@ -157,7 +153,7 @@ impl CodecArgs {
         if let Target::Nmse(nmse) = target
             && !(1e-12..1.0).contains(&nmse)
         {
-            return Err(BadSetting::new("--target-nmse", format!("{nmse} is not between 1e-12 and 1")));
+            return Err(SettingError::new("--target-nmse", nmse, "use a number from 1e-12 to below 1"));
         }
         let width = match bits {
             Bits::Width(bits) => bits.min(8),
@@ -204,9 +200,9 @@ const MAX_NORMAL: usize = 100_000_000;
 
 /// Standard normal numbers, the same every time.
 fn normal(count: &str) -> anyhow::Result<Delta> {
-    let count = count.parse().ok().filter(|count| (1..=MAX_NORMAL).contains(count));
-    let Some(count) = count else {
-        return Err(BadSetting::new("FILE", format!("normal:N takes 1 to {MAX_NORMAL} numbers")).into());
+    let Some(count) = count.parse().ok().filter(|count| (1..=MAX_NORMAL).contains(count)) else {
+        let reason = format!("use normal:N with N from 1 to {MAX_NORMAL}");
+        return Err(SettingError::new("FILE", format!("normal:{count}"), reason).into());
     };
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let values = (0..count).map(|_| StandardNormal.sample(&mut rng)).collect();

@@ -1,12 +1,12 @@
 //! `fl compare`: several runs in one report, grouped by everything but their seeds.
 
 use crate::{
-    exit::BadInput,
     output::{self, human_bytes},
     report::{self, Run, escape},
 };
 use anyhow::Context;
 use clap::Args;
+use fl_app::exit::BadInput;
 use fl_protocol::HistoryRecord;
 use serde::Serialize;
 use std::{

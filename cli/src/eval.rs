@@ -1,8 +1,9 @@
 //! `fl eval`: how good is a model file?
 
-use crate::{exit::BadInput, output};
+use crate::output;
 use anyhow::Context;
 use clap::Args;
+use fl_app::exit::BadInput;
 use fl_datasets::{DatasetSpec, Part};
 use fl_model::{Backend, GlobalModel, Trainer};
 use serde::Serialize;

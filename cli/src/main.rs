@@ -4,7 +4,6 @@ mod bench;
 mod codec;
 mod compare;
 mod eval;
-mod exit;
 mod federation;
 mod output;
 mod progress;
@@ -14,6 +13,7 @@ mod simulate;
 mod sweep;
 
 use clap::{Parser, Subcommand};
+use fl_app::{LogFormat, exit, logging};
 use std::process::ExitCode;
 
 /// Federated learning on one machine: run a federation, evaluate a model, measure the codec.
@@ -66,14 +66,23 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match exit::parse_args::<Cli>() {
         Ok(cli) => cli,
-        Err(error) => return exit::usage(&error),
+        Err(code) => return code,
     };
-    if let Err(error) = output::init_logging(&cli.log) {
-        return exit::report(&error);
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let error = error.as_ref();
+            let exit = exit::of(error, &[fl_master::exit_of, fl_worker::exit_of]);
+            exit::fail("fl", exit, &exit::sentence(error))
+        }
     }
-    let result = match cli.command {
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    logging::init("--log", &cli.log, LogFormat::Text)?;
+    match cli.command {
         Command::Run(args) => run::run(*args, cli.json),
         Command::Simulate(args) => simulate::run(&args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
@@ -83,9 +92,5 @@ fn main() -> ExitCode {
         Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),
         Command::Bench(Bench::Serve(args)) => bench::serve::run(&args, cli.json),
         Command::Bench(Bench::Aggregate(args)) => bench::aggregate::run(&args, cli.json),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => exit::report(&error),
     }
 }

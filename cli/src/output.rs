@@ -1,17 +1,7 @@
-//! Where output goes: results on stdout, everything else on stderr.
+//! Results on stdout; everything else goes to stderr.
 
-use crate::exit::BadSetting;
 use serde::Serialize;
 use std::io::{self, Write};
-use tracing_subscriber::EnvFilter;
-
-/// Sends logs to stderr, filtered by `filter`.
-pub fn init_logging(filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| BadSetting::new("--log", format!("`{filter}` is not a log filter: {error}")))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
-    Ok(())
-}
 
 /// Prints one JSON object as one line on stdout and flushes it, so that a reader at the other end
 /// of a pipe sees it at once.

@@ -1,7 +1,6 @@
 //! `fl run`: a real master and N real workers on loopback, in one process.
 
 use crate::{
-    exit::BadSetting,
     federation::FederationArgs,
     output,
     progress::{Progress, print_summary},
@@ -9,6 +8,7 @@ use crate::{
 };
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use fl_app::{SettingError, setting::whole};
 use fl_datasets::{Dataset, Part};
 use fl_protocol::HistoryRecord;
 use rand::{SeedableRng, rngs::ChaCha8Rng, seq::SliceRandom};
@@ -39,11 +39,8 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    fn check(&self) -> Result<(), BadSetting> {
-        if self.workers == 0 || self.workers > 1000 {
-            return Err(BadSetting::new("--workers", format!("{} is not 1 to 1000", self.workers)));
-        }
-        Ok(())
+    fn check(&self) -> Result<(), SettingError> {
+        whole("--workers", self.workers as u64, 1, 1000)
     }
 
     fn master(&self, state_dir: &Path) -> anyhow::Result<fl_master::Config> {

@@ -2,13 +2,13 @@
 
 use crate::{
     compare::{self, Comparison},
-    exit::BadInput,
     output, progress,
     report::Run,
     simulate::{self, SimulateArgs},
 };
 use anyhow::Context;
 use clap::{Args, Parser};
+use fl_app::exit::BadInput;
 use serde::Deserialize;
 use std::{
     fmt::Write as _,

@@ -96,15 +96,6 @@ pub enum DatasetError {
 }
 
 impl DatasetError {
-    /// The exit code of a program that fails with it: 66 (no input) for anything about the data, 74
-    /// for a fault of the system.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Io { source, .. } if source.kind() != io::ErrorKind::NotFound => 74,
-            _ => 66,
-        }
-    }
-
     pub(crate) fn damaged(path: &Path, what: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), what: what.into() }
     }

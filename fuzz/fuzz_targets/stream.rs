@@ -1,16 +1,16 @@
-//! One stream as it lies in an update: whatever comes in, parsing neither panics nor lies, and what it
-//! accepts decodes to finite values within the bound that it promises, piece by piece as chunk by chunk.
+//! One stream of an update. Parsing arbitrary bytes must not panic; a stream that it accepts must decode
+//! to finite values within its bound, and chunks, pieces and `decompress` must agree.
 #![no_main]
 
-use fl_quant::Stream;
+use fl_quant::{Stream, decompress};
 use libfuzzer_sys::fuzz_target;
 
-/// Where a stream's header has its checksum; the number of elements is the four bytes before.
+/// Position of the checksum in the header; the number of elements is the four bytes before it.
 const CHECKSUM: std::ops::Range<usize> = 12..16;
-/// Most elements that are asked for: the search is to be quick and small.
+/// Most elements of a stream: keeps an iteration fast.
 const MAX_ELEMENTS: u32 = 1 << 16;
 
-/// Makes the checksum right: behind it lies what is worth trying.
+/// Recomputes the checksum, so that the checks behind it are reached.
 fn reseal(stream: &mut [u8]) {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&stream[..CHECKSUM.start]);
@@ -19,7 +19,7 @@ fn reseal(stream: &mut [u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // As it came: mostly a wrong checksum, and never more elements than the model has.
+    // The input as it is: mostly a wrong checksum.
     let _ = Stream::parse(data, 320).map(|stream| check(&stream, 320));
     if data.len() < CHECKSUM.end {
         return;
@@ -31,12 +31,15 @@ fuzz_target!(|data: &[u8]| {
         assert!(Stream::parse(&bytes, 320).is_err(), "a stream of another length is refused");
         return;
     }
-    if let Ok(stream) = Stream::parse(&bytes, count as usize) {
-        check(&stream, count as usize);
+    let restored = decompress(&bytes, count as usize);
+    match Stream::parse(&bytes, count as usize) {
+        Ok(stream) => assert_eq!(restored.as_ref(), Ok(&check(&stream, count as usize))),
+        Err(error) => assert_eq!(restored, Err(error)),
     }
 });
 
-fn check(stream: &Stream<'_>, count: usize) {
+/// Decodes a valid stream in both ways. Returns its values.
+fn check(stream: &Stream<'_>, count: usize) -> Vec<f32> {
     assert_eq!(stream.len(), count);
     assert!(stream.max_abs().is_finite());
     let mut values = Vec::with_capacity(count);
@@ -55,5 +58,7 @@ fn check(stream: &Stream<'_>, count: usize) {
         next += piece.len();
         piece.decode_into(&mut pieces[offset..next]);
     });
-    assert!(values.iter().zip(&pieces).all(|(a, b)| a == b), "both ways give the same values");
+    assert_eq!(next, count);
+    assert_eq!(values, pieces, "pieces and chunks hold the same values");
+    values
 }

@@ -3,20 +3,14 @@
 use crate::{
     config::AggregationConfig, config::Config, config::Limits, config::MetricsConfig, config::ModelConfig,
     config::NormAction, config::RoundConfig, config::Secret, config::SettingError, config::StoreConfig,
-    config::TaskHints, config::TlsConfig, federation::Strategy, federation::step::ServerOptions,
+    config::TaskHints, config::TlsConfig, federation::ServerOptions, federation::Strategy,
 };
-use clap::{ArgAction, Parser, ValueEnum, builder::BoolishValueParser};
-use fl_protocol::settings::{filled, parse};
+use clap::{ArgAction, Parser, builder::BoolishValueParser};
+use fl_app::{
+    LogFormat,
+    setting::{filled, parse},
+};
 use std::{net::SocketAddr, path::PathBuf};
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// The master of a federation: holds the global model, collects the workers' updates and averages
 /// them.
@@ -210,6 +204,10 @@ pub struct Args {
     /// Check settings and state, then exit
     #[arg(long)]
     pub check: bool,
+    /// Go back to the model of this round, then exit; everything newer is moved into a folder `archive-...` of
+    /// STATE_DIR
+    #[arg(long, value_name = "ROUND", conflicts_with = "check")]
+    pub rollback_to: Option<u64>,
     /// Ask URL/readyz for the health of a running master, then exit with 0 or 69
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "http://127.0.0.1:5000")]
     pub health_check: Option<String>,
@@ -273,7 +271,7 @@ impl Args {
                 lazy: (self.lazy != 0.0).then_some(self.lazy),
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
-                threads: self.decode_threads,
+                max_weight: None,
             },
             task: TaskHints {
                 local_steps: self.local_steps,
@@ -300,6 +298,7 @@ impl Args {
                 body_timeout_s: self.body_timeout_s,
                 max_inflight_mb: self.max_inflight_mb,
                 max_queue: self.max_queue,
+                decode_threads: self.decode_threads,
                 refused_per_s: self.refused_per_s,
                 drain_s: self.drain_s,
             },
@@ -353,7 +352,7 @@ mod tests {
         command.clone().debug_assert();
         for arg in command.get_arguments() {
             let name = arg.get_id().as_str();
-            if matches!(name, "check" | "health_check" | "help" | "version") {
+            if matches!(name, "check" | "rollback_to" | "health_check" | "help" | "version") {
                 continue;
             }
             let variable = arg.get_env().unwrap_or_else(|| panic!("{name} has no variable"));

@@ -2,20 +2,18 @@
 //!
 //! One small struct per concern; each field's doc names its setting, unit and default.
 
-use crate::{
-    federation::Strategy, federation::intake::lazy::Bounds, federation::intake::lazy::LastUpdate,
-    federation::intake::lazy::LastUpdates, federation::step::ServerOptions,
-};
+use crate::federation::Strategy;
+pub use crate::federation::{AggregationSettings as AggregationConfig, NormAction};
+use fl_app::setting::{number, whole};
+pub use fl_app::{Secret, SettingError};
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
-use fl_protocol::{LrSchedule, WorkerId};
-pub use fl_protocol::{Secret, SettingError};
 use fl_protocol::{
+    LrSchedule,
     limits::{MAX_PARAMETERS, MAX_WAIT_S},
-    settings::{number, whole},
 };
 use fl_quant::Bits;
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf};
 
 /// What network is trained and what it is evaluated on.
 #[derive(Debug, Clone)]
@@ -59,54 +57,6 @@ impl RoundConfig {
     /// Workers that are asked to train in one round, if they are sampled at all.
     pub fn sample(&self) -> Option<usize> {
         self.clients_per_round.map(|clients| (clients as f64 * self.overselect).ceil() as usize)
-    }
-}
-
-/// What happens to an update whose norm is above `MAX_UPDATE_NORM`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum NormAction {
-    /// Answer 422.
-    Reject,
-    /// Scale it down to the limit.
-    Clip,
-}
-
-/// How updates become the next model.
-#[derive(Debug, Clone)]
-pub struct AggregationConfig {
-    /// `STRATEGY` (fedavg).
-    pub strategy: Strategy,
-    /// `SERVER_LR` (1, or 0.01 with an adaptive strategy), `SERVER_BETA1` (0.9), `SERVER_BETA2` (0.99) and
-    /// `SERVER_TAU` (0.001): the server's step.
-    pub server: ServerOptions,
-    /// `MAX_STALENESS` (100): rounds that an update may be late with `fedbuff`, or may count again with
-    /// `LAZY`.
-    pub max_staleness: u64,
-    /// `MAX_BUFFER_MB` (512): memory for the updates of a round, if the strategy keeps them; for the workers'
-    /// last updates with `LAZY`.
-    pub max_buffer_mb: usize,
-    /// `LAZY` (0 = off): workers may leave an upload out whose squared change is at most so many times the
-    /// mean squared step of the last ten models.
-    pub lazy: Option<f64>,
-    /// `MAX_UPDATE_NORM` (0 = no limit): largest Euclidean norm of an update.
-    pub max_update_norm: Option<f64>,
-    /// `NORM_ACTION` (reject): what happens beyond it.
-    pub norm_action: NormAction,
-    /// `DECODE_THREADS` (0 = one per core): threads that check, decode and add.
-    pub threads: usize,
-}
-
-impl AggregationConfig {
-    /// The same while rounds are replayed: a notice that was accepted must find what it refers to, whatever
-    /// the settings say now.
-    pub(crate) fn replayed_updates(&self, kept: BTreeMap<WorkerId, LastUpdate>) -> LastUpdates {
-        LastUpdates::new((self.lazy.is_some() || !kept.is_empty()).then_some(Bounds::NONE), kept)
-    }
-
-    /// The workers' last updates, to go on with.
-    pub(crate) fn last_updates(&self, kept: BTreeMap<WorkerId, LastUpdate>) -> LastUpdates {
-        let bounds = Bounds { max_age: self.max_staleness, max_bytes: self.max_buffer_mb * 1_000_000 };
-        LastUpdates::new(self.lazy.map(|_| bounds), kept)
     }
 }
 
@@ -196,6 +146,8 @@ pub struct Limits {
     pub max_inflight_mb: usize,
     /// `MAX_QUEUE` (256): updates that wait for a decoding thread.
     pub max_queue: usize,
+    /// `DECODE_THREADS` (0 = one per core): threads that check, decode and add.
+    pub decode_threads: usize,
     /// `REFUSED_PER_S` (20): refused updates per second and worker before 429; 0 = no limit.
     pub refused_per_s: f64,
     /// `DRAIN_S` (10): seconds that a shutdown waits for what is in flight.
@@ -261,16 +213,7 @@ impl Default for Config {
                 overselect: 1.0,
                 task_timeout_s: 120.0,
             },
-            aggregation: AggregationConfig {
-                strategy: Strategy::FedAvg,
-                server: ServerOptions::default(),
-                max_staleness: 100,
-                max_buffer_mb: 512,
-                lazy: None,
-                max_update_norm: None,
-                norm_action: NormAction::Reject,
-                threads: 0,
-            },
+            aggregation: AggregationConfig::default(),
             task: TaskHints::default(),
             store: StoreConfig { durable: true, state_dir: PathBuf::from("fl-state"), keep_rounds: 5 },
             token: None,
@@ -281,6 +224,7 @@ impl Default for Config {
                 body_timeout_s: 15.0,
                 max_inflight_mb: 16,
                 max_queue: 256,
+                decode_threads: 0,
                 refused_per_s: 20.0,
                 drain_s: 10.0,
             },
@@ -310,7 +254,7 @@ impl Config {
         if let Some(norm) = self.aggregation.max_update_norm {
             number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;
         }
-        whole("DECODE_THREADS", self.aggregation.threads as u64, 0, 256)?;
+        whole("DECODE_THREADS", self.limits.decode_threads as u64, 0, 256)?;
         whole("KEEP_ROUNDS", self.store.keep_rounds as u64, 1, 10_000)?;
         if self.store.durable && self.store.state_dir.as_os_str().is_empty() {
             return Err(SettingError::new("STATE_DIR", "", "give a folder, or set DURABLE=false"));
@@ -358,7 +302,7 @@ impl Config {
     /// If they do not.
     pub fn check_memory(&self, parameters: usize) -> Result<(), SettingError> {
         let AggregationConfig { strategy, max_buffer_mb, .. } = self.aggregation;
-        let bytes = strategy.kept_bytes(self.round.min_clients, parameters);
+        let bytes = strategy.buffer_bytes(self.round.min_clients, parameters);
         if bytes > max_buffer_mb as u64 * 1_000_000 {
             let (clients, mb) = (self.round.min_clients, bytes.div_ceil(1_000_000));
             let reason = format!(
@@ -443,7 +387,7 @@ impl Config {
 
     /// Threads that decode and add.
     pub fn decode_threads(&self) -> usize {
-        match self.aggregation.threads {
+        match self.limits.decode_threads {
             0 => std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             n => n,
         }

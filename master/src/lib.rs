@@ -8,13 +8,20 @@
 pub mod assets;
 mod cli;
 pub mod config;
+mod exit;
 pub mod federation;
 pub mod http;
+mod master;
 mod metrics;
 mod service;
+pub mod setup;
+mod source;
 pub mod store;
 
-pub use cli::{Args, LogFormat};
+pub use cli::Args;
 pub use config::{Config, SettingError};
-pub use federation::{Compact, Core, aggregate, intake, round};
-pub use service::{Master, MasterEvent, check};
+pub use exit::exit_of;
+pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
+pub use master::{Master, check, rollback_to};
+pub use service::MasterEvent;
+pub use source::ModelSource;

@@ -88,7 +88,7 @@ async fn digest(bodies: &[Bytes], threads: usize, durable: bool) -> String {
     settings.model.model = "mlp".into();
     settings.model.model_dim = MODEL_DIM;
     settings.round.min_clients = bodies.len();
-    settings.aggregation.threads = threads;
+    settings.limits.decode_threads = threads;
     settings.store.durable = durable;
     let f = Fixture::start(settings).await;
     let part = bodies.len().div_ceil(SENDERS);

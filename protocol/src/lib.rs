@@ -6,14 +6,12 @@
 //! - [`error`]: the closed set of error codes and the body that carries them,
 //! - [`layout`]: names, shapes and flat order of a model's tensors,
 //! - [`update`]: the update container that a worker posts,
-//! - [`limits`]: the bounds that hold for everything that comes from outside,
-//! - [`settings`]: how master and worker refuse a bad setting.
+//! - [`limits`]: the bounds that hold for everything that comes from outside.
 
 pub mod error;
 pub mod layout;
 pub mod limits;
 mod schedule;
-pub mod settings;
 pub mod types;
 pub mod update;
 pub mod worker_id;
@@ -21,10 +19,9 @@ pub mod worker_id;
 pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
 pub use schedule::LrSchedule;
-pub use settings::{Secret, SettingError};
 pub use types::{
-    DataNames, GlobalJson, HistoryRecord, LastEvaluation, Normalization, StatusBody, TaskAction, TaskBody,
-    UpdateAck, UpdateJson, WorkerStatus,
+    DataNames, GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody,
+    TaskAction, TaskBody, UpdateAck, UpdateJson, Waiting, WorkerStatus,
 };
 pub use update::{Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;

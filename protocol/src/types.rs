@@ -183,6 +183,30 @@ pub struct LastEvaluation {
     pub samples: u64,
 }
 
+/// What an open round waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Waiting {
+    /// Updates that close the round.
+    pub needed: u64,
+    /// Updates that are there.
+    pub accepted: u64,
+    /// When the round opened, in seconds since 1970.
+    pub since_ts: f64,
+    /// A sentence for people.
+    pub reason: String,
+    /// Workers that were heard of lately and whose update is not there, the latest first.
+    pub missing: Vec<MissingWorker>,
+}
+
+/// A worker whose update the open round lacks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MissingWorker {
+    /// Its name.
+    pub worker: String,
+    /// When it was heard of last, in seconds since 1970.
+    pub last_seen_ts: f64,
+}
+
 /// The answer of `GET /status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StatusBody {
@@ -194,6 +218,9 @@ pub struct StatusBody {
     pub pending_updates: u64,
     /// Updates that close the open round.
     pub min_clients: u64,
+    /// What the open round waits for, if it has waited for some time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
     /// Last update of every worker, by id.
     pub workers: BTreeMap<String, WorkerStatus>,
     /// Name of the model preset, or of its file.

@@ -1,11 +1,11 @@
-//! What can go wrong, told apart by whose fault it is.
+//! Errors of decoding (bad streams) and of encoding (bad arguments).
 
 use thiserror::Error;
 
-/// A stream that cannot be decoded. Streams come from the network: every case is expected.
+/// A stream that cannot be decoded. Streams are untrusted input: any bytes give one of these or decode.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Not an fl-quant stream, or one whose bytes contradict each other.
+    /// Not an fl-quant stream, or an inconsistent one.
     #[error("corrupt stream: {0}")]
     Corrupt(&'static str),
     /// The stream ends before its content does.
@@ -13,7 +13,7 @@ pub enum DecodeError {
     Truncated {
         /// Bytes that the header asks for.
         needed: usize,
-        /// Bytes that are there.
+        /// Bytes present.
         found: usize,
     },
     /// A version or scheme that this build does not know.
@@ -32,29 +32,29 @@ pub enum DecodeError {
     NonFinite,
 }
 
-/// A vector or a request that cannot be encoded.
+/// Values, shapes or settings that cannot be encoded.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 pub enum EncodeError {
     /// The input holds a NaN or an infinity.
     #[error("element {0} of the input is not finite")]
     NonFinite(usize),
-    /// The width is outside of what the scheme offers.
+    /// The width is not 1 to 8 bits.
     #[error("{scheme} takes 1 to 8 bits, not {bits}")]
     Bits {
         /// Name of the scheme.
         scheme: &'static str,
-        /// The width that was asked for.
+        /// The requested width.
         bits: u8,
     },
-    /// The shape does not multiply to the number of elements.
+    /// The shapes do not hold as many elements as the input.
     #[error("the shape holds {shape} elements, the input {found}")]
     Shape {
-        /// Product of the shape's dimensions.
+        /// Elements by the shapes.
         shape: usize,
         /// Elements of the input.
         found: usize,
     },
-    /// A tensor of more elements than a stream may hold.
+    /// A tensor has more elements than a stream may hold.
     #[error("a tensor holds more than {max} elements: split it")]
     TooLarge {
         /// Elements that a stream may hold.

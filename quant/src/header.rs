@@ -1,34 +1,35 @@
-//! The sixteen bytes that every stream starts with.
+//! The first sixteen bytes of every stream.
 
 use crate::{
     DecodeError, Scheme,
     limits::{MAX_BITS, MAX_ELEMENTS},
 };
 
-/// First bytes of every stream; the format's version follows them.
+/// First bytes of every stream; the format version follows.
 pub const MAGIC: [u8; 3] = *b"FLQ";
 
-/// The newest version that this crate writes. Streams that an older version could hold carry that.
+/// The newest version that this crate reads and writes. Each stream is written with the oldest version
+/// that has its coding.
 pub const VERSION: u8 = 2;
 
-/// Bytes of the header.
+/// Size of the header.
 pub const HEADER_BYTES: usize = 16;
 
-/// How the codes are laid down.
+/// How the codes are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Coding {
-    /// Fixed width, packed (or plain values, for `none` and `f16`).
+    /// Packed at a fixed width (plain values for `none` and `f16`).
     Packed,
     /// The scheme's scale bytes and codes, entropy-coded.
     Entropy,
-    /// Indices of a uniform quantizer with one step, entropy-coded.
+    /// Quantization of a uniform quantizer with one step, entropy-coded.
     Uniform,
 }
 
 impl Coding {
     const ALL: [Self; 3] = [Self::Packed, Self::Entropy, Self::Uniform];
 
-    /// The version that brought it.
+    /// The version that introduced it.
     const fn version(self) -> u8 {
         match self {
             Self::Packed => 1,
@@ -37,20 +38,20 @@ impl Coding {
     }
 }
 
-/// What was written, as opposed to what was asked for.
+/// What was written; [`crate::Spec`] is what was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The scheme.
     pub scheme: Scheme,
     /// Bits per code.
     pub bits: u8,
-    /// How the codes are laid down.
+    /// How the codes are stored.
     pub coding: Coding,
-    /// Elements.
+    /// Number of elements.
     pub count: usize,
 }
 
-/// The byte that names a scheme on the wire.
+/// The byte of a scheme on the wire.
 const fn scheme_byte(scheme: Scheme) -> u8 {
     match scheme {
         Scheme::None => 0,
@@ -65,14 +66,14 @@ const fn scheme_byte(scheme: Scheme) -> u8 {
 }
 
 impl Header {
-    /// Starts a stream in an empty buffer. [`seal`] must follow once the content is there.
+    /// Starts a stream in an empty buffer. Call [`seal`] when the content is complete.
     pub fn write(&self, out: &mut Vec<u8>) {
         debug_assert!(out.is_empty());
         out.resize(HEADER_BYTES, 0);
         self.rewrite(out);
     }
 
-    /// Replaces the header of a stream that is not sealed yet.
+    /// Replaces the header of a stream that is not yet sealed.
     pub fn rewrite(&self, out: &mut [u8]) {
         let [c0, c1, c2, c3] = (self.count as u32).to_le_bytes();
         let [m0, m1, m2] = MAGIC;
@@ -81,7 +82,7 @@ impl Header {
             .copy_from_slice(&[m0, m1, m2, version, scheme, self.bits, coding, 0, c0, c1, c2, c3]);
     }
 
-    /// Reads the header and checks the checksum over the whole stream. Returns the content.
+    /// Reads the header and verifies the checksum of the whole stream. Returns the header and the content.
     pub fn read(bytes: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
         let Some((header, content)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(DecodeError::Truncated { needed: HEADER_BYTES, found: bytes.len() });
@@ -127,7 +128,7 @@ pub fn seal(stream: &mut [u8]) {
     stream[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&crc);
 }
 
-/// CRC-32 of the header without the checksum, then the content.
+/// CRC-32 of the header without the checksum field, followed by the content.
 fn checksum(stream: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     crc.update(&stream[..HEADER_BYTES - 4]);

@@ -1,14 +1,14 @@
-//! Bounds that hold for every stream, whoever wrote it.
+//! Bounds that hold for every stream.
 
-/// Most elements that one stream may hold. The caller's `expected` length is checked as well; this
-/// bound keeps the arithmetic on counts far from overflow.
+/// Most elements of one stream. Keeps arithmetic on counts far from overflow; decoders also check the
+/// count against the length that the caller expects.
 pub const MAX_ELEMENTS: usize = 1 << 28;
 
 /// Widest code, in bits.
 pub const MAX_BITS: u8 = 8;
 
-/// Elements that are decoded at a time: 4 KiB of f32, so that a chunk stays in the first-level cache
-/// between the decoder and whoever consumes it.
+/// Elements decoded at a time: 4 KiB of f32, so that a chunk is still in the first-level cache when the
+/// caller consumes it.
 pub const CHUNK: usize = 1024;
 
 /// Elements that share one scale.

@@ -1,5 +1,6 @@
-//! What a caller asks for (what was written is in the stream's header).
+//! What a caller asks for: scheme, width, target. (What was written is in the stream's header.)
 
+use crate::limits::MAX_BITS;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
@@ -11,7 +12,7 @@ pub enum Scheme {
     /// Least-squares codebook (Lloyd-Max).
     #[serde(rename = "MSQ_v2")]
     MsqV2,
-    /// Uniform levels scaled by the standard deviation.
+    /// Uniform levels; each block's step follows the standard deviation.
     #[serde(rename = "SDQ")]
     Sdq,
     /// Levels of a fitted Beta distribution.
@@ -25,7 +26,7 @@ pub enum Scheme {
     /// One bit: sign times mean magnitude.
     #[serde(rename = "bin")]
     Bin,
-    /// Eight-bit uniform grid of LAQ.
+    /// Eight-bit uniform grid of LAQ (Sun et al. 2019).
     #[serde(rename = "laq8")]
     Laq8,
 }
@@ -66,22 +67,32 @@ impl FromStr for Scheme {
     }
 }
 
-/// How to encode.
+/// How to encode. The default is what workers use: MSQ_v2 at the quality of 4 bits, entropy-coded.
+///
+/// ```
+/// use fl_quant::{Scheme, Spec, Target};
+///
+/// // At most 1 % of squared error, in as few bytes as it takes.
+/// let by_error = Spec { target: Target::Nmse(0.01), ..Spec::default() };
+/// // 8 bits a value, stochastic rounding.
+/// let by_width = Spec { seed: 7, ..Spec::new(Scheme::StocQ, 8) };
+/// # let _ = (by_error, by_width);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spec {
     /// The scheme.
     pub scheme: Scheme,
     /// Bits per code, 1 to 8. Ignored by `none`, `f16`, `bin` and `laq8`.
     pub bits: u8,
-    /// Seed of stochastic rounding. One seed and one input give one stream, byte for byte.
+    /// Seed of stochastic rounding. The same seed and input give the same stream, byte for byte.
     pub seed: u64,
-    /// Whether codes go through the entropy coder. MSQ_v2 then has as many levels as it takes, and
-    /// `bits` says how good they are: see [`Target::Width`].
+    /// Whether codes are entropy-coded. MSQ_v2 then uses a uniform quantizer with an unlimited number of
+    /// levels, and `bits` selects its error: see [`Target::Width`].
     pub entropy: bool,
-    /// Rate-distortion optimised indices under an eight-state trellis: fewer bytes at the same error,
-    /// for more time. For MSQ_v2 with the entropy stage; without effect on others.
+    /// Rate-distortion optimised indices under an eight-state trellis: fewer bytes at the same error, more
+    /// time. For MSQ_v2 with the entropy stage; other schemes ignore it.
     pub rdo: bool,
-    /// What is aimed at.
+    /// What to reach: a width, an error or a size.
     pub target: Target,
 }
 
@@ -90,7 +101,7 @@ pub struct Spec {
 pub enum Bits {
     /// Bits per code, 1 to 8.
     Width(u8),
-    /// As few as reach a target.
+    /// As few as reach a target ([`Target::Nmse`] or [`Target::Bytes`]).
     Auto,
 }
 
@@ -121,22 +132,22 @@ impl FromStr for Bits {
             return Ok(Self::Auto);
         }
         match s.parse() {
-            Ok(bits @ 1..=8) => Ok(Self::Width(bits)),
+            Ok(bits @ 1..=MAX_BITS) => Ok(Self::Width(bits)),
             _ => Err(format!("`{s}` is no width: give 1 to 8, or auto")),
         }
     }
 }
 
-/// What an encoder aims at.
+/// What an encoding must reach.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum Target {
-    /// What `bits` bits give. For MSQ_v2 with the entropy stage: the error that the best fixed-width
-    /// quantizer of that width has on a Gaussian (Max 1960), in as few bytes as it takes.
+    /// [`Spec::bits`] bits per code. For MSQ_v2 with the entropy stage: the error of the best quantizer of
+    /// that width on a Gaussian (Max 1960), in the fewest bytes.
     #[default]
     Width,
     /// The fewest bytes whose normalised squared error `|decode(x) - x|^2 / |x|^2` is at most this.
     Nmse(f64),
-    /// The least error in at most so many bytes of streams.
+    /// The least error in at most this many bytes, summed over all streams.
     Bytes(usize),
 }
 
@@ -145,29 +156,36 @@ pub enum Target {
 const GAUSSIAN_NMSE: [f64; 8] =
     [0.363_4, 0.117_5, 0.034_54, 0.009_497, 0.002_499, 0.000_642, 0.000_163, 0.000_041_1];
 
+impl Default for Spec {
+    fn default() -> Self {
+        Self { entropy: true, ..Self::new(Scheme::MsqV2, 4) }
+    }
+}
+
 impl Spec {
-    /// The defaults of `scheme` at `bits` bits.
+    /// `scheme` at `bits` bits, packed, with the seed 0.
     pub const fn new(scheme: Scheme, bits: u8) -> Self {
         Self { scheme, bits, seed: 0, entropy: false, rdo: false, target: Target::Width }
     }
 
-    /// The error that [`Target::Width`] stands for under the entropy coder.
+    /// The error that [`Target::Width`] selects under the entropy coder.
     pub fn width_nmse(&self) -> f64 {
-        GAUSSIAN_NMSE[usize::from(self.bits.clamp(1, 8)) - 1]
+        GAUSSIAN_NMSE[usize::from(self.bits.clamp(1, MAX_BITS)) - 1]
     }
 
-    /// Whether what is lost should be added to the next update if nobody says so.
+    /// Whether error feedback should be on by default.
     ///
-    /// Codes of a fixed width carry it for nothing. Under the entropy coder it costs bytes, in the end for
-    /// every small value that was rounded to zero: some 30 % more. An error of 1 % is not worth
-    /// that, one of 3 % is.
+    /// Packed codes carry the residual at no cost. Under the entropy coder it costs some 30 % more bytes,
+    /// because every small value that was rounded to zero is sent eventually; an error of 1 % is not worth
+    /// that, one of 3 % is. StocQ needs none: its errors have mean zero and average out. And at few bits
+    /// its error is larger than the update, so that the residual would have to be cut.
     pub fn feedback_pays(&self) -> bool {
         let fine = match self.target {
             Target::Width => self.code_bits() >= 4,
             Target::Nmse(nmse) => nmse <= 0.01,
             Target::Bytes(_) => false,
         };
-        !(self.entropy && fine)
+        self.scheme != Scheme::StocQ && !(self.entropy && fine)
     }
 
     /// The width of the codes that the scheme writes.
@@ -176,6 +194,23 @@ impl Spec {
             Scheme::Bin => 1,
             Scheme::Laq8 => 8,
             _ => self.bits,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn feedback_is_for_coarse_or_packed_codes_of_biased_schemes() {
+        let entropy = |bits| Spec { entropy: true, ..Spec::new(Scheme::MsqV2, bits) };
+        assert!(!Spec::default().feedback_pays() && !entropy(8).feedback_pays());
+        assert!(entropy(3).feedback_pays() && Spec::new(Scheme::MsqV2, 8).feedback_pays());
+        assert!(Spec { target: Target::Nmse(0.03), ..entropy(8) }.feedback_pays());
+        for bits in 1..=8 {
+            assert!(!Spec::new(Scheme::StocQ, bits).feedback_pays());
+            assert!(!Spec { entropy: true, ..Spec::new(Scheme::StocQ, bits) }.feedback_pays());
         }
     }
 }

@@ -1,24 +1,24 @@
-//! Reading a stream: everything is checked first, then decoding cannot fail.
+//! Decoding: [`Stream::parse`] validates a stream, after which decoding is infallible.
 
 use crate::{
     DecodeError, Scheme,
-    bits::{Lookup, packed_len},
-    codes::{Codes, Piece},
-    entropy::{Grid, Indices, Scratch},
+    bit_packing::{LevelLookup, packed_len},
+    byte_reader::ByteReader,
+    entropy::{EntropyDecoder, Quantization, RowLayout},
     header::{Coding, HEADER_BYTES, Header},
     limits::CHUNK,
-    reader::Reader,
-    schemes::Levels,
+    packed::{Codes, Piece},
+    schemes::Dequantizer,
     simd::vectorized,
     uniform,
 };
 use half::f16;
 use std::cell::RefCell;
 
-/// A stream whose every byte has been checked: decoding cannot fail any more.
+/// A validated stream: decoding it cannot fail.
 ///
-/// Checking allocates a few kilobytes for the levels and at most a byte per 32 elements; decoding, at most
-/// twice the size of the values, and 100 kilobytes.
+/// Parsing allocates a few kilobytes for the levels and at most one byte per 32 elements; decoding at most
+/// twice the size of the values plus 100 kilobytes.
 #[derive(Debug, Clone)]
 pub struct Stream<'a> {
     header: Header,
@@ -30,57 +30,56 @@ pub struct Stream<'a> {
 enum Body<'a> {
     F32(&'a [u8]),
     F16(&'a [u8]),
-    Packed { levels: Levels, scales: &'a [u8], codes: &'a [u8] },
-    Entropy(Coded<'a>),
-    Uniform { side: uniform::Side, payload: &'a [u8] },
+    Packed { levels: Dequantizer, scales: &'a [u8], codes: &'a [u8] },
+    Entropy(EntropyCodes<'a>),
+    Uniform { side: uniform::SideInfo, payload: &'a [u8] },
 }
 
 thread_local! {
-    /// What decoding an entropy-coded stream needs, so that it allocates nothing in steady state.
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Buffers of the entropy decoder: decoding allocates nothing once they have grown.
+    static DECODER: RefCell<EntropyDecoder> = RefCell::default();
 }
 
-/// Lends the thread's scratch memory. It is taken out while in use: a decoder that is called while
-/// another one runs finds a new one.
-fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
-    let mut scratch = SCRATCH.take();
-    let result = work(&mut scratch);
-    SCRATCH.set(scratch);
+/// Lends the thread's decoder. A nested call (decoding from within a decoder's callback) gets a new one.
+fn with_decoder<R>(work: impl FnOnce(&mut EntropyDecoder) -> R) -> R {
+    let mut decoder = DECODER.take();
+    let result = work(&mut decoder);
+    DECODER.set(decoder);
     result
 }
 
 impl<'a> Stream<'a> {
-    /// Checks `bytes` as a stream of exactly `expected` elements.
+    /// Validates `bytes` as a stream of exactly `expected` elements.
     ///
     /// # Errors
-    /// If the stream is damaged, cut short, of an unknown version or scheme, of another length than
-    /// `expected`, or if it would decode to a value that is not finite.
+    /// If the stream is damaged, truncated, of an unknown version or scheme, of another length than
+    /// `expected`, or if it could decode to a value that is not finite.
     pub fn parse(bytes: &'a [u8], expected: usize) -> Result<Self, DecodeError> {
         let (header, content) = Header::read(bytes)?;
         if header.count != expected {
             return Err(DecodeError::WrongLength { expected, found: header.count });
         }
-        let mut reader = Reader::new(content, HEADER_BYTES);
+        let mut reader = ByteReader::new(content, HEADER_BYTES);
         let (body, max_abs) = match header.scheme {
             Scheme::None => plain(&mut reader, expected, f32::from_le_bytes, Body::F32)?,
             Scheme::F16 => plain(&mut reader, expected, |b| f16::from_le_bytes(b).to_f32(), Body::F16)?,
             scheme => match header.coding {
                 Coding::Packed => {
-                    let levels = Levels::parse(scheme, header.bits, &mut reader)?;
+                    let levels = Dequantizer::parse(scheme, header.bits, &mut reader)?;
                     let scales = reader.bytes(levels.scales.bytes(expected))?;
                     let max_abs = levels.max_abs(scales)?;
                     let codes = reader.bytes(packed_len(expected, header.bits))?;
                     (Body::Packed { levels, scales, codes }, max_abs)
                 }
                 Coding::Entropy => {
-                    let levels = Levels::parse(scheme, header.bits, &mut reader)?;
+                    let levels = Dequantizer::parse(scheme, header.bits, &mut reader)?;
                     let scales = coded_scales(&mut reader, levels.scales.bytes(expected))?;
                     let max_abs = levels.max_abs(&scales)?;
-                    let grid = Grid::parse(expected, &mut reader)?;
-                    (Body::Entropy(Coded { levels, scales, grid, payload: reader.rest() }), max_abs)
+                    let layout = RowLayout::parse(expected, &mut reader)?;
+                    (Body::Entropy(EntropyCodes { levels, scales, layout, payload: reader.rest() }), max_abs)
                 }
                 Coding::Uniform if scheme == Scheme::MsqV2 => {
-                    let side = uniform::Side::parse(expected, &mut reader)?;
+                    let side = uniform::SideInfo::parse(expected, &mut reader)?;
                     (Body::Uniform { side, payload: reader.rest() }, side.max_abs()?)
                 }
                 Coding::Uniform => return Err(DecodeError::Corrupt("its scheme does not have its coding")),
@@ -100,7 +99,7 @@ impl<'a> Stream<'a> {
         self.len() == 0
     }
 
-    /// The scheme that wrote it. Very short tensors are written as `none` whatever was asked for.
+    /// The scheme that was written. Encoders write very short tensors as `none`, whatever was asked for.
     pub fn scheme(&self) -> Scheme {
         self.header.scheme
     }
@@ -115,19 +114,18 @@ impl<'a> Stream<'a> {
         self.max_abs
     }
 
-    /// Decodes in order, a chunk at a time: `f(offset, values)`.
+    /// Decodes in order, a chunk at a time, and calls `f(offset, values)`.
     ///
-    /// `f` is compiled together with the decoder for the widest vectors that the machine has, so a
-    /// simple loop in it (adding into an accumulator) runs at that width.
+    /// `f` is inlined into a decoder that is compiled for the widest vectors of the machine, so a simple loop
+    /// in it (adding to an accumulator) is vectorised too.
     #[inline(always)]
     pub fn for_each_chunk(&self, mut f: impl FnMut(usize, &[f32])) {
         let count = self.header.count;
         match &self.body {
-            // Behind a pointer: the decoder is compiled once, with this crate, and calls back for rows at a
-            // time.
-            Body::Entropy(coded) => with_scratch(|scratch| coded.decode(count, scratch, &mut f)),
+            // `f` as `&mut dyn FnMut`: the entropy decoder is compiled once, in this crate.
+            Body::Entropy(coded) => with_decoder(|decoder| coded.decode(count, decoder, &mut f)),
             Body::Uniform { side, payload } => {
-                with_scratch(|scratch| side.decode(payload, count, scratch, &mut f));
+                with_decoder(|decoder| side.decode(payload, count, decoder, &mut f));
             }
             body => vectorized(
                 #[inline(always)]
@@ -143,7 +141,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The same in pieces, which are longer where the codes lie as they are needed: packed, 4 bits each.
+    /// Like [`Self::for_each_chunk`], but a stream of packed 4-bit codes comes as one piece of codes.
     pub fn for_each_piece(&self, mut f: impl FnMut(usize, Piece<'_>)) {
         if let Body::Packed { levels, scales, codes } = &self.body
             && self.header.bits == Codes::BITS
@@ -154,7 +152,7 @@ impl<'a> Stream<'a> {
         self.for_each_chunk(|offset, values| f(offset, Piece::Values(values)));
     }
 
-    /// Decodes into a slice of the stream's length; a longer rest is left alone.
+    /// Decodes into a slice of the stream's length. Elements of `out` beyond it are left unchanged.
     pub fn decode_into(&self, out: &mut [f32]) {
         self.for_each_chunk(|offset, values| {
             if let Some(out) = out.get_mut(offset..offset + values.len()) {
@@ -165,14 +163,14 @@ impl<'a> Stream<'a> {
 }
 
 fn plain<'a, const N: usize>(
-    reader: &mut Reader<'a>,
+    reader: &mut ByteReader<'a>,
     count: usize,
     read: impl Fn([u8; N]) -> f32,
     body: impl Fn(&'a [u8]) -> Body<'a>,
 ) -> Result<(Body<'a>, f32), DecodeError> {
     let bytes = reader.bytes(count * N)?;
     let (values, _) = bytes.as_chunks::<N>();
-    // Infinity and NaN are larger than any finite value when compared as integers.
+    // The bits of infinities and NaN are above those of all finite magnitudes.
     let bits = values.iter().fold(0, |max: u32, &b| max.max(read(b).to_bits() & 0x7fff_ffff));
     let max_abs = f32::from_bits(bits);
     if max_abs.is_finite() { Ok((body(bytes), max_abs)) } else { Err(DecodeError::NonFinite) }
@@ -194,18 +192,18 @@ fn decode_plain<const N: usize>(
     }
 }
 
-/// Reads entropy-coded scale bytes: their length in bytes, their grid, differences from byte to byte.
-fn coded_scales(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u8>, DecodeError> {
+/// Reads entropy-coded scale bytes: length in bytes, row layout, differences from byte to byte.
+fn coded_scales(reader: &mut ByteReader<'_>, count: usize) -> Result<Vec<u8>, DecodeError> {
     if count == 0 {
         return Ok(Vec::new());
     }
     let length = u32::from_le_bytes(reader.array()?) as usize;
-    let mut content = Reader::new(reader.bytes(length)?, 0);
-    let grid = Grid::parse(count, &mut content)?;
+    let mut content = ByteReader::new(reader.bytes(length)?, 0);
+    let layout = RowLayout::parse(count, &mut content)?;
     let mut scales = Vec::with_capacity(count);
     let mut scale = 0u8;
-    with_scratch(|scratch| {
-        scratch.for_each_chunk(&grid, Indices::Scalar, content.rest(), count, |_, differences, _| {
+    with_decoder(|decoder| {
+        decoder.for_each_chunk(&layout, Quantization::Scalar, content.rest(), count, |_, differences, _| {
             scales.extend(differences.iter().map(|difference| {
                 scale = scale.wrapping_add(*difference as u8);
                 scale
@@ -215,21 +213,21 @@ fn coded_scales(reader: &mut Reader<'_>, count: usize) -> Result<Vec<u8>, Decode
     Ok(scales)
 }
 
-/// Entropy-coded codes: their distance from the code of zero.
+/// Entropy-coded codes: differences to the code of the level nearest to zero.
 #[derive(Debug, Clone)]
-struct Coded<'a> {
-    levels: Levels,
+struct EntropyCodes<'a> {
+    levels: Dequantizer,
     scales: Vec<u8>,
-    grid: Grid,
+    layout: RowLayout,
     payload: &'a [u8],
 }
 
-impl Coded<'_> {
-    fn decode(&self, count: usize, scratch: &mut Scratch, f: &mut dyn FnMut(usize, &[f32])) {
-        let Self { levels, scales, grid, payload } = self;
+impl EntropyCodes<'_> {
+    fn decode(&self, count: usize, decoder: &mut EntropyDecoder, f: &mut dyn FnMut(usize, &[f32])) {
+        let Self { levels, scales, layout, payload } = self;
         let zero = levels.zero_code() as i32;
         let last = levels.levels.len() as i32 - 1;
-        scratch.for_each_chunk(grid, Indices::Scalar, payload, count, |offset, indices, values| {
+        decoder.for_each_chunk(layout, Quantization::Scalar, payload, count, |offset, indices, values| {
             values.resize(indices.len(), 0.0);
             vectorized(
                 #[inline(always)]
@@ -248,12 +246,12 @@ impl Coded<'_> {
 #[inline(always)]
 fn decode_packed(
     header: &Header,
-    levels: &Levels,
+    levels: &Dequantizer,
     scales: &[u8],
     codes: &[u8],
     f: &mut impl FnMut(usize, &[f32]),
 ) {
-    let lookup = Lookup::new(&levels.levels, header.bits, header.count);
+    let lookup = LevelLookup::new(&levels.levels, header.bits, header.count);
     let mut buffer = [0.0; CHUNK];
     // A chunk is a whole number of bytes at every width.
     let chunk_bytes = packed_len(CHUNK, header.bits);

@@ -1,6 +1,6 @@
-//! Streams written once must decode to the same bits for ever.
+//! Golden streams: files of earlier builds must decode to the same bits for ever.
 //!
-//! `assets/NAME.flq` is a stream, `assets/NAME.f32` what it decodes to. They are never regenerated:
+//! `assets/NAME.flq` is a stream, `assets/NAME.f32` the values it decodes to. Files are never regenerated:
 //! with `FL_WRITE_GOLDEN=1` the test writes only those that do not exist yet.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
@@ -11,11 +11,10 @@ use std::{fs, path::PathBuf};
 /// Not a multiple of any block, so that the last block and the last byte are short.
 const COUNT: usize = 197;
 
-/// Rows and columns of the version 2 cases: four lanes, a last group of two rows, a last block that is
-/// short.
+/// Rows and columns of the version 2 cases: four lanes, a last group of two rows, a short last block.
 const MATRIX: [usize; 2] = [6, 701];
 
-/// Heavy-tailed values with exact zeros, from integers alone.
+/// Heavy-tailed values with exact zeros, from a linear congruential generator.
 fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
     (0..count)
@@ -94,6 +93,21 @@ fn golden_streams_decode_to_the_same_bits() {
         let stream = fs::read(&stream_file).unwrap();
         assert_eq!(decoded(&stream, values.len()), fs::read(&values_file).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn every_golden_file_has_a_case() {
+    let mut files: Vec<String> = fs::read_dir(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("assets"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let mut expected: Vec<String> = cases()
+        .iter()
+        .flat_map(|case| ["flq", "f32"].map(|extension| format!("{}.{extension}", case.name)))
+        .collect();
+    files.sort();
+    expected.sort();
+    assert_eq!(files, expected);
 }
 
 fn decoded(bytes: &[u8], count: usize) -> Vec<u8> {

@@ -2,10 +2,8 @@
 
 use crate::settings::{Download, MasterSettings};
 use bytes::Bytes;
-use fl_protocol::{
-    ErrorBody, ErrorCode, Secret, SettingError, TaskBody, UpdateAck, WorkerId, headers,
-    limits::MAX_PARAMETERS,
-};
+use fl_app::{Secret, SettingError};
+use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::{

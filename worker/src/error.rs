@@ -4,10 +4,11 @@ use crate::{
     ballast::BallastError,
     client::{CallError, ClientError},
 };
+use fl_app::{Exit, SettingError, exit};
 use fl_datasets::DatasetError;
 use fl_model::ModelError;
-use fl_protocol::{ErrorCode, SettingError};
-use std::{io, path::PathBuf};
+use fl_protocol::ErrorCode;
+use std::{error::Error, io, path::PathBuf};
 use thiserror::Error;
 use tokio::task::JoinError;
 
@@ -115,6 +116,9 @@ pub enum WorkerError {
         /// What the system said.
         error: io::Error,
     },
+    /// The network's thread cannot be started.
+    #[error("the runtime does not start: {0}")]
+    Runtime(io::Error),
     /// A fault of this program.
     #[error("the training thread failed: {0}")]
     Internal(#[from] JoinError),
@@ -131,15 +135,41 @@ fn advice(error: &CallError) -> &'static str {
 
 impl WorkerError {
     /// The exit code of a program that ends with it.
-    pub fn exit_code(&self) -> u8 {
+    pub fn exit(&self) -> Exit {
         match self {
-            Self::Setting(_) | Self::Client(ClientError::Setting(_)) => 64,
-            Self::Dataset(error) => error.exit_code(),
-            Self::Setup(_) | Self::Client(ClientError::Certificate(_)) => 66,
-            Self::GaveUp { .. } | Self::Refused { .. } | Self::BadTask { .. } => 69,
-            Self::Model(_) | Self::Internal(_) => 70,
-            Self::Ballast(_) => 71,
-            Self::Metrics { .. } | Self::StateDir { .. } => 74,
+            Self::Setting(_) => Exit::Usage,
+            Self::Client(error) => client_exit(error),
+            Self::Dataset(error) => exit::of(error, &[]),
+            Self::Setup(_) => Exit::NoInput,
+            Self::GaveUp { .. } | Self::Refused { .. } | Self::BadTask { .. } => Exit::Unreachable,
+            Self::Model(error) => exit::of(error, &[]),
+            Self::Runtime(_) | Self::Internal(_) => Exit::Internal,
+            Self::Ballast(_) => Exit::Memory,
+            Self::Metrics { .. } | Self::StateDir { .. } => Exit::Io,
         }
+    }
+}
+
+fn client_exit(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Setting(_) => Exit::Usage,
+        ClientError::Certificate(_) => Exit::NoInput,
+    }
+}
+
+/// The exit code of an error of this crate, `None` for any other.
+pub fn exit_of(cause: &(dyn Error + 'static)) -> Option<Exit> {
+    if let Some(error) = cause.downcast_ref::<WorkerError>() {
+        Some(error.exit())
+    } else if let Some(error) = cause.downcast_ref::<ClientError>() {
+        Some(client_exit(error))
+    } else if cause.is::<SetupError>() {
+        Some(Exit::NoInput)
+    } else if cause.is::<BallastError>() {
+        Some(Exit::Memory)
+    } else if cause.is::<CallError>() {
+        Some(Exit::Unreachable)
+    } else {
+        None
     }
 }

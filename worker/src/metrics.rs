@@ -1,4 +1,4 @@
-//! `METRICS_ADDR`: Prometheus metrics, a liveness and a readiness probe, and a client of the first.
+//! `METRICS_ADDR`: Prometheus metrics, a liveness and a readiness probe.
 
 use crate::{pauses::Stop, report::RoundReport};
 use prometheus::{
@@ -226,15 +226,6 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// Asks a worker's `/healthz`: true if it answers with success within 2 s.
-pub async fn health_check(url: &str) -> bool {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).tls_certs_only([]).build();
-    let Ok(client) = client else { return false };
-    let answer = client.get(format!("{}/healthz", url.trim_end_matches('/'))).send().await;
-    answer.is_ok_and(|answer| answer.status().is_success())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,7 +242,7 @@ mod tests {
     async fn it_answers_probes_and_scrapers_and_nobody_else() {
         let (_sender, stop) = Stop::channel();
         let addr = serve(([127, 0, 0, 1], 0).into(), Arc::new(Metrics::new()), stop).await.unwrap();
-        assert!(health_check(&format!("http://{addr}")).await);
+        assert!(get(addr, "GET /healthz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200"));
         assert!(get(addr, "GET /metrics HTTP/1.1\r\n\r\n").await.contains("# HELP fl_worker_retries_total"));
         assert!(get(addr, "GET /x HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
         assert!(get(addr, "POST / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405"));

@@ -3,19 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use bytes::Bytes;
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::{
-    aggregate::{
-        Collector, LastUpdates, ServerState, Totals,
-        lazy::{self, Bounds},
-        next_parameters,
-    },
-    config::AggregationConfig,
-    update::Intake,
+    Core, Snapshot,
+    round::{ClosedRound, Contribution},
 };
 use fl_model::{GlobalModel, ModelSpec};
-use fl_protocol::{ModelLayout, TaskBody};
+use fl_protocol::{TaskBody, WorkerId};
 use fl_worker::{Args, ClientMemory, ClientState, Config, Engine, Plan, Sent, StartingPoint};
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
@@ -32,15 +28,12 @@ fn golden() -> Golden {
 
 /// The reference's problem, and the machinery under test.
 struct Problem {
-    layout: ModelLayout,
     engine: Engine,
     configs: Vec<Config>,
     clients: Vec<ClientState>,
-    aggregation: AggregationConfig,
-    collector: Collector,
-    lasts: LastUpdates,
-    server: ServerState,
-    parameters: Vec<f32>,
+    core: Core,
+    /// Updates of the open round.
+    updates: Vec<(WorkerId, Contribution)>,
 }
 
 impl Problem {
@@ -51,13 +44,7 @@ impl Problem {
         let layout = spec.layout();
         let parameters = vec![0.0; layout.parameters()];
         let normalization = data.normalization.clone();
-        let global = GlobalModel {
-            round: 0,
-            spec,
-            normalization,
-            names: data.names.clone(),
-            parameters: parameters.clone(),
-        };
+        let global = GlobalModel { round: 0, spec, normalization, names: data.names.clone(), parameters };
         let configs: Vec<Config> = (0..CLIENTS)
             .map(|k| {
                 let own = [format!("--worker-id=w{k}"), format!("--local-steps={}", 2 + k)];
@@ -81,62 +68,55 @@ impl Problem {
             format!("--lazy={lazy}"),
             format!("--agg-min-clients={}", if strategy.starts_with("fedbuff") { 2 } else { CLIENTS }),
         ]);
-        let aggregation = master.check().unwrap().aggregation;
+        let settings = master.check().unwrap().aggregation;
+        let snapshot = Snapshot::initial(global.to_safetensors().unwrap().into());
         Self {
             engine: Engine::new(&configs[0], data, &global).unwrap(),
-            lasts: LastUpdates::new(
-                aggregation.lazy.map(|_| Bounds { max_age: 100, max_bytes: 1 << 30 }),
-                BTreeMap::new(),
-            ),
-            collector: Collector::new(aggregation.strategy, layout.parameters()),
-            aggregation,
-            layout,
+            core: Core::new(layout, settings, snapshot).unwrap(),
             configs,
             clients,
-            server: ServerState::default(),
-            parameters,
+            updates: Vec::new(),
         }
     }
 
-    /// Trains client `k` from `parameters` of `round` and takes its update into the round `open`.
-    fn hand_in(&mut self, k: usize, round: u64, parameters: &[f32], open: u64, totals: &mut Totals) {
-        let uses_control = self.aggregation.strategy.uses_control();
-        let zeros = vec![0.0; parameters.len()];
-        let control = self.server.vectors.first().unwrap_or(&zeros);
-        let from = StartingPoint { round, parameters, control: uses_control.then_some(control.as_slice()) };
-        let lazy_below = self.aggregation.lazy.map(|factor| lazy::threshold(factor, &self.server.steps));
-        let plan = Plan::new(&self.configs[k], &TaskBody { lazy_below, ..TaskBody::train(round) }).unwrap();
+    fn model(&self) -> GlobalModel {
+        GlobalModel::from_safetensors(&self.core.global().bytes).unwrap()
+    }
+
+    /// Trains client `k` from `model` and takes its update into the open round. The control variate is the
+    /// newest one.
+    fn hand_in(&mut self, k: usize, model: &GlobalModel) {
+        let global = self.core.global();
+        let control = global.control.as_ref().map(|file| GlobalModel::from_safetensors(file).unwrap());
+        let from = StartingPoint {
+            round: model.round,
+            parameters: &model.parameters,
+            control: control.as_ref().map(|control| control.parameters.as_slice()),
+        };
+        let task = TaskBody { lazy_below: global.lazy_below, ..TaskBody::train(model.round) };
+        let plan = Plan::new(&self.configs[k], &task).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let update = trained.unwrap().unwrap();
-        let (body, sent) = match update.notice {
+        let (body, sent): (Bytes, _) = match update.notice {
             Some(notice) => (notice, Sent::Notice),
             None => (update.body, Sent::Update),
         };
         self.engine.settle(&mut self.clients[k], sent);
-        let (layout, config, lasts) = (&self.layout, &self.aggregation, &self.lasts);
-        let added =
-            Intake { layout, config, terms: CLIENTS, lasts, accepted: None }.with_term(&body, open, |term| {
-                term.add_to(&self.collector).unwrap();
-                totals.updates += 1;
-                totals.samples += term.meta.num_samples as f64;
-                totals.sample_steps += term.meta.num_samples as f64 * term.local_norm;
-                Ok(term.meta.clone())
-            });
-        self.lasts.keep(&added.unwrap(), &body);
+        let added = self.core.add(&body, body.len() as u64).unwrap();
+        self.core.confirm(&added.meta, &body);
+        self.updates.push((added.meta.worker_id, added.contribution));
     }
 
-    fn close(&mut self, totals: &Totals) {
-        let AggregationConfig { strategy, server, .. } = &self.aggregation;
-        let before = self.parameters.clone();
-        let parameters = &mut self.parameters;
-        next_parameters(*strategy, server, &mut self.server, &self.collector, totals, parameters);
-        lazy::push_step(&mut self.server.steps, &before, &self.parameters);
-        self.collector.reset();
+    fn close(&mut self) {
+        let round = self.core.global().round;
+        let closed = ClosedRound::new(round, std::mem::take(&mut self.updates), (0.0, 1.0), 0);
+        self.core.close(&closed).unwrap();
     }
 
     /// The largest difference to the reference after this round.
     fn difference(&self, expected: &[f64]) -> f64 {
-        let kept = self.parameters.iter().step_by(EVERY);
+        let model = self.model();
+        let kept = model.parameters.iter().step_by(EVERY);
         assert_eq!(kept.len(), expected.len());
         kept.zip(expected).map(|(found, expected)| (f64::from(*found) - expected).abs()).fold(0.0, f64::max)
     }
@@ -147,13 +127,11 @@ fn synchronous(strategy: &str, flags: &[&str], lazy: f64, expected: &[Vec<f64>])
     let mut problem = Problem::new(strategy, flags, lazy);
     let mut worst: f64 = 0.0;
     for (round, expected) in expected.iter().enumerate() {
-        let mut totals = Totals::default();
-        let parameters = problem.parameters.clone();
+        let model = problem.model();
         for turn in 0..CLIENTS {
-            let k = (turn * 3 + round) % CLIENTS;
-            problem.hand_in(k, round as u64, &parameters, round as u64, &mut totals);
+            problem.hand_in((turn * 3 + round) % CLIENTS, &model);
         }
-        problem.close(&totals);
+        problem.close();
         worst = worst.max(problem.difference(expected));
     }
     worst
@@ -162,19 +140,18 @@ fn synchronous(strategy: &str, flags: &[&str], lazy: f64, expected: &[Vec<f64>])
 /// The same for the reference's order of arrivals.
 fn asynchronous(expected: &[Vec<f64>]) -> f64 {
     let mut problem = Problem::new("fedbuff:2", &[], 0.0);
-    let mut starts = vec![(0u64, problem.parameters.clone()); CLIENTS];
-    let (mut worst, mut open, mut totals) = (0.0f64, 0u64, Totals::default());
+    let mut starts = vec![problem.model(); CLIENTS];
+    let (mut worst, mut open) = (0.0f64, 0);
     for arrival in 0.. {
         let k = if arrival % 2 == 0 { 0 } else { 1 + (arrival / 2) % (CLIENTS - 1) };
-        let (base, parameters) = starts[k].clone();
-        problem.hand_in(k, base, &parameters, open, &mut totals);
-        if totals.updates == 2 {
-            problem.close(&std::mem::take(&mut totals));
-            worst = worst.max(problem.difference(&expected[open as usize]));
+        problem.hand_in(k, &starts[k].clone());
+        if problem.updates.len() == 2 {
+            problem.close();
+            worst = worst.max(problem.difference(&expected[open]));
             open += 1;
         }
-        starts[k] = (open, problem.parameters.clone());
-        if open as usize == ROUNDS {
+        starts[k] = problem.model();
+        if open == ROUNDS {
             break;
         }
     }

@@ -97,11 +97,11 @@ async fn a_worker_that_does_not_fit_ends_with_a_clear_error() {
     let port = master.local_addr().port();
     let too_large = spawn(worker_config(0, port, &["--model-dim=100"]), &data);
     let error = timeout(PATIENCE, too_large).await.unwrap().unwrap().unwrap_err();
-    assert_eq!(error.exit_code(), 66);
+    assert_eq!(error.exit() as u8, 66);
     assert!(error.to_string().contains("MODEL_DIM"), "{error}");
     let no_token = spawn(worker_config(0, port, &["--fl-token=wrong"]), &data);
     let error = timeout(PATIENCE, no_token).await.unwrap().unwrap().unwrap_err();
-    assert_eq!(error.exit_code(), 69);
+    assert_eq!(error.exit() as u8, 69);
     assert!(error.to_string().contains("FL_TOKEN"), "{error}");
     master.shutdown().await.unwrap();
 }

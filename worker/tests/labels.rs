@@ -94,7 +94,7 @@ fn a_label_that_the_model_lacks_is_told_by_name() {
         Ok(_) => "fine".to_owned(),
         Err(error) => {
             let error = WorkerError::from(error);
-            assert_eq!(error.exit_code(), 66);
+            assert_eq!(error.exit() as u8, 66);
             error.to_string()
         }
     };
@@ -135,7 +135,7 @@ async fn the_masters_list_of_labels_reaches_the_workers() {
         }
     };
     let error = run(None, "two").await.unwrap_err();
-    assert_eq!(error.exit_code(), 66);
+    assert_eq!(error.exit() as u8, 66);
     assert!(error.to_string().contains("fox"), "{error}");
     assert_eq!(run(Some("cat,dog,fox"), "three").await.unwrap().rounds, 2);
 }

@@ -4,9 +4,10 @@ use super::{
     process,
     updates::{self, Template},
 };
-use crate::{exit::BadSetting, output};
+use crate::output;
 use anyhow::Context;
 use clap::Args;
+use fl_app::{SettingError, setting};
 use fl_master::aggregate::ExactSum;
 use fl_model::ModelSpec;
 use fl_protocol::{ModelLayout, Update};
@@ -102,14 +103,9 @@ pub fn run(args: &AggregateArgs, json: bool) -> anyhow::Result<()> {
     if json { output::json_line(&measured) } else { print(&measured) }
 }
 
-fn check(args: &AggregateArgs) -> anyhow::Result<()> {
-    if !(1..=256).contains(&args.threads) {
-        return Err(BadSetting::new("--threads", "give 1 to 256").into());
-    }
-    if !(0.01..=3600.0).contains(&args.seconds) {
-        return Err(BadSetting::new("--seconds", "give 0.01 to 3600").into());
-    }
-    Ok(())
+fn check(args: &AggregateArgs) -> Result<(), SettingError> {
+    setting::whole("--threads", args.threads as u64, 1, 256)?;
+    setting::number("--seconds", args.seconds, 0.01, 3600.0)
 }
 
 fn print(measured: &Measured) -> anyhow::Result<()> {

@@ -6,9 +6,13 @@ use super::{
     load::{Connection, Load},
     process, updates,
 };
-use crate::{exit::BadSetting, output};
+use crate::output;
 use anyhow::Context;
 use clap::Args;
+use fl_app::{
+    SettingError,
+    setting::{number, whole},
+};
 use fl_master::{Config, Master};
 use fl_model::ModelSpec;
 use fl_quant::{Scheme, Spec};
@@ -121,21 +125,16 @@ pub fn run(args: &ServeArgs, json: bool) -> anyhow::Result<()> {
     if json { output::json_line(&measured) } else { print(&measured) }
 }
 
-fn check(args: &ServeArgs) -> anyhow::Result<()> {
+fn check(args: &ServeArgs) -> Result<(), SettingError> {
     for (setting, value, max) in
         [("--clients", args.clients, 999_999), ("--connections", args.connections, 10_000)]
     {
-        if !(1..=max).contains(&value) {
-            return Err(BadSetting::new(setting, format!("give 1 to {max}")).into());
-        }
+        whole(setting, value as u64, 1, max)?;
     }
     if args.rounds == Some(0) {
-        return Err(BadSetting::new("--rounds", "give at least 1").into());
+        return Err(SettingError::new("--rounds", 0, "use at least 1"));
     }
-    if !(0.1..=3600.0).contains(&args.seconds) {
-        return Err(BadSetting::new("--seconds", "give 0.1 to 3600").into());
-    }
-    Ok(())
+    number("--seconds", args.seconds, 0.1, 3600.0)
 }
 
 async fn measure(args: &ServeArgs) -> anyhow::Result<Measured> {
@@ -209,7 +208,7 @@ fn config(args: &ServeArgs, connections: usize, dir: &Path) -> Config {
     config.model.model_dim = args.params;
     config.model.eval_every = 0;
     config.round.min_clients = args.clients;
-    config.aggregation.threads = args.decode_threads;
+    config.limits.decode_threads = args.decode_threads;
     config.store.durable = !args.no_durability;
     config.store.state_dir = dir.join("state");
     config.limits.max_connections = config.limits.max_connections.max(connections + 1);

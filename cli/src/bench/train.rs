@@ -1,8 +1,12 @@
 //! `fl bench train`: how fast does this machine train a network?
 
 use super::process;
-use crate::{exit::BadSetting, output};
+use crate::output;
 use clap::Args;
+use fl_app::{
+    SettingError,
+    setting::{number, whole},
+};
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_model::{Backend, ModelSpec, SgdConfig, Trainer, init_parameters, measure_gemm_gflops};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
@@ -127,17 +131,11 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
     if json { output::json_line(&measured) } else { print(&measured) }
 }
 
-fn check(args: &TrainArgs) -> anyhow::Result<()> {
+fn check(args: &TrainArgs) -> Result<(), SettingError> {
     for (setting, value) in [("--threads", args.threads), ("--batch-size", args.batch_size)] {
-        if value == 0 {
-            return Err(BadSetting::new(setting, "0 is too small: give at least 1").into());
-        }
+        whole(setting, value as u64, 1, 1_000_000)?;
     }
-    if !(0.01..=3600.0).contains(&args.seconds) {
-        let problem = format!("{} is out of range: give 0.01 to 3600", args.seconds);
-        return Err(BadSetting::new("--seconds", problem).into());
-    }
-    Ok(())
+    number("--seconds", args.seconds, 0.01, 3600.0)
 }
 
 fn print(measured: &Measured<'_>) -> anyhow::Result<()> {

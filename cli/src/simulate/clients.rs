@@ -1,7 +1,8 @@
 //! The virtual clients: who they are, what they own, how fast they are, what they carry on.
 
 use super::{SimulateArgs, attack::factor_of, network::Hardware, store::CarriedStore};
-use crate::{exit::BadSetting, federation::worker_id};
+use crate::federation::worker_id;
+use fl_app::SettingError;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_protocol::WorkerId;
 use fl_worker::{ClientMemory, ClientState, Plan, Work};
@@ -37,8 +38,8 @@ impl Clients {
         let (count, seed) = (args.clients, args.federation.seed);
         let samples = args.federation.partition.split(data.train.labels(), data.num_classes, count, seed);
         if samples.iter().any(Vec::is_empty) {
-            let problem = format!("{} has only {} samples for {count} clients", data.name, data.train.len());
-            return Err(BadSetting::new("--clients", problem).into());
+            let reason = format!("{} has only {} samples, use fewer clients", data.name, data.train.len());
+            return Err(SettingError::new("--clients", count, reason).into());
         }
         let names = (0..count).map(|i| worker_id(i).parse()).collect::<Result<Vec<WorkerId>, String>>();
         let names = names.map_err(anyhow::Error::msg)?;

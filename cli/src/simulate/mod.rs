@@ -6,13 +6,13 @@
 mod attack;
 mod clients;
 mod network;
+mod server;
 mod store;
 mod train;
 mod world;
 
 use crate::{
     bench::process,
-    exit::BadSetting,
     federation::{FederationArgs, as_text},
     output,
     progress::{Progress, print_summary},
@@ -22,11 +22,15 @@ use anyhow::Context;
 use attack::Attack;
 use clap::Args;
 use clients::Clients;
+use fl_app::{
+    SettingError,
+    setting::{number, whole},
+};
 use fl_datasets::Part;
-use fl_master::Core;
 use fl_worker::Engine;
 use network::NetworkArgs;
 use serde::Serialize;
+use server::Server;
 use std::{fmt, fs, str::FromStr, sync::Arc, time::Instant};
 use world::World;
 
@@ -138,25 +142,12 @@ impl SimulateArgs {
         ((self.per_round() as f64 * self.overselect).ceil() as usize).min(self.clients)
     }
 
-    fn check(&self) -> Result<(), BadSetting> {
-        if self.clients == 0 || self.clients > 100_000 {
-            return Err(BadSetting::new("--clients", format!("{} is not 1 to 100000", self.clients)));
-        }
-        let per_round = self.per_round();
-        if per_round == 0 || per_round > self.clients {
-            let problem = format!("{per_round} is not 1 to the number of clients, {}", self.clients);
-            return Err(BadSetting::new("--per-round", problem));
-        }
-        if !(1.0..=100.0).contains(&self.overselect) {
-            return Err(BadSetting::new("--overselect", format!("{} is not 1 to 100", self.overselect)));
-        }
-        if self.threads > 256 {
-            return Err(BadSetting::new("--threads", format!("{} is not 0 to 256", self.threads)));
-        }
-        match self.network.problem() {
-            Some((flag, reason)) => Err(BadSetting::new(flag, reason)),
-            None => Ok(()),
-        }
+    fn check(&self) -> Result<(), SettingError> {
+        whole("--clients", self.clients as u64, 1, 100_000)?;
+        whole("--per-round", self.per_round() as u64, 1, self.clients as u64)?;
+        number("--overselect", self.overselect, 1.0, 100.0)?;
+        whole("--threads", self.threads as u64, 0, 256)?;
+        self.network.check()
     }
 
     fn threads(&self) -> usize {
@@ -217,14 +208,14 @@ pub fn simulate(
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let started = Instant::now();
     let data = Arc::new(fl_datasets::load(&federation.dataset, federation.data_dir.as_deref(), Part::Train)?);
-    let core = Core::new(master)?;
-    let model = core.model()?;
-    let clients = Clients::new(args, &data, core.num_parameters())?;
+    let server = Server::new(master)?;
+    let model = server.model()?;
+    let clients = Clients::new(args, &data, server.core.num_parameters())?;
     let engines = (0..args.threads())
         .map(|_| Engine::new(&worker, data.clone(), &model))
         .collect::<Result<Vec<_>, _>>()
         .map_err(fl_worker::WorkerError::from)?;
-    let mut world = World::new(args, core, clients, engines, worker)?;
+    let mut world = World::new(args, server, clients, engines, worker)?;
     let history = world.run(show)?;
     if (history.len() as u64) < federation.rounds {
         eprintln!("fl: the training ended after {} rounds: it diverged at every client", history.len());

@@ -1,6 +1,7 @@
 //! The virtual clock: how fast each client computes, and how fast its link is.
 
 use clap::Args;
+use fl_app::{SettingError, setting::number};
 use fl_datasets::{Purpose, seeded_rng};
 use rand::{RngExt, rngs::ChaCha8Rng};
 use serde::Serialize;
@@ -83,23 +84,29 @@ impl FromStr for Slow {
 }
 
 impl NetworkArgs {
-    /// The first value that makes no sense, as flag and reason.
-    pub fn problem(&self) -> Option<(&'static str, &'static str)> {
-        let positive = |v: f64| v.is_finite() && v > 0.0;
-        let at_least_zero = |v: f64| v.is_finite() && v >= 0.0;
-        [
-            ("--speed", positive(self.speed), "give a speed above 0"),
-            ("--speed-spread", (0.0..=5.0).contains(&self.speed_spread), "give a spread of 0 to 5"),
-            ("--up-mbit", positive(self.up_mbit), "give a bandwidth above 0"),
-            ("--down-mbit", positive(self.down_mbit), "give a bandwidth above 0"),
-            ("--bandwidth-spread", (0.0..=5.0).contains(&self.bandwidth_spread), "give a spread of 0 to 5"),
-            ("--latency-ms", at_least_zero(self.latency_ms), "give a delay of 0 or more"),
-            ("--dropout", (0.0..0.99).contains(&self.dropout), "give a chance of 0 to below 0.99"),
-            ("--task-timeout-s", positive(self.task_timeout_s), "give a time above 0"),
-        ]
-        .into_iter()
-        .find(|(_, fine, _)| !fine)
-        .map(|(flag, _, reason)| (flag, reason))
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// The first one that is refused.
+    pub fn check(&self) -> Result<(), SettingError> {
+        for (flag, value) in [
+            ("--speed", self.speed),
+            ("--up-mbit", self.up_mbit),
+            ("--down-mbit", self.down_mbit),
+            ("--task-timeout-s", self.task_timeout_s),
+        ] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(SettingError::new(flag, value, "use a number above 0"));
+            }
+        }
+        if !(self.latency_ms.is_finite() && self.latency_ms >= 0.0) {
+            return Err(SettingError::new("--latency-ms", self.latency_ms, "use 0 or more"));
+        }
+        if !(0.0..0.99).contains(&self.dropout) {
+            return Err(SettingError::new("--dropout", self.dropout, "use a chance from 0 to below 0.99"));
+        }
+        number("--speed-spread", self.speed_spread, 0.0, 5.0)?;
+        number("--bandwidth-spread", self.bandwidth_spread, 0.0, 5.0)
     }
 }
 
@@ -183,9 +190,9 @@ mod tests {
 
     #[test]
     fn nonsense_is_named() {
-        assert_eq!(args(&[]).problem(), None);
-        assert_eq!(args(&["--speed=0"]).problem().unwrap().0, "--speed");
-        assert_eq!(args(&["--dropout=1"]).problem().unwrap().0, "--dropout");
+        assert_eq!(args(&[]).check(), Ok(()));
+        assert_eq!(args(&["--speed=0"]).check().unwrap_err().name, "--speed");
+        assert_eq!(args(&["--dropout=1"]).check().unwrap_err().name, "--dropout");
         assert!("3".parse::<Slow>().is_err() && "1:0.5".parse::<Slow>().is_err());
     }
 }

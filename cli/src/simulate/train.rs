@@ -1,10 +1,10 @@
 //! Training and evaluation over all cores, one engine per thread.
 
-use super::{attack::tamper, clients::Clients};
+use super::{attack::tamper, clients::Clients, server::Server};
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::Dataset;
-use fl_master::{Compact, Core, round::Contribution};
+use fl_master::{Compact, Global, round::Contribution};
 use fl_model::{BatchEvaluation, Evaluation, GlobalModel, ModelError};
 use fl_worker::{ClientMemory, Download, Engine, Plan, Sent, StartingPoint};
 use std::{
@@ -29,19 +29,19 @@ pub struct Base {
 }
 
 impl Base {
-    /// What `core` offers now.
+    /// What clients download of `global`.
     ///
     /// # Errors
-    /// Never, but by a fault of ours.
-    pub fn of(core: &Core, down: Option<Download>) -> Result<Self, ModelError> {
-        let control = core.control().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
+    /// Infallible for models that the core made.
+    pub fn of(global: &Global, down: Option<Download>) -> Result<Self, ModelError> {
+        let control = global.control.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
         let compact =
-            down.map(|Download { scheme, bits }| core.quantized(Compact { scheme, bits })).transpose()?;
+            down.map(|Download { scheme, bits }| global.quantized(Compact { scheme, bits })).transpose()?;
         let received = compact.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
         let bytes =
-            compact.as_ref().unwrap_or(core.file()).len() + core.control().map_or(0, |file| file.len());
+            compact.as_ref().unwrap_or(&global.bytes).len() + global.control.as_ref().map_or(0, Bytes::len);
         Ok(Self {
-            model: core.model()?,
+            model: GlobalModel::from_safetensors(&global.bytes)?,
             received: received.map(|model| model.parameters),
             control: control.map(|control| control.parameters),
             bytes: bytes as u64,
@@ -107,7 +107,7 @@ pub fn train(
     job: &Job,
     base: &Base,
     clients: &Clients,
-    core: &Core,
+    server: &Server,
     eager: bool,
 ) -> anyhow::Result<Outcome> {
     let mut state = clients.state(job.client).context("what a client carries on cannot be read")?;
@@ -121,7 +121,7 @@ pub fn train(
         Ok(None) | Err(ModelError::Diverged) => return Ok(Outcome::Diverged),
         Err(error) => return Err(error.into()),
     };
-    let (body, sent) = match update.notice.filter(|notice| core.takes_notice(notice)) {
+    let (body, sent) = match update.notice.filter(|notice| server.core.takes_notice(notice)) {
         Some(notice) => (notice, Sent::Notice),
         None => match clients.factor(job.client) {
             None => (update.body, Sent::Update),
@@ -137,7 +137,7 @@ pub fn train(
     if !eager {
         return Ok(Outcome::Ready(body, state.memory));
     }
-    let Ok(contribution) = core.add(&body) else { return Ok(Outcome::Diverged) };
+    let Some(contribution) = server.add(&body) else { return Ok(Outcome::Diverged) };
     clients.settle(job.client, state.memory).context("what a client carries on cannot be written")?;
     Ok(Outcome::Counted(contribution))
 }

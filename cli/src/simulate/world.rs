@@ -7,13 +7,11 @@
 use super::{
     SimulateArgs,
     clients::Clients,
+    server::Server,
     train::{Base, Job, Outcome, evaluate, parallel, train},
 };
 use bytes::Bytes;
-use fl_master::{
-    Core,
-    round::{Contribution, Decision, Effect, Event, OfferId, RoundState, draw},
-};
+use fl_master::round::{ClosedRound, Contribution, Decision, Effect, Event, OfferId, RoundState, draw};
 use fl_protocol::HistoryRecord;
 use fl_worker::{ClientMemory, Engine, Plan};
 use std::{
@@ -69,7 +67,7 @@ enum Mode {
 
 /// A federation in virtual time.
 pub struct World {
-    core: Core,
+    server: Server,
     state: RoundState,
     clients: Clients,
     engines: Vec<Engine>,
@@ -97,20 +95,20 @@ impl World {
     /// Puts the parts together.
     pub fn new(
         args: &SimulateArgs,
-        core: Core,
+        server: Server,
         clients: Clients,
         engines: Vec<Engine>,
         common: fl_worker::Config,
     ) -> anyhow::Result<Self> {
-        let asynchronous = core.config().aggregation.strategy.is_asynchronous();
+        let asynchronous = server.config.aggregation.strategy.is_asynchronous();
         Ok(Self {
-            state: core.rounds(0.0),
-            base: Base::of(&core, common.updates.download)?,
+            state: server.rounds(),
+            base: Base::of(&server.global(), common.updates.download)?,
             mode: if asynchronous { Mode::Asynchronous } else { Mode::Rounds },
             asked: args.asked(),
             timeout_s: args.network.task_timeout_s,
             eval_every: args.eval_every,
-            core,
+            server,
             clients,
             engines,
             common,
@@ -126,13 +124,13 @@ impl World {
     }
 
     /// The model's file.
-    pub fn file(&self) -> &[u8] {
-        self.core.file()
+    pub fn file(&self) -> Bytes {
+        self.server.global().bytes.clone()
     }
 
     /// Parameters of the model.
     pub fn num_parameters(&self) -> usize {
-        self.core.num_parameters()
+        self.server.core.num_parameters()
     }
 
     /// Runs to the end, or until no client can train the model any more. `show` gets the record of every
@@ -167,7 +165,7 @@ impl World {
             for mut record in std::mem::take(&mut self.finished) {
                 let is_last = self.state.finishes_with(record.round);
                 if is_last || (self.eval_every > 0 && record.round.is_multiple_of(self.eval_every)) {
-                    let found = evaluate(&mut self.engines, &self.base, self.core.dataset())?;
+                    let found = evaluate(&mut self.engines, &self.base, &self.server.dataset)?;
                     record.test_accuracy = found.map(|found| found.accuracy);
                     record.test_loss = found.map(|found| found.loss);
                 }
@@ -208,7 +206,7 @@ impl World {
             free
         } else {
             let names = free.iter().map(|client| self.clients.name(*client));
-            let drawn = draw(self.core.config().seed, self.state.round(), names, count);
+            let drawn = draw(self.server.config.seed, self.state.round(), names, count);
             drawn.into_iter().map(|name| self.clients.of_name(name)).collect()
         };
         self.start(chosen.into_iter().map(|client| (client, 0)).collect())
@@ -216,7 +214,7 @@ impl World {
 
     /// Lets clients train from the newest model, as far as the master gives them a task.
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
-        let task = self.core.task();
+        let task = self.server.task();
         let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {
@@ -239,12 +237,12 @@ impl World {
             }
             jobs.push(Job { client, attempt, plan: self.clients.plan(&common, client, task.round) });
         }
-        let round = &self.core.config().round;
+        let round = &self.server.config.round;
         let eager =
             self.mode == Mode::Rounds && round.deadline_s.is_none() && self.asked == round.min_clients;
-        let Self { engines, base, clients, core, .. } = self;
+        let Self { engines, base, clients, server, .. } = self;
         let outcomes = parallel(engines, jobs, |engine, job| {
-            train(engine, &job, base, clients, core, eager).map(|outcome| (job, outcome))
+            train(engine, &job, base, clients, server, eager).map(|outcome| (job, outcome))
         });
         for outcome in outcomes {
             let (job, outcome) = outcome?;
@@ -314,10 +312,13 @@ impl World {
                 Effect::Refuse(id, _) => drop(self.offers.remove(&id)),
                 Effect::Close => {
                     let bytes_down = std::mem::take(&mut self.bytes_down);
-                    self.finished.push(self.core.close(&self.state, self.now, bytes_down)?);
-                    self.base = Base::of(&self.core, self.common.updates.download)?;
+                    let closed = ClosedRound::of(&self.state, self.now, bytes_down);
+                    self.finished.push(self.server.core.close(&closed)?.record);
+                    self.base = Base::of(&self.server.global(), self.common.updates.download)?;
                     self.step(Event::ModelReady)?;
                 }
+                // Those who may train are asked when a round opens or a client is missed.
+                Effect::Invite => {}
             }
         }
         Ok(())
@@ -326,12 +327,12 @@ impl World {
     fn admit(&mut self, id: OfferId) -> anyhow::Result<()> {
         let Some((client, body, carried)) = self.offers.remove(&id) else { return Ok(()) };
         let worker = self.clients.name(client).clone();
-        match self.core.add(&body) {
-            Ok(contribution) => {
+        match self.server.add(&body) {
+            Some(contribution) => {
                 self.clients.settle(client, carried)?;
                 self.step(Event::Commit { worker, contribution })
             }
-            Err(_) => self.step(Event::Abort { worker }),
+            None => self.step(Event::Abort { worker }),
         }
     }
 }

@@ -1,144 +1,298 @@
-//! The server side of a federation without a server: the same checks, sums, steps and rules, called
-//! directly. `fl simulate` drives it, with a clock of its own.
+//! The server side of a federation without a server: what an update adds, and what the next model is.
+//!
+//! The service calls it from its threads, the simulator in virtual time, and the recovery after a crash with
+//! what a journal holds. None of them closes a round in another way.
 
-use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::Rejection, federation::intake::lazy::LastUpdates, federation::model,
-    federation::model::Blueprint, federation::model::Compact, federation::model::Global,
-    federation::round::Contribution, federation::round::RoundState, federation::step::ServerState,
-    http::api::task, service::closing, service::closing::Batch, service::ingest::account,
-    store::journal::RecordMeta,
+use super::{
+    AggregationSettings,
+    aggregate::Collector,
+    intake::{Clip, Rejection, Term, UpdateCache, UpdateChecks, lazy::CachedUpdate},
+    model::{self, Global},
+    round::{ClosedRound, Contribution},
+    step::ServerState,
 };
 use bytes::Bytes;
-use fl_datasets::Dataset;
-use fl_model::{GlobalModel, ModelError};
-use fl_protocol::{HistoryRecord, TaskAction, TaskBody};
-use std::collections::BTreeMap;
+use fl_model::ModelError;
+use fl_protocol::{HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+use thiserror::Error;
 
-/// A federation's model and the open round's updates.
+/// Why a round cannot be closed.
+#[derive(Debug, Error)]
+pub enum CloseError {
+    /// The round is not the open one: it was closed before, or is yet to come.
+    #[error("round {asked} cannot be closed: round {open} is open")]
+    NotOpen {
+        /// The round to be closed.
+        asked: u64,
+        /// The open one.
+        open: u64,
+    },
+    /// The strategy cannot make a model of so few updates.
+    #[error("{strategy} needs {needed} updates, the round has {found}")]
+    TooFewUpdates {
+        /// The strategy.
+        strategy: String,
+        /// Fewest updates.
+        needed: usize,
+        /// Updates of the round.
+        found: usize,
+    },
+    /// The model's file cannot be read or written.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// Everything that must survive a crash between two rounds.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Round of the model: finished aggregations so far.
+    pub round: u64,
+    /// Who took part in the round that made this model, sorted.
+    pub participants: Vec<WorkerId>,
+    /// Asynchronous operation: the model that each worker's newest update was trained from.
+    pub newest: BTreeMap<WorkerId, u64>,
+    /// The model as a safetensors file.
+    pub model: Bytes,
+    /// What the strategy carries from round to round.
+    pub server: ServerState,
+    /// Lazy upload: the last update of every worker.
+    pub last_updates: BTreeMap<WorkerId, CachedUpdate>,
+}
+
+impl Snapshot {
+    /// The state before the first round.
+    pub fn initial(model: Bytes) -> Self {
+        Self {
+            round: 0,
+            participants: Vec::new(),
+            newest: BTreeMap::new(),
+            model,
+            server: ServerState::default(),
+            last_updates: BTreeMap::new(),
+        }
+    }
+}
+
+/// What the close of a round gives.
+#[derive(Debug, Clone)]
+pub struct ClosedOutcome {
+    /// The next model.
+    pub global: Arc<Global>,
+    /// What to keep of it.
+    pub snapshot: Snapshot,
+    /// What to tell of the round.
+    pub record: HistoryRecord,
+}
+
+/// An update that is in the sum of the open round.
+#[derive(Debug, Clone)]
+pub struct Added {
+    /// What the worker says of it.
+    pub meta: UpdateMeta,
+    /// What it counts for.
+    pub contribution: Contribution,
+    /// The factor that its norm was clipped by. A replay needs it to add the same term again.
+    pub clip: Clip,
+}
+
+/// A federation's model and the sums of the open round.
 #[derive(Debug)]
 pub struct Core {
-    config: Config,
-    blueprint: Blueprint,
-    global: Global,
+    layout: ModelLayout,
+    open: RwLock<OpenRound>,
+}
+
+#[derive(Debug)]
+struct OpenRound {
+    /// The settings that this round was begun with: a journal may hold others than those of today.
+    settings: AggregationSettings,
+    /// The settings of the rounds that open from now on.
+    next_settings: AggregationSettings,
+    global: Arc<Global>,
     server: ServerState,
     collector: Collector,
-    lasts: LastUpdates,
+    cache: UpdateCache,
 }
 
 impl Core {
-    /// Loads the test set and makes the first model.
+    /// Goes on from `snapshot` under `settings`.
     ///
     /// # Errors
-    /// If data are missing, the model does not fit, or a round would not fit into `MAX_BUFFER_MB`.
-    pub fn new(config: Config) -> anyhow::Result<Self> {
-        let blueprint = Blueprint::new(&config.model)?;
-        config.check_memory(blueprint.layout.parameters())?;
-        let (aggregation, server) = (&config.aggregation, ServerState::default());
-        let global = blueprint.initial(config.seed)?.completed(aggregation, &server)?;
-        let collector = Collector::new(aggregation.strategy, blueprint.layout.parameters());
-        let lasts = aggregation.last_updates(BTreeMap::new());
-        Ok(Self { config, blueprint, global, server, collector, lasts })
+    /// If the snapshot's model cannot be read.
+    pub fn new(
+        layout: ModelLayout,
+        settings: AggregationSettings,
+        snapshot: Snapshot,
+    ) -> Result<Self, ModelError> {
+        let global = Global::new(snapshot.round, snapshot.model).completed(&settings, &snapshot.server)?;
+        let open = OpenRound {
+            global: Arc::new(global),
+            server: snapshot.server,
+            collector: Collector::new(settings.strategy, layout.parameters()),
+            cache: UpdateCache::open(&settings, snapshot.last_updates),
+            next_settings: settings.clone(),
+            settings,
+        };
+        Ok(Self { layout, open: RwLock::new(open) })
     }
 
-    /// The rules of the rounds, before the first one, at time `now`.
-    pub fn rounds(&self, now: f64) -> RoundState {
-        RoundState::new(closing::rules(&self.config), 0, Vec::new(), now)
+    /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with.
+    pub fn configure(&self, settings: AggregationSettings) {
+        self.open_mut().next_settings = settings;
     }
 
-    /// The settings.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The data set whose test part the models are evaluated on.
-    pub fn dataset(&self) -> &Dataset {
-        &self.blueprint.dataset
+    /// The model's tensors.
+    pub fn layout(&self) -> &ModelLayout {
+        &self.layout
     }
 
     /// Parameters of the model.
     pub fn num_parameters(&self) -> usize {
-        self.blueprint.layout.parameters()
+        self.layout.parameters()
     }
 
     /// The newest model.
-    ///
-    /// # Errors
-    /// Never, but by a fault of ours: it was made here.
-    pub fn model(&self) -> Result<GlobalModel, ModelError> {
-        GlobalModel::from_safetensors(&self.global.bytes)
+    pub fn global(&self) -> Arc<Global> {
+        self.open().global.clone()
     }
 
-    /// The newest model's file, as `GET /global` sends it.
-    pub fn file(&self) -> &Bytes {
-        &self.global.bytes
+    /// The settings of the open round.
+    pub fn settings(&self) -> AggregationSettings {
+        self.open().settings.clone()
     }
 
-    /// The quantized file of the newest model, as `GET /global?quantizer=..&bits=..` sends it.
-    ///
-    /// # Errors
-    /// Never, but by a fault of ours.
-    pub fn quantized(&self, compact: Compact) -> Result<Bytes, ModelError> {
-        self.global.quantized(compact)
-    }
-
-    /// The server's control variate, if the strategy has one, as `GET /control` sends it.
-    pub fn control(&self) -> Option<&Bytes> {
-        self.global.control.as_ref()
-    }
-
-    /// What `GET /task` answers while the newest model is to be trained.
-    pub fn task(&self) -> TaskBody {
-        task::body(&self.config, &self.global, TaskAction::Train, None)
-    }
-
-    /// Takes an update container into the open round, as `POST /update` does. Any number of threads may
-    /// do so at the same time.
+    /// Adds an update container, or the worker's last update if `body` is a notice, to the open round. Any
+    /// number of threads may do so at the same time. [`Self::confirm`] or [`Self::remove`] must follow.
     ///
     /// # Errors
     /// Why it is refused; nothing has changed then.
-    pub fn add(&self, body: &Bytes) -> Result<Contribution, Rejection> {
-        self.intake().with_term(body, self.global.round, |term| {
-            term.add_to(&self.collector)?;
-            self.lasts.keep(&term.meta, body);
-            let record = RecordMeta { wire_bytes: body.len() as u64, ..RecordMeta::default() };
-            Ok(account(term, &record).0)
+    pub fn add(&self, body: &[u8], wire_bytes: u64) -> Result<Added, Rejection> {
+        self.add_judged(body, wire_bytes, None)
+    }
+
+    /// Adds an update that was accepted before a restart, with the factor that its norm was clipped by then.
+    /// Limits are not looked at again: an acknowledged update counts as it was accepted.
+    ///
+    /// # Errors
+    /// If the settings of the open round have no use for it.
+    pub fn add_again(&self, body: &Bytes, wire_bytes: u64, clip: Option<Clip>) -> Result<Added, Rejection> {
+        let added = self.add_judged(body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
+        self.confirm(&added.meta, body);
+        Ok(added)
+    }
+
+    fn add_judged(&self, body: &[u8], wire_bytes: u64, accepted: Option<Clip>) -> Result<Added, Rejection> {
+        let open = self.open();
+        self.checks(&open, accepted).with_term(body, open.global.round, |term| {
+            term.add_to(&open.collector)?;
+            Ok(Added {
+                meta: term.meta.clone(),
+                contribution: contribution(term, wire_bytes),
+                clip: term.clip,
+            })
         })
+    }
+
+    /// An added update is durable: with lazy upload it can be referred to from now on.
+    pub fn confirm(&self, meta: &UpdateMeta, body: &Bytes) {
+        self.open().cache.insert(meta, body);
+    }
+
+    /// Takes an added update out again: the sum is as if it had never been there.
+    pub fn remove(&self, body: &[u8]) {
+        let open = self.open();
+        // It was checked when it was added: that it is refused now cannot be.
+        let _ = self.checks(&open, None).with_term(body, open.global.round, |term| {
+            term.take_from(&open.collector);
+            Ok(())
+        });
     }
 
     /// Whether a notice can be taken: in this round it then is.
     pub fn takes_notice(&self, notice: &[u8]) -> bool {
-        self.intake().with_term(notice, self.global.round, |_| Ok(())).is_ok()
+        let open = self.open();
+        self.checks(&open, None).with_term(notice, open.global.round, |_| Ok(())).is_ok()
     }
 
-    fn intake(&self) -> Intake<'_> {
-        let Config { aggregation, round, .. } = &self.config;
-        Intake {
-            layout: &self.blueprint.layout,
-            config: aggregation,
-            terms: round.min_clients,
-            lasts: &self.lasts,
-            accepted: None,
+    fn checks<'a>(&'a self, open: &'a OpenRound, accepted: Option<Clip>) -> UpdateChecks<'a> {
+        UpdateChecks {
+            layout: &self.layout,
+            settings: &open.settings,
+            cache: &open.cache,
+            effective_steps: open.server.effective_steps(),
+            accepted,
         }
     }
 
-    /// Makes the next model from the round that `state` says is over at time `now`. `bytes_down` were
-    /// sent to the workers in it.
+    /// Makes the next model of the updates that were added and opens its round. The only way to close a round:
+    /// a function of the model, the server's state and the updates, to the bit.
     ///
     /// # Errors
-    /// Never, but by a fault of ours.
-    pub fn close(
-        &mut self,
-        state: &RoundState,
-        now: f64,
-        bytes_down: u64,
-    ) -> Result<HistoryRecord, ModelError> {
-        let batch = Batch::of(state, now);
-        let aggregation = &self.config.aggregation;
-        self.global =
-            model::next(&self.global, aggregation, &mut self.server, &self.collector, &batch.totals)?;
-        self.collector.reset();
-        self.lasts.prune(self.global.round);
-        Ok(batch.record(self.num_parameters(), bytes_down))
+    /// Nothing has changed then, and the same call may be made again.
+    pub fn close(&self, closed: &ClosedRound) -> Result<ClosedOutcome, CloseError> {
+        let mut open = self.open_mut();
+        if closed.round != open.global.round {
+            return Err(CloseError::NotOpen { asked: closed.round, open: open.global.round });
+        }
+        let strategy = open.settings.strategy;
+        if closed.num_updates() < strategy.least_updates() {
+            return Err(CloseError::TooFewUpdates {
+                strategy: strategy.to_string(),
+                needed: strategy.least_updates(),
+                found: closed.num_updates(),
+            });
+        }
+        let (model, server) =
+            model::next(&open.global, &open.settings, &open.server, &open.collector, &closed.weights())?;
+        let next = open.next_settings.clone();
+        let global = Arc::new(model.completed(&next, &server)?);
+        // Nothing fails from here on: a close is done as a whole or not at all.
+        if next.strategy == strategy {
+            open.collector.reset();
+        } else {
+            open.collector = Collector::new(next.strategy, self.layout.parameters());
+        }
+        open.cache.evict(global.round);
+        let last_updates = open.cache.snapshot();
+        open.cache = UpdateCache::open(&next, last_updates.clone());
+        open.settings = next;
+        open.server = server.clone();
+        open.global = global.clone();
+        let snapshot = Snapshot {
+            round: global.round,
+            participants: closed.participants(),
+            newest: closed.newest.clone(),
+            model: global.bytes.clone(),
+            server,
+            last_updates,
+        };
+        Ok(ClosedOutcome { global, snapshot, record: closed.record(self.layout.parameters()) })
+    }
+
+    fn open(&self) -> RwLockReadGuard<'_, OpenRound> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A panic under this lock leaves the round as it was: fields change only after everything is computed.
+    fn open_mut(&self) -> RwLockWriteGuard<'_, OpenRound> {
+        self.open.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What an accepted update counts for.
+fn contribution(term: &Term<'_>, wire_bytes: u64) -> Contribution {
+    let (meta, weight) = (&term.meta, term.weight());
+    Contribution {
+        num_samples: meta.num_samples,
+        local_norm: weight.local_norm,
+        norm: weight.norm,
+        base: meta.round,
+        loss: meta.loss,
+        bytes: wire_bytes,
+        reused_bytes: term.reused_bytes,
     }
 }

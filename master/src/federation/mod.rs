@@ -6,9 +6,11 @@ mod core;
 pub mod intake;
 pub mod model;
 pub mod round;
+pub mod settings;
 pub mod step;
 mod strategy;
 
-pub use core::Core;
+pub use core::{Added, CloseError, ClosedOutcome, Core, Snapshot};
 pub use model::{Compact, Global};
+pub use settings::{AggregationSettings, NormAction, ServerOptions};
 pub use strategy::{STRATEGIES, Strategy, UnknownStrategy};

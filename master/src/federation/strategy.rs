@@ -1,10 +1,12 @@
 //! The server's strategies by name, and what each needs of a round.
 
+use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 
 /// A server strategy. Updates are weighted by their samples where nothing else is said.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Strategy {
     /// `fedavg`: the average of the updates (McMahan et al. 2017, algorithm 1).
     FedAvg,
@@ -38,15 +40,15 @@ pub enum Strategy {
         /// Values left out at each end.
         cut: usize,
     },
-    /// `krum:F`: the update that is nearest to its neighbours where F may be hostile (Blanchard et al.
+    /// `krum:F`: the update that is nearest to its neighbours, with F hostile updates tolerated (Blanchard et al.
     /// 2017, section 4).
     Krum {
-        /// Hostile updates that are to be borne.
+        /// Number of hostile updates tolerated.
         hostile: usize,
     },
     /// `multikrum:F:M`: the mean of the M best by Krum's score (Blanchard et al. 2017, section 5).
     MultiKrum {
-        /// Hostile updates that are to be borne.
+        /// Number of hostile updates tolerated.
         hostile: usize,
         /// Updates that are averaged.
         chosen: usize,
@@ -89,6 +91,20 @@ impl FromStr for Strategy {
     }
 }
 
+impl TryFrom<String> for Strategy {
+    type Error = UnknownStrategy;
+
+    fn try_from(name: String) -> Result<Self, UnknownStrategy> {
+        name.parse()
+    }
+}
+
+impl From<Strategy> for String {
+    fn from(strategy: Strategy) -> Self {
+        strategy.to_string()
+    }
+}
+
 impl fmt::Display for Strategy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -111,13 +127,13 @@ impl fmt::Display for Strategy {
 impl Strategy {
     /// Whether the next model needs every update by itself, not their sum alone: the master then holds
     /// 4 bytes for each parameter and update of a round.
-    pub fn keeps_updates(self) -> bool {
+    pub fn needs_individual_updates(self) -> bool {
         matches!(self, Self::Median | Self::TrimmedMean { .. } | Self::Krum { .. } | Self::MultiKrum { .. })
     }
 
-    /// Memory for the updates of one round, in bytes.
-    pub fn kept_bytes(self, updates: usize, parameters: usize) -> u64 {
-        match self.keeps_updates() {
+    /// Memory for the individual updates of one round, in bytes.
+    pub fn buffer_bytes(self, updates: usize, parameters: usize) -> u64 {
+        match self.needs_individual_updates() {
             true => 4 * updates as u64 * parameters as u64,
             false => 0,
         }
@@ -143,7 +159,7 @@ impl Strategy {
         }
     }
 
-    /// `SERVER_LR` where it is not set: the adaptive ones take steps of about this length in every
+    /// `SERVER_LR` where it is not set: the step of an adaptive strategy is about that long in every
     /// coordinate.
     pub fn default_server_lr(self) -> f64 {
         match self {
@@ -152,8 +168,7 @@ impl Strategy {
         }
     }
 
-    /// An update's weight in the sum, from its samples, its normalised steps and the rounds by which its
-    /// model is behind.
+    /// An update's weight in the sum, from its samples, its normalised steps and its staleness in rounds.
     pub fn weight(self, samples: u64, local_norm: f64, staleness: u64) -> f64 {
         match self {
             Self::FedNova => samples as f64 / local_norm,
@@ -180,8 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn only_robust_ones_keep_updates() {
-        assert_eq!(Strategy::FedAdam.kept_bytes(10, 100), 0);
-        assert_eq!(Strategy::Median.kept_bytes(10, 100), 4000);
+    fn only_robust_strategies_buffer_updates() {
+        assert_eq!(Strategy::FedAdam.buffer_bytes(10, 100), 0);
+        assert_eq!(Strategy::Median.buffer_bytes(10, 100), 4000);
     }
 }

@@ -1,151 +1,74 @@
 //! The task that owns the round. Handlers send it messages and wait for the answer; it does no I/O
 //! and no work that takes time.
 
-use crate::{
-    federation::model::Global, federation::round::Contribution, federation::round::Decision,
-    federation::round::Effect, federation::round::Event, federation::round::OfferId,
-    federation::round::Refusal, federation::round::RoundState, service::closing,
-    service::events::MasterEvent, service::state::Published, service::state::Shared,
+use super::{
+    closing,
+    events::MasterEvent,
+    handle::{Answer, Inbox, Message},
+    job::{Job, Published},
+};
+use crate::federation::{
+    Global,
+    round::{ClosedRound, Contribution, Effect, Event, OfferId, RoundState},
 };
 use fl_protocol::{HistoryRecord, UpdateAck, WorkerId, WorkerStatus};
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, info};
 
-/// Messages that may wait; senders wait beyond that.
-const QUEUE: usize = 1024;
-
-/// The answer to an offer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// Go on in this round; [`ActorHandle::commit`] or [`ActorHandle::abort`] must follow.
-    Admitted(u64),
-    /// Not taken, and the round that the master is in.
-    Refused(Refusal, u64),
-}
-
-#[derive(Debug)]
-enum Message {
-    Offer {
-        worker: WorkerId,
-        round: u64,
-        reply: oneshot::Sender<Admission>,
-    },
-    Commit {
-        worker: WorkerId,
-        contribution: Contribution,
-        status: WorkerStatus,
-        reply: oneshot::Sender<UpdateAck>,
-    },
-    Abort {
-        worker: WorkerId,
-    },
-    Ask {
-        worker: WorkerId,
-        reply: oneshot::Sender<(u64, Decision)>,
-    },
-    Closed {
-        global: Arc<Global>,
-        record: HistoryRecord,
-    },
-}
-
-/// The actor is gone: the master has been shut down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Gone;
-
-/// A way to talk to the actor.
-#[derive(Debug, Clone)]
-pub struct ActorHandle(mpsc::Sender<Message>);
-
-/// The actor's end of its queue, until it runs.
-#[derive(Debug)]
-pub struct Inbox(mpsc::Receiver<Message>);
-
-/// A queue for an actor.
-pub fn channel() -> (ActorHandle, Inbox) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    (ActorHandle(sender), Inbox(receiver))
-}
-
-impl ActorHandle {
-    async fn call<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> Result<T, Gone> {
-        let (reply, answer) = oneshot::channel();
-        self.0.send(message(reply)).await.map_err(|_| Gone)?;
-        answer.await.map_err(|_| Gone)
-    }
-
-    /// Asks for a place in a round. The answer may take as long as another update's outcome is open.
-    ///
-    /// # Errors
-    /// If the master has been shut down.
-    pub async fn offer(&self, worker: WorkerId, round: u64) -> Result<Admission, Gone> {
-        self.call(|reply| Message::Offer { worker, round, reply }).await
-    }
-
-    /// Reports that an admitted update is durable and in the sum.
-    ///
-    /// # Errors
-    /// If the master has been shut down.
-    pub async fn commit(
-        &self,
-        worker: WorkerId,
-        contribution: Contribution,
-        status: WorkerStatus,
-    ) -> Result<UpdateAck, Gone> {
-        self.call(|reply| Message::Commit { worker, contribution, status, reply }).await
-    }
-
-    /// Gives an admitted update's place back.
-    pub async fn abort(&self, worker: WorkerId) {
-        let _ = self.0.send(Message::Abort { worker }).await;
-    }
-
-    /// Asks for work.
-    ///
-    /// # Errors
-    /// If the master has been shut down.
-    pub async fn ask(&self, worker: WorkerId) -> Result<(u64, Decision), Gone> {
-        self.call(|reply| Message::Ask { worker, reply }).await
-    }
-
-    /// Reports the next model.
-    pub(crate) async fn closed(&self, global: Arc<Global>, record: HistoryRecord) {
-        let _ = self.0.send(Message::Closed { global, record }).await;
-    }
-}
+/// Least seconds between two lines about closed rounds: fast rounds must not fill a disk with lines.
+const ROUND_LINE_EVERY_S: f64 = 5.0;
+/// The first rounds have a line each: someone has just started the master and looks.
+const FIRST_ROUNDS: u64 = 3;
+/// Seconds that a round waits for updates before the log says what it waits for, and between two such lines.
+const WAIT_LINE_EVERY_S: f64 = 60.0;
 
 /// Owns the round.
 pub(crate) struct Actor {
-    pub(crate) state: RoundState,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) published: watch::Sender<Published>,
+    state: RoundState,
+    job: Arc<Job>,
+    published: watch::Sender<Published>,
     next_offer: OfferId,
-    offers: HashMap<OfferId, oneshot::Sender<Admission>>,
+    offers: HashMap<OfferId, (WorkerId, oneshot::Sender<Answer>)>,
     /// The update that closed the round is answered once the next model is there.
     closer: Option<oneshot::Sender<UpdateAck>>,
+    round_lines: RoundLines,
+    /// When the log says next what the round waits for.
+    wait_line_at: f64,
+}
+
+/// Rounds that were closed since the last line about them.
+#[derive(Debug, Default)]
+struct RoundLines {
+    last_at: f64,
+    unsaid: u64,
 }
 
 impl Actor {
-    pub(crate) fn new(state: RoundState, shared: Arc<Shared>, published: watch::Sender<Published>) -> Self {
-        Self { state, shared, published, next_offer: 0, offers: HashMap::new(), closer: None }
+    pub(crate) fn new(state: RoundState, job: Arc<Job>, published: watch::Sender<Published>) -> Self {
+        let wait_line_at = job.clock.now() + WAIT_LINE_EVERY_S;
+        Self {
+            state,
+            job,
+            published,
+            next_offer: 0,
+            offers: HashMap::new(),
+            closer: None,
+            round_lines: RoundLines::default(),
+            wait_line_at,
+        }
     }
 
-    /// Runs until the shared state's handle is dropped or `stop` resolves.
+    /// Runs until the job's handle is dropped or `stop` resolves.
     pub(crate) async fn run(mut self, inbox: Inbox, stop: impl Future<Output = ()>) {
         let mut inbox = inbox.0;
         tokio::pin!(stop);
         // What a replay left may already suffice to close.
         self.step(Event::Tick);
         loop {
-            let now = self.shared.clock.now();
-            let wake = self.state.next_wake(now).map(|at| at - now);
-            let tick = async {
-                match wake {
-                    Some(seconds) => tokio::time::sleep(Duration::from_secs_f64(seconds.min(3600.0))).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let now = self.job.clock.now();
+            let wake = self.state.next_wake(now).map_or(self.wait_line_at, |at| at.min(self.wait_line_at));
+            let tick = tokio::time::sleep(Duration::from_secs_f64((wake - now).clamp(0.0, 3600.0)));
             tokio::select! {
                 biased;
                 () = &mut stop => return,
@@ -155,6 +78,7 @@ impl Actor {
                 },
                 () = tick => {
                     self.step(Event::Tick);
+                    self.say_what_is_waited_for();
                 },
             }
         }
@@ -164,7 +88,7 @@ impl Actor {
         match message {
             Message::Offer { worker, round, reply } => {
                 self.next_offer += 1;
-                self.offers.insert(self.next_offer, reply);
+                self.offers.insert(self.next_offer, (worker.clone(), reply));
                 self.step(Event::Offer { id: self.next_offer, worker, round });
             }
             Message::Abort { worker } => {
@@ -174,10 +98,12 @@ impl Actor {
                 self.accept(worker, contribution, status, reply);
             }
             Message::Ask { worker, reply } => {
-                let decision = self.state.ask(&worker, self.shared.clock.now());
+                let now = self.job.clock.now();
+                let decision = self.state.ask(&worker, now);
+                self.job.view().heard_of(&worker, now);
                 let _ = reply.send((self.state.round(), decision));
             }
-            Message::Closed { global, record } => self.announce(global, record),
+            Message::Closed { global, record } => self.announce(&global, record),
         }
     }
 
@@ -189,17 +115,16 @@ impl Actor {
         reply: oneshot::Sender<UpdateAck>,
     ) {
         let round = self.state.round();
-        self.shared.metrics.accepted(&worker, &status);
+        self.job.metrics.accepted(&worker, &status);
         if let Some(reused) = contribution.reused_bytes {
-            self.shared.metrics.reused(reused.saturating_sub(contribution.bytes));
+            self.job.metrics.reused(reused.saturating_sub(contribution.bytes));
         }
-        self.shared.board().saw(worker.clone(), status);
+        self.job.view().accepted(worker.clone(), status);
         let closes = self.step(Event::Commit { worker: worker.clone(), contribution });
         let pending_updates = self.state.accepted() as u64;
-        self.shared.board().pending_updates = pending_updates;
-        self.shared.metrics.pending_updates.set(pending_updates as i64);
+        self.job.metrics.pending_updates.set(pending_updates as i64);
         debug!(round, %worker, pending_updates, "update accepted");
-        self.shared.tell(MasterEvent::UpdateAccepted { round, worker, pending_updates });
+        self.job.publish(MasterEvent::UpdateAccepted { round, worker, pending_updates });
         if closes {
             self.closer = Some(reply);
         } else {
@@ -209,58 +134,88 @@ impl Actor {
 
     /// Moves the round on; true if that closes it.
     fn step(&mut self, event: Event) -> bool {
-        let now = self.shared.clock.now();
+        let now = self.job.clock.now();
         let mut closes = false;
-        for effect in self.state.step(event, now) {
-            match effect {
-                Effect::Admit(id) => self.answer(id, Admission::Admitted(self.state.round())),
-                Effect::Refuse(id, refusal) => {
-                    self.answer(id, Admission::Refused(refusal, self.state.round()));
-                }
-                Effect::Close => {
-                    closes = true;
-                    tokio::spawn(closing::close(self.shared.clone(), closing::Batch::of(&self.state, now)));
+        // A place whose request is gone is given back, which has effects of its own.
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for effect in self.state.step(event, now) {
+                match effect {
+                    Effect::Admit(id) => {
+                        let answer = Answer::Admitted(self.state.round());
+                        events.extend(self.answer(id, answer).map(|worker| Event::Abort { worker }));
+                    }
+                    Effect::Refuse(id, refusal) => {
+                        self.answer(id, Answer::Refused(refusal, self.state.round()));
+                    }
+                    Effect::Close => {
+                        closes = true;
+                        let closed = ClosedRound::of(&self.state, now, self.job.take_bytes_down());
+                        tokio::spawn(closing::close(self.job.clone(), closed));
+                    }
+                    Effect::Invite => self.job.invite(),
                 }
             }
         }
         closes
     }
 
-    fn answer(&mut self, id: OfferId, admission: Admission) {
-        if let Some(reply) = self.offers.remove(&id) {
-            let _ = reply.send(admission);
-        }
+    /// Answers an offer; its worker if nobody waits for the answer any more.
+    fn answer(&mut self, id: OfferId, answer: Answer) -> Option<WorkerId> {
+        let (worker, reply) = self.offers.remove(&id)?;
+        reply.send(answer).is_err().then_some(worker)
     }
 
     /// The next model is there: shows it, opens its round, answers who waited for it.
-    fn announce(&mut self, global: Arc<Global>, record: HistoryRecord) {
-        let shared = self.shared.clone();
+    fn announce(&mut self, global: &Arc<Global>, record: HistoryRecord) {
+        let job = self.job.clone();
         let round = global.round;
-        info!(
-            round,
-            participants = record.participants,
-            duration_ms = (record.duration_s * 1e3) as u64,
-            update_bytes = record.bytes_up,
-            "round closed"
-        );
         {
-            let mut board = shared.board();
-            board.pending_updates = 0;
-            board.record(record.clone());
+            let mut view = job.view();
+            view.round_closed(job.clock.now());
+            view.record(record.clone());
         }
-        shared.metrics.pending_updates.set(0);
-        shared.metrics.global_round.set(round as i64);
-        shared.metrics.round_seconds.observe(record.duration_s);
+        job.metrics.pending_updates.set(0);
+        job.metrics.global_round.set(round as i64);
+        job.metrics.round_seconds.observe(record.duration_s);
         // The new model is seen before the answers that speak of it.
         let finished = self.state.finishes_with(round);
         self.published.send_replace(Published { global: global.clone(), finished });
+        self.say_closed(&record, finished);
         self.step(Event::ModelReady);
         if let Some(closer) = self.closer.take() {
             let _ = closer.send(ack(round, true));
         }
-        shared.tell(MasterEvent::RoundClosed { record: record.clone() });
-        if let Some(evaluator) = shared.evaluator.get() {
-            evaluator.submit(record, &global, finished);
+        job.publish(MasterEvent::RoundClosed { record: record.clone() });
+        job.evaluate(record, global, finished);
+    }
+
+    /// Logs a closed round: each at debug, and at info no more than a line every few seconds.
+    fn say_closed(&mut self, record: &HistoryRecord, finished: bool) {
+        let now = self.job.clock.now();
+        self.wait_line_at = now + WAIT_LINE_EVERY_S;
+        let round = record.round;
+        let (participants, update_bytes) = (record.participants, record.bytes_up);
+        let duration_ms = (record.duration_s * 1e3) as u64;
+        let lines = &mut self.round_lines;
+        if round <= FIRST_ROUNDS || finished || now - lines.last_at >= ROUND_LINE_EVERY_S {
+            let rounds_since_last_line = lines.unsaid + 1;
+            *lines = RoundLines { last_at: now, unsaid: 0 };
+            info!(round, participants, duration_ms, update_bytes, rounds_since_last_line, "round closed");
+        } else {
+            lines.unsaid += 1;
+            debug!(round, participants, duration_ms, update_bytes, "round closed");
+        }
+    }
+
+    fn say_what_is_waited_for(&mut self) {
+        let now = self.job.clock.now();
+        if now < self.wait_line_at {
+            return;
+        }
+        self.wait_line_at = now + WAIT_LINE_EVERY_S;
+        if let Some(waiting) = self.job.waiting() {
+            info!(round = self.state.round(), "{}", waiting.reason);
         }
     }
 }

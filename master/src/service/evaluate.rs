@@ -1,6 +1,6 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
-use crate::{config::ModelConfig, federation::model::Global};
+use crate::{config::ModelConfig, federation::Global};
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, GlobalModel, ModelError, ModelSpec, Trainer};
 use fl_protocol::HistoryRecord;
@@ -8,13 +8,14 @@ use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 use tracing::{error, warn};
 
 /// Models that may wait: beyond that the oldest round goes without an evaluation.
 const MAX_WAITING: usize = 4;
 
-struct Job {
+struct Pending {
     record: HistoryRecord,
     /// `None`: the record goes through unevaluated, in its place in the order.
     global: Option<Arc<Global>>,
@@ -22,8 +23,17 @@ struct Job {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<Pending>,
     stopped: bool,
+}
+
+/// What an evaluation found, and how long it took.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluated {
+    /// Accuracy and loss.
+    pub evaluation: Evaluation,
+    /// Time of the evaluation.
+    pub took: Duration,
 }
 
 /// Takes finished rounds in order and gives their records back in order, evaluated.
@@ -47,7 +57,7 @@ impl Evaluator {
         config: &ModelConfig,
         spec: &ModelSpec,
         dataset: Dataset,
-        mut done: impl FnMut(HistoryRecord, Option<Evaluation>) + Send + 'static,
+        mut done: impl FnMut(HistoryRecord, Option<Evaluated>) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
         let mut trainer = match every {
@@ -57,16 +67,16 @@ impl Evaluator {
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let queue = shared.clone();
         thread::Builder::new().name("evaluate".to_owned()).spawn(move || {
-            while let Some(Job { mut record, global }) = next_job(&queue) {
+            while let Some(Pending { mut record, global }) = next_job(&queue) {
                 let evaluation = match (&mut trainer, global) {
                     (Some(trainer), Some(global)) => evaluate(trainer, &dataset, &global)
                         .inspect_err(|error| error!(%error, "the model cannot be evaluated"))
                         .ok(),
                     _ => None,
                 };
-                if let Some(evaluation) = evaluation {
-                    record.test_accuracy = Some(evaluation.accuracy);
-                    record.test_loss = Some(evaluation.loss);
+                if let Some(evaluation) = &evaluation {
+                    record.test_accuracy = Some(evaluation.evaluation.accuracy);
+                    record.test_loss = Some(evaluation.evaluation.loss);
                 }
                 done(record, evaluation);
             }
@@ -79,7 +89,7 @@ impl Evaluator {
         let due = self.every > 0 && (is_last || record.round.is_multiple_of(self.every));
         let (queue, changed) = &*self.shared;
         let mut queue = lock(queue);
-        queue.jobs.push_back(Job { record, global: due.then(|| global.clone()) });
+        queue.jobs.push_back(Pending { record, global: due.then(|| global.clone()) });
         let waiting = queue.jobs.iter().filter(|job| job.global.is_some()).count();
         if waiting > MAX_WAITING
             && let Some(oldest) = queue.jobs.iter_mut().find(|job| job.global.is_some())
@@ -105,7 +115,7 @@ fn lock(queue: &Mutex<Queue>) -> MutexGuard<'_, Queue> {
     queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Job> {
+fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Pending> {
     let mut queue = lock(&shared.0);
     loop {
         if queue.stopped {
@@ -118,10 +128,12 @@ fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Job> {
     }
 }
 
-fn evaluate(trainer: &mut Trainer, dataset: &Dataset, global: &Global) -> Result<Evaluation, ModelError> {
+fn evaluate(trainer: &mut Trainer, dataset: &Dataset, global: &Global) -> Result<Evaluated, ModelError> {
+    let started = Instant::now();
     let model = GlobalModel::from_safetensors(&global.bytes)?;
     trainer.set_parameters(&model.parameters);
-    fl_model::evaluate(trainer, dataset.test.len(), |indices, x, y| {
+    let evaluation = fl_model::evaluate(trainer, dataset.test.len(), |indices, x, y| {
         dataset.test.gather(indices, &model.normalization, x, y);
-    })
+    })?;
+    Ok(Evaluated { evaluation, took: started.elapsed() })
 }

@@ -2,15 +2,22 @@
 //!
 //! It runs in a task of its own: a client that hangs up half-way cannot leave a half-done update.
 
+use super::{handle::Admission, job::Job, pool::PoolError};
 use crate::{
-    federation::intake::Rejection, federation::intake::Term, federation::round::Contribution,
-    federation::round::Refusal, http::server::body::Received, service::actor::Admission,
-    service::pool::PoolError, service::state::Shared, store::Record, store::RecordKind,
-    store::journal::RecordMeta,
+    federation::{Added, intake::Rejection, round::Refusal},
+    http::server::body::Received,
+    store::{Record, RecordMeta},
 };
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long an update waits for the outcome of others that may close the round without it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The two formats of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +41,10 @@ pub struct Refused {
 ///
 /// # Errors
 /// Why it is refused; nothing has changed then.
-pub async fn ingest(
-    shared: Arc<Shared>,
-    format: Format,
-    body: Received,
-    ip: IpAddr,
-) -> Result<UpdateAck, Refused> {
+pub async fn ingest(job: Arc<Job>, format: Format, body: Received, ip: IpAddr) -> Result<UpdateAck, Refused> {
     let task = tokio::spawn(async move {
         let mut worker = None;
-        let result = take_in(&shared, format, &body.bytes, ip, &mut worker).await;
+        let result = take_in(&job, format, &body.bytes, ip, &mut worker).await;
         // The memory's permit goes with the body, only now.
         drop(body);
         result.map_err(|rejection| Refused { worker, rejection })
@@ -53,7 +55,7 @@ pub async fn ingest(
 }
 
 async fn take_in(
-    shared: &Arc<Shared>,
+    job: &Arc<Job>,
     format: Format,
     body: &Bytes,
     ip: IpAddr,
@@ -62,107 +64,81 @@ async fn take_in(
     let wire_bytes = body.len() as u64;
     let body = match format {
         Format::Container => body.clone(),
-        Format::Json => container(shared, body.clone()).await?,
+        Format::Json => container(job, body.clone()).await?,
     };
     let meta = update::peek_meta(&body)?;
     *worker = Some(meta.worker_id.clone());
-    if shared.limiter.is_exhausted(ip, &meta.worker_id) {
+    if job.limiter.is_exhausted(ip, &meta.worker_id) {
         return Err(Rejection::new(
             ErrorCode::RateLimited,
             format!("too many updates of {} were refused: wait before the next one", meta.worker_id),
         ));
     }
-    if shared.durable.as_ref().is_some_and(|durable| durable.writer.is_failing()) {
+    if job.storage_is_failing() {
         return Err(storage_unavailable());
     }
-    let round = match shared.actor.offer(meta.worker_id.clone(), meta.round).await.map_err(|_| draining())? {
-        Admission::Admitted(round) => round,
-        Admission::Refused(refusal, global_round) => return refuse(shared, &meta, refusal, global_round),
+    let offer = tokio::time::timeout(PATIENCE, job.actor.offer(meta.worker_id.clone(), meta.round));
+    let place = match offer.await.map_err(|_| undecided())?.map_err(|_| draining())? {
+        Admission::Admitted(place) => place,
+        Admission::Refused(refusal, global_round) => return refuse(job, &meta, refusal, global_round),
     };
-    let record =
-        RecordMeta { ip: ip.to_string(), received_ts: shared.clock.now(), wire_bytes, clip_bits: None };
-    match admitted(shared, body, record, round).await {
-        Ok((contribution, status)) => {
-            shared.actor.commit(meta.worker_id, contribution, status).await.map_err(|_| draining())
-        }
-        Err(rejection) => {
-            shared.actor.abort(meta.worker_id).await;
-            Err(rejection)
-        }
-    }
+    let received =
+        RecordMeta { ip: ip.to_string(), received_ts: job.clock.now(), wire_bytes, ..RecordMeta::default() };
+    let added = admitted(job, body, &received, place.round).await?;
+    let status = worker_status(&added.meta, &received);
+    place.commit(added.contribution, status).await.map_err(|_| draining())
 }
 
 /// Adds an admitted update and makes it durable, or leaves no trace of it.
 async fn admitted(
-    shared: &Arc<Shared>,
+    job: &Arc<Job>,
     body: Bytes,
-    received: RecordMeta,
+    received: &RecordMeta,
     round: u64,
-) -> Result<(Contribution, WorkerStatus), Rejection> {
-    let add = move |term: &Term<'_>, shared: &Shared| {
-        term.add_to(&shared.collector)?;
-        let accounted = account(term, &received);
-        Ok((accounted, RecordMeta { clip_bits: Some(term.clip.to_bits()), ..received }, term.meta.clone()))
+) -> Result<Added, Rejection> {
+    let (adding, bytes, wire_bytes) = (job.clone(), body.clone(), received.wire_bytes);
+    let add = move || {
+        let started = Instant::now();
+        let result = adding.core.add(&bytes, wire_bytes);
+        adding.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
+        result
     };
-    let (accounted, received, meta) = on_pool(shared, body.clone(), round, add).await?;
-    let record = Record { kind: RecordKind::Update, meta: received, body: body.clone() };
-    let durable = match &shared.durable {
-        Some(durable) => matches!(durable.journal.append(round, record).await, Ok(Ok(()))),
-        None => true,
-    };
-    if durable {
-        shared.lasts.keep(&meta, &body);
-        return Ok(accounted);
+    let added = job.pool.run(add).await.map_err(pool_rejection)??;
+    if append(job, round, &added, received, &body).await {
+        job.core.confirm(&added.meta, &body);
+        return Ok(added);
     }
-    let job_shared = shared.clone();
-    let removed = shared.pool.run_always(move || {
-        job_shared.intake().with_term(&body, round, |term| {
-            term.take_from(&job_shared.collector);
-            Ok(())
-        })
-    });
-    let _ = removed.await;
+    let removing = job.clone();
+    // The place is given back only after this: a round must not close with half an update in its sum.
+    let _ = job.pool.run_always(move || removing.core.remove(&body)).await;
     Err(storage_unavailable())
 }
 
-async fn on_pool<T: Send + 'static>(
-    shared: &Arc<Shared>,
-    body: Bytes,
-    round: u64,
-    f: impl FnOnce(&Term<'_>, &Shared) -> Result<T, Rejection> + Send + 'static,
-) -> Result<T, Rejection> {
-    let job_shared = shared.clone();
-    let job = move || {
-        let started = Instant::now();
-        let result = job_shared.intake().with_term(&body, round, |term| f(term, &job_shared));
-        job_shared.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
-        result
-    };
-    shared.pool.run(job).await.map_err(pool_rejection)?
+/// Whether the update is on disk.
+async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, body: &Bytes) -> bool {
+    let Some(durable) = &job.durable else { return true };
+    let meta = received.clone().with_clip(added.clip);
+    let record = Record::Update { meta, body: body.clone() };
+    matches!(durable.journal.append(round, record).await, Ok(Ok(())))
 }
 
 /// The container of a JSON update: from here on both formats take one path.
-async fn container(shared: &Arc<Shared>, json: Bytes) -> Result<Bytes, Rejection> {
-    let job_shared = shared.clone();
-    let job = move || -> Result<Bytes, Rejection> {
+async fn container(job: &Arc<Job>, json: Bytes) -> Result<Bytes, Rejection> {
+    let converting = job.clone();
+    let convert = move || -> Result<Bytes, Rejection> {
         let update: UpdateJson = serde_json::from_slice(&json).map_err(|error| {
             Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an update: {error}"))
         })?;
-        Ok(update::from_json(&update, &job_shared.layout)?.into())
+        Ok(update::from_json(&update, converting.core.layout())?.into())
     };
-    shared.pool.run(job).await.map_err(pool_rejection)?
+    job.pool.run(convert).await.map_err(pool_rejection)?
 }
 
-fn refuse(
-    shared: &Shared,
-    meta: &UpdateMeta,
-    refusal: Refusal,
-    global_round: u64,
-) -> Result<UpdateAck, Rejection> {
+fn refuse(job: &Job, meta: &UpdateMeta, refusal: Refusal, global_round: u64) -> Result<UpdateAck, Rejection> {
     let round = meta.round;
     match refusal {
         Refusal::Duplicate => {
-            shared.metrics.duplicates.inc();
+            job.metrics.duplicates.inc();
             Ok(UpdateAck {
                 status: "ok".to_owned(),
                 aggregated: round < global_round,
@@ -184,27 +160,17 @@ fn refuse(
     }
 }
 
-/// What an accepted update counts for, and what is shown of it.
-pub(crate) fn account(term: &Term<'_>, record: &RecordMeta) -> (Contribution, WorkerStatus) {
-    let meta = &term.meta;
-    let contribution = Contribution {
-        num_samples: meta.num_samples,
-        local_norm: term.local_norm,
-        base: meta.round,
-        loss: meta.loss,
-        bytes: record.wire_bytes,
-        reused_bytes: term.reused_bytes,
-    };
-    let status = WorkerStatus {
-        ip: record.ip.clone(),
+/// What is shown of a worker after an accepted update.
+pub(super) fn worker_status(meta: &UpdateMeta, received: &RecordMeta) -> WorkerStatus {
+    WorkerStatus {
+        ip: received.ip.clone(),
         round: meta.round,
         num_samples: meta.num_samples,
         loss: meta.loss,
         compute_factor: meta.compute_factor,
-        last_update_ts: record.received_ts,
-        bytes: record.wire_bytes,
-    };
-    (contribution, status)
+        last_update_ts: received.received_ts,
+        bytes: received.wire_bytes,
+    }
 }
 
 fn pool_rejection(error: PoolError) -> Rejection {
@@ -218,6 +184,10 @@ fn pool_rejection(error: PoolError) -> Rejection {
 
 fn storage_unavailable() -> Rejection {
     Rejection::new(ErrorCode::StorageUnavailable, "the update cannot be made durable now: try again later")
+}
+
+fn undecided() -> Rejection {
+    Rejection::new(ErrorCode::Overloaded, "the round is still being closed: try again later")
 }
 
 fn draining() -> Rejection {

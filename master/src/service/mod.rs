@@ -5,11 +5,17 @@ mod clock;
 pub(crate) mod closing;
 mod evaluate;
 pub(crate) mod events;
+pub(crate) mod handle;
+pub(crate) mod host;
 pub(crate) mod ingest;
-mod master;
+pub(crate) mod job;
 pub(crate) mod pool;
-mod recover;
-pub(crate) mod state;
+pub(crate) mod recover;
+mod view;
+
+/// Names that handlers use.
+pub(crate) mod state {
+    pub(crate) use super::{host::Peer, job::Job as Shared};
+}
 
 pub use events::MasterEvent;
-pub use master::{Master, check};

@@ -3,48 +3,85 @@
 //! A checkpoint may lag behind: the model of a round is a function of the one before and of its
 //! journal, so the rounds since are made again from their journals, to the bit.
 
+use super::{ingest::worker_status, view::StatusView};
 use crate::{
-    config::Config, federation::aggregate::Collector, federation::intake::Intake,
-    federation::intake::lazy::LastUpdates, federation::model, federation::model::Blueprint,
-    federation::model::Global, federation::round::Contribution, federation::round::Event,
-    federation::round::RoundState, federation::step::ServerState, service::closing, service::closing::Batch,
-    service::events::Board, service::ingest::account, store::Checkpoint, store::Found, store::Record,
-    store::RecordKind, store::Store, store::StoreError, store::journal::Replayed,
+    config::Config,
+    federation::{
+        Added, AggregationSettings, Core, Snapshot,
+        round::{ClosedRound, Event, RoundState},
+    },
+    setup,
+    source::ModelSource,
+    store::{Closed, Found, Record, Replayed, Store, StoreError},
 };
-use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
-use std::collections::BTreeMap;
+use anyhow::Context;
+use fl_model::ModelError;
+use fl_protocol::{HistoryRecord, WorkerStatus};
 use tracing::info;
 
 /// Everything that a master goes on with.
 pub(crate) struct Recovered {
-    pub(crate) global: Global,
-    pub(crate) server: ServerState,
-    pub(crate) collector: Collector,
-    pub(crate) lasts: LastUpdates,
+    pub(crate) core: Core,
     pub(crate) state: RoundState,
-    pub(crate) board: Board,
-    /// The open round's journal and its valid length.
-    pub(crate) resume: Option<(u64, u64)>,
+    pub(crate) view: StatusView,
     /// Rounds that were made again from their journals, to be written.
-    pub(crate) remade: Vec<(Checkpoint, HistoryRecord)>,
+    pub(crate) remade: Vec<(Snapshot, HistoryRecord)>,
 }
 
 /// One accepted update as the journal has it.
-type Accepted = (WorkerId, Contribution, WorkerStatus);
+type Accepted = (Added, WorkerStatus);
 
 /// Starts without a state on disk.
-pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow::Result<Recovered> {
-    let (aggregation, server) = (&config.aggregation, ServerState::default());
+pub(crate) fn fresh(config: &Config, source: &ModelSource, now: f64) -> anyhow::Result<Recovered> {
     Ok(Recovered {
-        global: blueprint.initial(config.seed)?.completed(aggregation, &server)?,
-        server,
-        collector: Collector::new(aggregation.strategy, blueprint.layout.parameters()),
-        lasts: aggregation.last_updates(BTreeMap::new()),
-        state: RoundState::new(closing::rules(config), 0, Vec::new(), now),
-        board: Board::new(Vec::new()),
-        resume: None,
+        core: core(source, config.aggregation.clone(), Snapshot::initial(source.initial(config.seed)?))?,
+        state: RoundState::new(setup::rules(config), 0, Vec::new(), now),
+        view: StatusView::new(Vec::new(), now),
         remade: Vec::new(),
     })
+}
+
+/// A federation that goes on from `snapshot`.
+fn core(source: &ModelSource, settings: AggregationSettings, snapshot: Snapshot) -> Result<Core, ModelError> {
+    Core::new(source.layout.clone(), settings, snapshot)
+}
+
+/// The aggregation settings that a round was begun with; those of today if it has no updates yet, or if its
+/// journal is of a version that did not keep them.
+fn settings_of(store: &mut Store, round: u64, config: &Config) -> anyhow::Result<AggregationSettings> {
+    let replayed = store.replay(round, &mut |_| Ok(()))?;
+    let Some(settings) = replayed.and_then(|replayed| replayed.settings) else {
+        return Ok(config.aggregation.clone());
+    };
+    serde_json::from_slice(&settings)
+        .with_context(|| format!("the settings that round {round} was begun with cannot be read"))
+}
+
+/// Tells if the open round is finished under other settings than today's. It must be possible to finish it.
+fn say_what_changes(core: &Core, config: &Config, open: &[Accepted]) -> Result<(), StoreError> {
+    let settings = core.settings();
+    if settings == config.aggregation {
+        return Ok(());
+    }
+    let (round, begun_with) = (core.global().round, settings.strategy);
+    let fewest = match config.round.deadline_s {
+        Some(_) => config.round.min_at_deadline,
+        None => config.round.min_clients,
+    };
+    if fewest < begun_with.least_updates() {
+        let reason = format!(
+            "{begun_with} needs {} updates, AGG_MIN_CLIENTS promises {fewest}",
+            begun_with.least_updates()
+        );
+        return Err(StoreError::OtherStrategy { round, reason });
+    }
+    info!(
+        round,
+        pending_updates = open.len(),
+        "STRATEGY={begun_with} and what belongs to it stay as this round was begun; today's settings hold from the \
+         next round on"
+    );
+    Ok(())
 }
 
 /// Goes on with what `store` holds; an empty folder gets the first checkpoint.
@@ -53,128 +90,93 @@ pub(crate) fn fresh(config: &Config, blueprint: &Blueprint, now: f64) -> anyhow:
 /// If the state is damaged or belongs to another model.
 pub(crate) fn recover(
     config: &Config,
-    blueprint: &Blueprint,
-    store: &Store,
+    source: &ModelSource,
+    store: &mut Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
-    let Found { checkpoint, mut participants, history } = store.load()?;
+    let Found { checkpoint, mut participants, history, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
-        let recovered = fresh(config, blueprint, now)?;
-        store.write_checkpoint(&Checkpoint {
-            round: 0,
-            participants: Vec::new(),
-            newest: BTreeMap::new(),
-            model: recovered.global.bytes.clone(),
-            server: ServerState::default(),
-            last_updates: BTreeMap::new(),
-        })?;
+        let recovered = fresh(config, source, now)?;
+        let model = recovered.core.global().bytes.clone();
+        store.write_checkpoint(&Snapshot::initial(model))?;
         return Ok(recovered);
     };
-    let mut global = blueprint.check(checkpoint.round, checkpoint.model)?;
-    let (mut server, mut newest) = (checkpoint.server, checkpoint.newest);
-    let strategy = config.aggregation.strategy;
-    let collector = Collector::new(strategy, blueprint.layout.parameters());
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
-    store.rewrite_history(&history)?;
-    let mut board = Board::new(history);
+    source.check(&checkpoint.model)?;
+    let mut newest = checkpoint.newest.clone();
+    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
+    store.tidy(&history);
+    let mut view = StatusView::new(history, now);
     let mut remade = Vec::new();
-    let (resume, open) = loop {
-        let round = global.round;
-        let Some((replayed, updates)) = replay(config, blueprint, store, round, &lasts, Some(&collector))?
-        else {
-            break (None, Vec::new());
-        };
-        for (worker, _, status) in &updates {
-            board.saw(worker.clone(), status.clone());
+    let open = loop {
+        let round = core.global().round;
+        let Some((replayed, updates)) = replay(&core, store, round)? else { break Vec::new() };
+        for (added, status) in &updates {
+            view.accepted(added.meta.worker_id.clone(), status.clone());
         }
-        let full = updates.len() >= config.round.min_clients;
-        if !(replayed.closed || full || store.has_journal(round + 1)) {
-            break (Some((round, replayed.valid_len)), updates);
+        let Some(closed) = replayed.closed else { break updates };
+        if core.settings().strategy.is_asynchronous() {
+            let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
+            newest.extend(bases);
         }
-        if strategy.is_asynchronous() {
-            newest.extend(updates.iter().map(|(worker, c, _)| (worker.clone(), c.base)));
-        }
-        let (mut checkpoint, record, next) =
-            remake(config, blueprint, &global, &mut server, &collector, &lasts, &updates)?;
-        checkpoint.newest = newest.clone();
-        participants.push((round, checkpoint.participants.clone()));
-        board.record(record.clone());
-        remade.push((checkpoint, record));
-        global = next;
+        // The round after it goes on with the settings that it was begun with.
+        core.configure(settings_of(store, round + 1, config)?);
+        let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
+        participants.push((round, outcome.snapshot.participants.clone()));
+        view.round_closed(now);
+        view.record(outcome.record.clone());
+        remade.push((outcome.snapshot, outcome.record));
     };
-    info!(round = global.round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
-    board.pending_updates = open.len() as u64;
-    let lasts = config.aggregation.last_updates(lasts.snapshot());
-    let global = global.completed(&config.aggregation, &server)?;
-    let state = RoundState::new(closing::rules(config), global.round, participants, now);
+    core.configure(config.aggregation.clone());
+    let round = core.global().round;
+    say_what_changes(&core, config, &open)?;
+    info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
+    let state = RoundState::new(setup::rules(config), round, participants, now);
     let mut state = state.with_newest(newest);
-    for (worker, contribution, _) in open {
+    for (Added { meta, contribution, .. }, _) in open {
+        let worker = meta.worker_id;
         state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
         state.step(Event::Commit { worker, contribution }, now);
     }
-    Ok(Recovered { global, server, collector, lasts, state, board, resume, remade })
+    Ok(Recovered { core, state, view, remade })
 }
 
 /// Reads every file of the state without changing anything.
 ///
 /// # Errors
 /// As [`recover`].
-pub(crate) fn verify(config: &Config, blueprint: &Blueprint, store: &Store) -> anyhow::Result<u64> {
+pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -> anyhow::Result<u64> {
     let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
-    let mut round = blueprint.check(checkpoint.round, checkpoint.model)?.round;
-    let lasts = config.aggregation.replayed_updates(checkpoint.last_updates);
-    while replay(config, blueprint, store, round, &lasts, None)?.is_some() {
+    source.check(&checkpoint.model)?;
+    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
+    let mut round = core.global().round;
+    while let Some((Replayed { closed: Some(closed), .. }, updates)) = replay(&core, store, round)? {
+        core.configure(settings_of(store, round + 1, config)?);
+        core.close(&closed_round(round, &closed, &updates))?;
         round += 1;
     }
-    Ok(checkpoint.round)
+    core.configure(config.aggregation.clone());
+    say_what_changes(&core, config, &[])?;
+    Ok(round)
 }
 
-/// A round's journal: its updates, added to `collector` if there is one.
-fn replay(
-    config: &Config,
-    blueprint: &Blueprint,
-    store: &Store,
-    round: u64,
-    lasts: &LastUpdates,
-    collector: Option<&Collector>,
-) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
+/// A round's journal: its updates, added to the sum of the open round.
+fn replay(core: &Core, store: &mut Store, round: u64) -> anyhow::Result<Option<(Replayed, Vec<Accepted>)>> {
     let mut updates = Vec::new();
     let mut visit = |record: Record| -> Result<(), StoreError> {
-        if record.kind == RecordKind::Closed {
-            return Ok(());
-        }
-        // It was checked before it was written, its checksum holds, and limits are not looked at again: only
-        // another strategy has no use for it.
-        let refused = |reason: String| StoreError::OtherStrategy { round, reason };
-        let (layout, terms) = (&blueprint.layout, config.round.min_clients);
-        let accepted = record.meta.clip_bits.map(f64::from_bits);
-        let intake = Intake { layout, config: &config.aggregation, terms, lasts, accepted };
-        let accepted = intake.with_term(&record.body, round, |term| {
-            collector.map_or(Ok(()), |collector| term.add_to(collector))?;
-            lasts.keep(&term.meta, &record.body);
-            let (contribution, status) = account(term, &record.meta);
-            Ok((term.meta.worker_id.clone(), contribution, status))
-        });
-        updates.push(accepted.map_err(|rejection| refused(rejection.msg))?);
+        let Record::Update { meta, body } = record else { return Ok(()) };
+        // It was checked before it was written and its checksum holds: only another strategy has no use for it.
+        let added = core
+            .add_again(&body, meta.wire_bytes, meta.clip())
+            .map_err(|rejection| StoreError::OtherStrategy { round, reason: rejection.msg })?;
+        let status = worker_status(&added.meta, &meta);
+        updates.push((added, status));
         Ok(())
     };
     Ok(store.replay(round, &mut visit)?.map(|replayed| (replayed, updates)))
 }
 
-fn remake(
-    config: &Config,
-    blueprint: &Blueprint,
-    global: &Global,
-    server: &mut ServerState,
-    collector: &Collector,
-    lasts: &LastUpdates,
-    updates: &[Accepted],
-) -> anyhow::Result<(Checkpoint, HistoryRecord, Global)> {
-    let received = updates.iter().map(|(_, _, status)| status.last_update_ts);
-    let span = (received.clone().fold(f64::INFINITY, f64::min), received.fold(0.0, f64::max));
-    let contributions = updates.iter().map(|(worker, c, _)| (worker.clone(), c.clone())).collect();
-    let batch = Batch::new(global.round, contributions, span, false);
-    let next = model::next(global, &config.aggregation, server, collector, &batch.totals)?;
-    collector.reset();
-    Ok((batch.checkpoint(&next, server, lasts), batch.record(blueprint.layout.parameters(), 0), next))
+fn closed_round(round: u64, closed: &Closed, updates: &[Accepted]) -> ClosedRound {
+    let contributions =
+        updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.contribution.clone())).collect();
+    ClosedRound::new(round, contributions, (closed.opened_ts, closed.closed_ts), closed.bytes_down)
 }

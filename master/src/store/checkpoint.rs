@@ -1,4 +1,4 @@
-//! One finished round on disk.
+//! The bytes of a checkpoint: a finished round, from which the next one goes on.
 //!
 //! ```text
 //! magic      8   "FLCKPT" 1 10
@@ -11,15 +11,15 @@
 //! digest    32   SHA-256 of everything before it
 //! ```
 
-use super::{StoreError, files};
-use crate::{federation::intake::lazy::LastUpdate, federation::step::ServerState};
+use super::StoreError;
+pub use crate::federation::Snapshot as Checkpoint;
+use crate::federation::{intake::lazy::CachedUpdate, step::ServerState};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    fs,
     io::{self, Write},
     path::Path,
 };
@@ -28,23 +28,6 @@ const MAGIC: &[u8; 8] = b"FLCKPT\x01\n";
 const PREFIX: usize = 8 + 4 + 8;
 const DIGEST: usize = 32;
 
-/// What a checkpoint holds.
-#[derive(Debug, Clone)]
-pub struct Checkpoint {
-    /// Round of the model: finished aggregations so far.
-    pub round: u64,
-    /// Who took part in the round that made this model, sorted.
-    pub participants: Vec<WorkerId>,
-    /// Asynchronous operation: the model that each worker's newest update was trained from.
-    pub newest: BTreeMap<WorkerId, u64>,
-    /// The model as a safetensors file.
-    pub model: Bytes,
-    /// What the strategy carries on.
-    pub server: ServerState,
-    /// Lazy upload: the workers' last updates.
-    pub last_updates: BTreeMap<WorkerId, LastUpdate>,
-}
-
 #[derive(Serialize, Deserialize)]
 struct Header {
     round: u64,
@@ -52,10 +35,11 @@ struct Header {
     participants: Vec<WorkerId>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     newest: BTreeMap<WorkerId, u64>,
-    /// Lengths of the strategy's vectors.
+    /// Names and lengths of the strategy's vectors. Older versions wrote lengths only, as `vectors`.
+    #[serde(default)]
+    server: Vec<(String, usize)>,
+    #[serde(default, skip_serializing)]
     vectors: Vec<usize>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    steps: Vec<f32>,
     /// Worker, round and length of the last updates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     last_updates: Vec<(WorkerId, u64, usize)>,
@@ -63,18 +47,19 @@ struct Header {
 }
 
 impl Checkpoint {
-    /// Writes it to `path`, durably and all at once.
+    /// Writes its bytes.
     ///
     /// # Errors
-    /// If the system refuses.
-    pub fn write(&self, path: &Path, fingerprint: &[u8; 32]) -> Result<(), StoreError> {
+    /// If `out` fails.
+    pub fn encode(&self, fingerprint: &[u8; 32], out: &mut dyn Write) -> io::Result<()> {
+        let vectors = self.server.to_vectors();
         let header = Header {
             round: self.round,
             fingerprint: hex(fingerprint),
             participants: self.participants.clone(),
             newest: self.newest.clone(),
-            vectors: self.server.vectors.iter().map(Vec::len).collect(),
-            steps: self.server.steps.clone(),
+            server: vectors.iter().map(|(name, vector)| ((*name).to_owned(), vector.len())).collect(),
+            vectors: Vec::new(),
             last_updates: self
                 .last_updates
                 .iter()
@@ -82,34 +67,37 @@ impl Checkpoint {
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        files::replace(path, |file| {
-            let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
-            let mut out = Hashing { inner: file, hash: Sha256::new() };
-            out.write_all(MAGIC)?;
-            out.write_all(&(header.len() as u32).to_le_bytes())?;
-            out.write_all(&(self.model.len() as u64).to_le_bytes())?;
-            out.write_all(&header)?;
-            out.write_all(&self.model)?;
-            for vector in &self.server.vectors {
-                for chunk in vector.chunks(4096) {
-                    let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-                    out.write_all(&bytes)?;
-                }
+        let header = serde_json::to_vec(&header).map_err(io::Error::other)?;
+        let mut out = Hashing { inner: out, hash: Sha256::new() };
+        out.write_all(MAGIC)?;
+        out.write_all(&(header.len() as u32).to_le_bytes())?;
+        out.write_all(&(self.model.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        out.write_all(&self.model)?;
+        for (_, vector) in &vectors {
+            for chunk in vector.chunks(4096) {
+                let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+                out.write_all(&bytes)?;
             }
-            for last in self.last_updates.values() {
-                out.write_all(&last.body)?;
-            }
-            let Hashing { inner, hash } = out;
-            inner.write_all(&hash.finalize())
-        })
+        }
+        for last in self.last_updates.values() {
+            out.write_all(&last.body)?;
+        }
+        let Hashing { inner, hash } = out;
+        inner.write_all(&hash.finalize())
     }
 
-    /// Reads and verifies the checkpoint at `path`. Without `content` only the header is kept.
+    /// Verifies and reads the bytes of the checkpoint that is called `path`. Without `content` only the header
+    /// is kept.
     ///
     /// # Errors
     /// If it is damaged or belongs to another model.
-    pub fn read(path: &Path, fingerprint: &[u8; 32], content: bool) -> Result<Self, StoreError> {
-        let file = Bytes::from(fs::read(path).map_err(StoreError::io("read", path))?);
+    pub fn decode(
+        path: &Path,
+        file: &Bytes,
+        fingerprint: &[u8; 32],
+        content: bool,
+    ) -> Result<Self, StoreError> {
         let damaged = |reason: &str| StoreError::damaged(path, reason);
         if file.len() < PREFIX + DIGEST || !file.starts_with(MAGIC) {
             return Err(damaged("it is cut short, or no checkpoint"));
@@ -135,14 +123,22 @@ impl Checkpoint {
             participants: header.participants,
             newest: header.newest,
             model: Bytes::new(),
-            server: ServerState { steps: header.steps, ..ServerState::default() },
+            server: ServerState::default(),
             last_updates: BTreeMap::new(),
         };
         if content {
             checkpoint.model = file.slice(PREFIX + header_len..model_end);
-            let (vectors, rest) = read_vectors(&hashed[model_end..], &header.vectors)
-                .ok_or_else(|| damaged("its vectors do not fit"))?;
-            checkpoint.server.vectors = vectors;
+            let names_fit = || damaged("its vectors do not fit");
+            let (_, rest) =
+                read_vectors(&hashed[model_end..], header.vectors.iter().copied()).ok_or_else(names_fit)?;
+            if !header.vectors.is_empty() {
+                tracing::warn!(path = %path.display(), "a checkpoint of an older version: the strategy's state begins anew");
+            }
+            let lengths = header.server.iter().map(|(_, len)| *len);
+            let (vectors, rest) = read_vectors(rest, lengths).ok_or_else(names_fit)?;
+            let names = header.server.into_iter().map(|(name, _)| name);
+            checkpoint.server =
+                ServerState::from_vectors(names.zip(vectors)).map_err(|error| damaged(&error.to_string()))?;
             checkpoint.last_updates = read_updates(rest, header.last_updates)
                 .ok_or_else(|| damaged("its workers' last updates do not fit"))?;
         }
@@ -151,8 +147,8 @@ impl Checkpoint {
 }
 
 /// The vectors, and what comes after them.
-fn read_vectors<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Option<(Vec<Vec<f32>>, &'a [u8])> {
-    let mut vectors = Vec::with_capacity(lengths.len());
+fn read_vectors(mut bytes: &[u8], lengths: impl Iterator<Item = usize>) -> Option<(Vec<Vec<f32>>, &[u8])> {
+    let mut vectors = Vec::new();
     for len in lengths {
         let (vector, rest) = bytes.split_at_checked(len.checked_mul(4)?)?;
         let (values, _) = vector.as_chunks::<4>();
@@ -165,11 +161,11 @@ fn read_vectors<'a>(mut bytes: &'a [u8], lengths: &[usize]) -> Option<(Vec<Vec<f
 fn read_updates(
     mut bytes: &[u8],
     list: Vec<(WorkerId, u64, usize)>,
-) -> Option<BTreeMap<WorkerId, LastUpdate>> {
+) -> Option<BTreeMap<WorkerId, CachedUpdate>> {
     let mut updates = BTreeMap::new();
     for (worker, round, len) in list {
         let (body, rest) = bytes.split_at_checked(len)?;
-        updates.insert(worker, LastUpdate { round, body: Bytes::copy_from_slice(body) });
+        updates.insert(worker, CachedUpdate { round, body: Bytes::copy_from_slice(body) });
         bytes = rest;
     }
     bytes.is_empty().then_some(updates)
@@ -207,6 +203,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::federation::step::{OptimizerState, optimizer::AdaptiveRule};
 
     fn sample() -> Checkpoint {
         Checkpoint {
@@ -215,55 +212,54 @@ mod tests {
             newest: BTreeMap::from([("a".parse().unwrap(), 9)]),
             model: Bytes::from_static(b"a model"),
             server: ServerState {
-                vectors: vec![vec![1.0, 2.0], vec![], vec![3.0; 5000]],
-                steps: vec![0.1, 1e-7],
+                optimizer: OptimizerState::Adaptive {
+                    rule: AdaptiveRule::Adam,
+                    first_moment: vec![1.0, 2.0],
+                    second_moment: vec![3.0; 5000],
+                },
+                squared_steps: vec![0.1, 1e-7],
             },
             last_updates: BTreeMap::from([
-                ("a".parse().unwrap(), LastUpdate { round: 11, body: Bytes::from_static(b"an update") }),
-                ("b".parse().unwrap(), LastUpdate { round: 4, body: Bytes::from_static(b"another") }),
+                ("a".parse().unwrap(), CachedUpdate { round: 11, body: Bytes::from_static(b"an update") }),
+                ("b".parse().unwrap(), CachedUpdate { round: 4, body: Bytes::from_static(b"another") }),
             ]),
         }
     }
 
+    fn encoded(checkpoint: &Checkpoint) -> Bytes {
+        let mut bytes = Vec::new();
+        checkpoint.encode(&[7; 32], &mut bytes).unwrap();
+        bytes.into()
+    }
+
+    fn decoded(bytes: &Bytes, content: bool) -> Result<Checkpoint, StoreError> {
+        Checkpoint::decode("c.fl".as_ref(), bytes, &[7; 32], content)
+    }
+
     #[test]
     fn reads_back_what_was_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        sample().write(&path, &[7; 32]).unwrap();
-        let read = Checkpoint::read(&path, &[7; 32], true).unwrap();
+        let bytes = encoded(&sample());
+        let read = decoded(&bytes, true).unwrap();
         assert_eq!((read.round, &read.model[..], &read.server), (12, &b"a model"[..], &sample().server));
         assert_eq!((read.participants, read.newest), (sample().participants, sample().newest));
         assert_eq!(read.last_updates, sample().last_updates);
-        assert!(Checkpoint::read(&path, &[7; 32], false).unwrap().model.is_empty());
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
+        assert!(decoded(&bytes, false).unwrap().model.is_empty());
     }
 
     #[test]
     fn another_models_checkpoint_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        sample().write(&path, &[7; 32]).unwrap();
-        assert!(matches!(Checkpoint::read(&path, &[8; 32], true), Err(StoreError::OtherModel(_))));
+        let result = Checkpoint::decode("c.fl".as_ref(), &encoded(&sample()), &[8; 32], true);
+        assert!(matches!(result, Err(StoreError::OtherModel(_))));
     }
 
     #[test]
     fn any_flipped_bit_and_any_truncation_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("c.fl");
-        let checkpoint = Checkpoint { server: ServerState::default(), ..sample() };
-        checkpoint.write(&path, &[7; 32]).unwrap();
-        let good = fs::read(&path).unwrap();
+        let good = encoded(&Checkpoint { server: ServerState::default(), ..sample() });
         for i in 0..good.len() {
-            let mut bad = good.clone();
+            let mut bad = good.to_vec();
             bad[i] ^= 1 << (i % 8);
-            fs::write(&path, &bad).unwrap();
-            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "flip in byte {i}");
-            fs::write(&path, &good[..i]).unwrap();
-            assert!(Checkpoint::read(&path, &[7; 32], true).is_err(), "cut at byte {i}");
+            assert!(decoded(&bad.into(), true).is_err(), "flip in byte {i}");
+            assert!(decoded(&good.slice(..i), true).is_err(), "cut at byte {i}");
         }
     }
 }

@@ -1,19 +1,18 @@
 //! The thread that writes checkpoints and history, so that no round waits for the disk.
 
-use super::{Checkpoint, StoreError, files, history};
+use super::{Checkpoint, Journal, Snapshots, StoreError, write};
 use fl_protocol::HistoryRecord;
 use std::{
     io,
-    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 use tokio::sync::mpsc;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// Between two tries to write a checkpoint while the disk is full.
 const RETRY: Duration = Duration::from_secs(1);
@@ -28,29 +27,46 @@ enum Command {
 pub struct StoreWriter {
     /// `None` once it is stopped.
     commands: Mutex<Option<mpsc::Sender<Command>>>,
-    failing: Arc<AtomicBool>,
+    state: Arc<State>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What the thread and its owner tell each other.
+#[derive(Debug, Default)]
+struct State {
+    failing: AtomicBool,
+    stopping: Mutex<bool>,
+    stop: Condvar,
+}
+
 impl StoreWriter {
-    pub(super) fn start(dir: PathBuf, fingerprint: [u8; 32], keep_rounds: usize) -> io::Result<Self> {
+    /// Starts the thread, which begins with the rounds in `remade`.
+    pub(super) fn start(
+        snapshots: Arc<dyn Snapshots>,
+        fingerprint: [u8; 32],
+        keep_rounds: usize,
+        journal: Journal,
+        remade: Vec<(Checkpoint, HistoryRecord)>,
+    ) -> io::Result<Self> {
         // One checkpoint is being written, one waits: a disk slower than the rounds slows them down.
         let (sender, receiver) = mpsc::channel(1);
-        let failing = Arc::new(AtomicBool::new(false));
-        let worker = Worker { dir, fingerprint, keep_rounds, failing: failing.clone() };
-        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(receiver))?;
-        Ok(Self { commands: Mutex::new(Some(sender)), failing, thread: Mutex::new(Some(thread)) })
+        let state = Arc::new(State::default());
+        let worker =
+            Worker { snapshots, fingerprint, keep_rounds, journal, state: state.clone(), behind: false };
+        let thread =
+            thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(remade, receiver))?;
+        Ok(Self { commands: Mutex::new(Some(sender)), state, thread: Mutex::new(Some(thread)) })
     }
 
     /// Whether the last write failed. New updates are refused then: they could not be finished.
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Acquire)
+        self.state.failing.load(Ordering::Acquire)
     }
 
     /// Queues a finished round; waits while the disk is behind by two.
     pub async fn checkpoint(&self, checkpoint: Checkpoint, record: HistoryRecord) {
         if let Some(sender) = self.sender() {
-            // The thread ends only after the sender is gone.
+            // Fails only after a stop.
             let _ = sender.send(Command::Checkpoint(checkpoint, record)).await;
         }
     }
@@ -66,68 +82,95 @@ impl StoreWriter {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until everything queued is on disk. Blocks: call it off the async threads.
+    /// Waits until everything queued is on disk. What cannot be written now is left out: its round is in the
+    /// log. Blocks: call it off the async threads.
     pub fn stop(&self) {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner).take();
+        *self.state.stopping.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.state.stop.notify_all();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();
         }
     }
 }
 
+impl State {
+    /// Waits a while before the next try; false once that is not to come.
+    fn wait(&self) -> bool {
+        let stopping = self.stopping.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.stop.wait_timeout_while(stopping, RETRY, |stopping| !*stopping);
+        !*waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
 struct Worker {
-    dir: PathBuf,
+    snapshots: Arc<dyn Snapshots>,
     fingerprint: [u8; 32],
     keep_rounds: usize,
-    failing: Arc<AtomicBool>,
+    journal: Journal,
+    state: Arc<State>,
+    /// Whether a checkpoint was given up.
+    behind: bool,
 }
 
 impl Worker {
-    fn run(self, mut commands: mpsc::Receiver<Command>) {
+    fn run(mut self, remade: Vec<(Checkpoint, HistoryRecord)>, mut commands: mpsc::Receiver<Command>) {
+        for (checkpoint, record) in remade {
+            self.checkpoint(&checkpoint, &record);
+        }
         while let Some(command) = commands.blocking_recv() {
-            let record = match command {
-                Command::Checkpoint(checkpoint, record) => {
-                    self.persist(&checkpoint, &commands);
-                    record
-                }
-                Command::Evaluated(record) => record,
-            };
-            if let Err(error) = history::append(&self.dir, &record) {
-                error!("{error}");
+            match command {
+                Command::Checkpoint(checkpoint, record) => self.checkpoint(&checkpoint, &record),
+                Command::Evaluated(record) => self.record(&record),
             }
         }
     }
 
-    /// Tries until it works, or until a shutdown: the journal still holds the round then.
-    fn persist(&self, checkpoint: &Checkpoint, commands: &mpsc::Receiver<Command>) {
-        let path = files::path(&self.dir, "checkpoint", checkpoint.round);
-        while let Err(error) = checkpoint.write(&path, &self.fingerprint) {
-            if !self.failing.swap(true, Ordering::AcqRel) {
-                error!("{error}; updates are refused until it works again");
-            }
-            if commands.is_closed() || commands.sender_strong_count() == 0 {
-                return;
-            }
-            thread::sleep(RETRY);
+    fn checkpoint(&mut self, checkpoint: &Checkpoint, record: &HistoryRecord) {
+        // Without the one before, the journals in between would be removed and this one alone be left.
+        self.behind = self.behind || !self.persist(checkpoint);
+        if !self.behind {
+            self.record(record);
         }
-        if self.failing.swap(false, Ordering::AcqRel) {
-            info!(path = %path.display(), "the state can be written again");
-        }
-        if let Err(error) = self.prune(checkpoint.round) {
+    }
+
+    fn record(&self, record: &HistoryRecord) {
+        if let Err(error) = self.snapshots.append_history(record) {
             error!("{error}");
         }
     }
 
-    /// Removes what no start needs. The newest but one checkpoint and its journal stay, so that a
-    /// damaged newest one loses nothing.
+    /// Tries until it works, or until a stop.
+    fn persist(&self, checkpoint: &Checkpoint) -> bool {
+        while let Err(error) = write(&*self.snapshots, &self.fingerprint, checkpoint) {
+            if !self.state.failing.swap(true, Ordering::AcqRel) {
+                error!("{error}; updates are refused until it works again");
+            }
+            if !self.state.wait() {
+                warn!(
+                    round = checkpoint.round,
+                    "stopped without this checkpoint: its round is in the journal"
+                );
+                return false;
+            }
+        }
+        if self.state.failing.swap(false, Ordering::AcqRel) {
+            info!(round = checkpoint.round, "checkpoints can be written again");
+        }
+        if let Err(error) = self.prune(checkpoint.round) {
+            warn!("{error}");
+        }
+        true
+    }
+
+    /// Removes what no start needs. The newest but one checkpoint and its journal stay, so that a damaged newest
+    /// one loses nothing.
     fn prune(&self, newest: u64) -> Result<(), StoreError> {
         let keep_from = (newest + 1).saturating_sub(self.keep_rounds.max(2) as u64);
-        for round in files::list(&self.dir, "checkpoint")?.into_iter().filter(|r| *r < keep_from) {
-            files::remove(&files::path(&self.dir, "checkpoint", round));
+        for round in self.snapshots.rounds()?.into_iter().filter(|round| *round < keep_from) {
+            self.snapshots.remove(round)?;
         }
-        for round in files::list(&self.dir, "journal")?.into_iter().filter(|r| r + 1 < newest) {
-            files::remove(&files::path(&self.dir, "journal", round));
-        }
+        self.journal.remove_before(newest.saturating_sub(1));
         Ok(())
     }
 }

@@ -1,22 +1,22 @@
-//! What predicts an index: its neighbours in the row, and the column's recent past.
+//! The context that predicts an index: its neighbours in the row, and the column's running mean.
 //!
 //! A row of a weight's delta belongs to one output, a column to one input. Inputs differ by orders of
-//! magnitude in how much they move their weights, and do so in every row: the running mean of the
-//! column says how large the next index may be. Within a row, neighbours share their sign, above all
-//! those that are one image row apart, which is what the grid's stride is for.
+//! magnitude in how much their weights change, in every row alike: the running mean of the column
+//! predicts the magnitude of the next index. Within a row, neighbours tend to share their sign, above all
+//! those one image row apart, at the layout's stride.
 //!
-//! The contexts of four rows are computed at once, in vectors of eight 16-bit numbers.
+//! The contexts of four rows are computed together, in vectors of eight 16-bit numbers.
 
 use bytemuck::cast;
 use wide::{i8x16, i16x8, u8x16};
 
-/// Rows side by side.
+/// Rows coded in parallel.
 pub const LANES: usize = 4;
 
-/// Magnitudes count up to this.
+/// Contexts see magnitudes up to this.
 const CLAMP: i32 = 40;
 
-/// Contexts without the trellis; with it there are twice as many.
+/// Number of contexts; under the trellis each quantizer has as many.
 pub const CONTEXTS: usize = COLUMN_CLASSES * NEAR_CLASSES * SIGN_CLASSES;
 
 const COLUMN_CLASSES: usize = COLUMN_STEPS.len() + 1;
@@ -30,24 +30,24 @@ const NEAR_STEPS: [i16; 11] = [1, 6, 10, 15, 22, 32, 46, 66, 100, 160, 280];
 /// Where a higher class of the predicted sign's strength begins.
 const SIGN_STEPS: [i16; 5] = [1, 4, 8, 14, 26];
 
-/// Clamps an index to what contexts are made of.
+/// Clamps an index to the range that contexts see.
 #[inline(always)]
 pub fn clamp(index: i32) -> i16 {
     index.clamp(-CLAMP, CLAMP) as i16
 }
 
-/// The same for indices in 16 bits.
+/// [`clamp`] for a vector.
 #[inline(always)]
-pub fn clamped(indices: i16x8) -> i16x8 {
+pub fn clamp_all(indices: i16x8) -> i16x8 {
     indices.max(i16x8::splat(-CLAMP as i16)).min(i16x8::splat(CLAMP as i16))
 }
 
-/// A clamped index of each row: four magnitudes, then the four numbers themselves.
+/// One clamped index of each row: four magnitudes (lower half), then the four signed numbers.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Indices(i16x8);
+pub struct LaneIndices(i16x8);
 
-impl Indices {
-    /// From clamped indices in the upper half; what the lower half holds does not matter.
+impl LaneIndices {
+    /// From clamped indices in the upper half; the lower half is ignored.
     #[inline(always)]
     pub fn new(clamped: i16x8) -> Self {
         let [_, magnitudes]: [u64; 2] = cast(clamped.abs());
@@ -56,48 +56,48 @@ impl Indices {
     }
 }
 
-/// The same in four bytes, for those that are far back.
+/// [`LaneIndices`] in four bytes, for the ring of past columns.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Packed([u8; LANES]);
+pub struct PackedIndices([u8; LANES]);
 
-impl Packed {
-    /// Packs them; magnitudes up to 40 fit a byte.
+impl PackedIndices {
+    /// Packs; clamped indices fit a byte.
     #[inline(always)]
-    pub fn new(indices: Indices) -> Self {
+    pub fn new(indices: LaneIndices) -> Self {
         let [_, indices]: [u64; 2] = cast(indices.0);
         let bytes = i8x16::from_i16x16_saturate(cast([indices, 0, 0, 0]));
         let [first, ..]: [u32; 4] = cast(bytes);
         Self(first.to_le_bytes())
     }
 
-    /// Unpacks them.
+    /// Unpacks.
     #[inline(always)]
-    pub fn unpack(self) -> Indices {
+    pub fn unpack(self) -> LaneIndices {
         let bytes: u8x16 = cast([0, u32::from_le_bytes(self.0), 0, 0]);
-        Indices::new((i16x8::from_u8x16_low(bytes) << 8) >> 8)
+        LaneIndices::new((i16x8::from_u8x16_low(bytes) << 8) >> 8)
     }
 }
 
-/// The neighbours of one element of each row.
+/// The coded neighbours of one element of each row.
 #[derive(Debug, Clone, Copy)]
 pub struct Neighbours {
-    /// The index before.
-    pub left: Indices,
-    /// The one before that.
-    pub left2: Indices,
-    /// The index one stride before.
-    pub far: Indices,
-    /// The one after that.
-    pub far_next: Indices,
+    /// One column back.
+    pub left: LaneIndices,
+    /// Two columns back.
+    pub left2: LaneIndices,
+    /// One stride back.
+    pub far: LaneIndices,
+    /// One stride back, plus one column.
+    pub far_next: LaneIndices,
 }
 
 /// The contexts of one element of each row.
 #[derive(Debug, Clone, Copy)]
 pub struct Contexts {
-    /// Which model, below [`CONTEXTS`]: four numbers of 16 bits.
+    /// Numbers of the models, below [`CONTEXTS`]: four fields of 16 bits.
     pub models: u64,
-    /// In the upper half, -1 where the predicted sign is negative: signs are coded the other way
-    /// round. 0 elsewhere.
+    /// In the upper half, -1 where the predicted sign is negative, which swaps the symbols of the two
+    /// signs; 0 elsewhere.
     pub flips: i16x8,
 }
 
@@ -109,7 +109,7 @@ pub fn contexts(around: &Neighbours, means: i16x8) -> Contexts {
     // The lower half sums magnitudes, the upper half signed numbers.
     let sums: i16x8 = (close << 2) + close + next + next;
     let strengths = sums.abs();
-    // A comparison gives -1 where it holds. Three sums side by side, or each would wait for the one before.
+    // A comparison gives -1 for true. Three partial sums shorten the chain of dependent additions.
     let mut counts = [i16x8::default(); 3];
     for (k, steps) in NEAR_AND_SIGN_STEPS.into_iter().enumerate() {
         counts[k % 3] += strengths.simd_gt(i16x8::new(steps));
@@ -128,7 +128,7 @@ pub fn contexts(around: &Neighbours, means: i16x8) -> Contexts {
     Contexts { models: near + sign + column, flips: sums.is_negative() }
 }
 
-/// One below each step, of the neighbours in the lower half and of the sign in the upper.
+/// Each step minus one, for `>`: of the neighbours in the lower half, of the sign in the upper.
 const NEAR_AND_SIGN_STEPS: [[i16; 8]; NEAR_STEPS.len()] = {
     let mut steps = [[i16::MAX; 8]; NEAR_STEPS.len()];
     let mut k = 0;
@@ -146,8 +146,8 @@ const NEAR_AND_SIGN_STEPS: [[i16; 8]; NEAR_STEPS.len()] = {
     steps
 };
 
-/// The running means (lower half) after the columns' next indices; they stay below 16 x 40.
+/// Updates the running means of the columns (lower half) by their next indices. Means stay below 16 x 40.
 #[inline(always)]
-pub fn learn(means: i16x8, indices: Indices) -> i16x8 {
+pub fn update_means(means: i16x8, indices: LaneIndices) -> i16x8 {
     means - (means >> 2) + (indices.0 << 2)
 }

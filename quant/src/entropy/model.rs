@@ -1,8 +1,8 @@
 //! Adaptive probabilities of sixteen symbols, in 15-bit fixed point.
 //!
-//! A model is a cumulative distribution that moves towards the symbol just coded by a power of two of
-//! the distance: quickly at first, slowly later. Sixteen 16-bit numbers fit one vector register, so
-//! both the search and the update are a handful of instructions.
+//! A model is a cumulative distribution. After each symbol its bounds move towards that symbol by a
+//! fraction 2^-shift of the distance; the shift grows with the symbols seen. Sixteen 16-bit bounds fit one
+//! vector register, so search and update take a few instructions.
 
 use bytemuck::{cast, cast_ref};
 use wide::{i8x16, i16x8};
@@ -13,21 +13,21 @@ pub const SYMBOLS: usize = 16;
 /// The probabilities of a model sum to two to this power.
 pub const PRECISION: u32 = 15;
 
-/// What every model starts from: the frequencies of a two-sided geometric distribution, in 2^-15.
+/// Initial frequencies, in 2^-15: a two-sided geometric distribution.
 const PRIOR: [i16; SYMBOLS] =
     [16_384, 4_096, 4_096, 1_536, 1_536, 768, 768, 768, 768, 512, 512, 256, 256, 208, 208, 96];
 
-/// The update's shift for a new model.
+/// Adaptation shift of a new model.
 const FIRST_SHIFT: u8 = 3;
 
-/// Shifts that a model may end up with: small ones follow data that change, large ones measure more
-/// exactly what stays.
+/// Valid final shifts: small ones adapt to changing statistics, large ones estimate stable statistics more
+/// precisely.
 pub const LAST_SHIFTS: std::ops::RangeInclusive<u8> = 5..=8;
 
 /// Symbols after which the shift grows by one.
 const SHIFT_AFTER: u8 = 8;
 
-/// Where a symbol lies in `0..2^15`.
+/// A symbol's part of `0..2^15`.
 #[derive(Debug, Clone, Copy)]
 pub struct Interval {
     /// Sum of the frequencies of the symbols before it.
@@ -36,17 +36,17 @@ pub struct Interval {
     pub frequency: u32,
 }
 
-/// More than the number of contexts, and a power of two: an index needs no check.
+/// At least the number of contexts of both quantizers; a power of two makes the bounds check a mask.
 const TABLE: usize = 1024;
 
-/// Sums of the frequencies before each symbol; the first is 0.
+/// Cumulative frequencies: the sum of those before each symbol; the first is 0.
 type Bounds = [i16x8; 2];
 
 /// The models of all contexts.
 #[derive(Debug, Clone)]
 pub struct Models {
     bounds: Box<[Bounds; TABLE]>,
-    /// Per context: symbols seen, up to the number from which the shift stays.
+    /// Per context: number of symbols seen, up to the one at which the shift is final.
     seen: Box<[u8; TABLE]>,
     last_shift: u8,
 }
@@ -58,7 +58,7 @@ impl Default for Models {
 }
 
 impl Models {
-    /// Forgets everything and prepares `contexts` models whose shift grows to `last_shift`.
+    /// Resets `contexts` models to the prior; their shift grows to `last_shift`.
     pub fn reset(&mut self, contexts: usize, last_shift: u8) {
         self.last_shift = last_shift;
         let mut first = [0; SYMBOLS];
@@ -80,19 +80,19 @@ impl Models {
         interval(self.bounds(context), symbol)
     }
 
-    /// The symbol whose interval holds `slot`, and the interval.
+    /// The symbol whose interval contains `slot`, and the interval.
     #[inline(always)]
     pub fn find(&self, context: usize, slot: u32) -> (usize, Interval) {
         let bounds = self.bounds(context);
         let slots = i16x8::splat(slot as i16);
         let above: [i16x8; 2] = [bounds[0].simd_gt(slots), bounds[1].simd_gt(slots)];
         let above = i8x16::from_i16x16_saturate(cast(above)).to_bitmask();
-        // The first bound is 0 and a slot is never negative: at least one does not lie above it.
+        // Bounds ascend: the symbol is the last one whose bound is not above the slot. The first bound is 0.
         let symbol = (SYMBOLS as u32 - 1).wrapping_sub(above.count_ones()) as usize % SYMBOLS;
         (symbol, interval(bounds, symbol))
     }
 
-    /// Moves the model of `context` towards `symbol`.
+    /// Adapts the model of `context` to `symbol`.
     #[inline(always)]
     pub fn update(&mut self, context: usize, symbol: usize) {
         let seen = &mut self.seen[context % TABLE];
@@ -100,20 +100,20 @@ impl Models {
         *seen += u8::from(shift < self.last_shift);
         let targets = &TARGETS[symbol % SYMBOLS];
         let bounds = &mut self.bounds[context % TABLE];
-        // Rounding down keeps every frequency at 1 or more.
+        // The shift rounds down, which keeps every frequency at 1 or more.
         for (bounds, targets) in bounds.iter_mut().zip(targets) {
             *bounds += (*targets - *bounds) >> i32::from(shift);
         }
     }
 
-    /// Costs in bits of all symbols of a context.
+    /// Cost in bits of each symbol in a context.
     pub fn costs(&self, context: usize) -> [f32; SYMBOLS] {
         let bounds = self.bounds(context);
         std::array::from_fn(|symbol| PRECISION as f32 - log2(interval(bounds, symbol).frequency))
     }
 }
 
-/// The binary logarithm to within 0.01, which is enough to choose by.
+/// Binary logarithm to within 0.01: precise enough to compare costs.
 #[inline(always)]
 pub fn log2(value: u32) -> f32 {
     let bits = (value as f32).to_bits();
@@ -126,12 +126,12 @@ pub fn log2(value: u32) -> f32 {
 fn interval(bounds: &Bounds, symbol: usize) -> Interval {
     let bounds: &[i16; SYMBOLS] = cast_ref(bounds);
     let start = bounds[symbol % SYMBOLS] as u32;
-    // The bound after the last symbol is 2^15; the array wraps to 0 there, which is the same modulo 2^15.
+    // The end of the last symbol is 2^15; the index wraps to bound 0, which is the same modulo 2^15.
     let end = bounds[(symbol + 1) % SYMBOLS] as u32;
     Interval { start, frequency: end.wrapping_sub(start) & 0x7fff }
 }
 
-/// Where the bounds would end if one symbol came for ever: every other symbol keeps a frequency of 1.
+/// The limit of the bounds if one symbol repeats for ever: every other symbol keeps a frequency of 1.
 static TARGETS: [Bounds; SYMBOLS] = {
     let mut all = [[i16x8::ZERO; 2]; SYMBOLS];
     let mut symbol = 0;
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_prior_is_whole() {
+    fn the_prior_sums_to_one() {
         assert_eq!(PRIOR.iter().map(|f| *f as i32).sum::<i32>(), 1 << PRECISION);
     }
 

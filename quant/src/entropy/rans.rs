@@ -1,23 +1,23 @@
-//! Range asymmetric numeral systems (Duda 2013): the coder under the models.
+//! Range asymmetric numeral systems (rANS; Duda 2013, arXiv:1311.2540).
 //!
-//! Up to four states take turns, so that a decoder has four independent chains of arithmetic in
-//! flight. A state is 32 bits wide and moves 16 bits at a time. Encoding runs backwards over what the
-//! forward pass recorded.
+//! Up to four interleaved states, one per lane, give the decoder four independent dependency chains. A
+//! state has 32 bits and is renormalised by 16-bit words. Encoding runs backwards over the recorded
+//! symbols.
 
 use super::{
     context::LANES,
     model::{Interval, PRECISION, log2},
 };
 
-/// Lower end of a state's range; its upper end is 2^16 times as much.
+/// Lower bound of a normalised state; the upper bound is 2^16 times as much.
 const LOW: u32 = 1 << 16;
 
-/// A symbol as the coder sees it: `lane << 30 | frequency << 15 | start`.
+/// A symbol to encode: `lane << 30 | frequency << 15 | start`.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Record(u32);
+pub struct RansSymbol(u32);
 
-impl Record {
-    /// The symbol with this interval, in a lane.
+impl RansSymbol {
+    /// A symbol with this interval in `lane`.
     #[inline(always)]
     pub fn new(lane: usize, interval: Interval) -> Self {
         Self((lane as u32) << 30 | interval.frequency << PRECISION | interval.start)
@@ -34,47 +34,47 @@ impl Record {
     }
 }
 
-/// Symbols in the order in which they will be decoded.
+/// Collects symbols in decoding order, then encodes them from the last to the first.
 #[derive(Debug, Default)]
-pub struct Recorder {
-    symbols: Vec<Record>,
+pub struct RansEncoder {
+    symbols: Vec<RansSymbol>,
     words: Vec<[u8; 2]>,
 }
 
-impl Recorder {
-    /// Starts anew.
+impl RansEncoder {
+    /// Removes all symbols.
     pub fn clear(&mut self) {
         self.symbols.clear();
     }
 
     /// Adds a symbol.
     #[inline(always)]
-    pub fn push(&mut self, symbol: Record) {
+    pub fn push(&mut self, symbol: RansSymbol) {
         self.symbols.push(symbol);
     }
 
-    /// Adds a symbol of each lane.
+    /// Adds one symbol of each lane.
     #[inline(always)]
-    pub fn extend(&mut self, symbols: [Record; LANES]) {
+    pub fn extend(&mut self, symbols: [RansSymbol; LANES]) {
         self.symbols.extend_from_slice(&symbols);
     }
 
-    /// Adds `bits` bits (at most 14) without a model.
+    /// Adds `bits` equiprobable bits (at most 14).
     #[inline(always)]
     pub fn push_raw(&mut self, lane: usize, value: u32, bits: u32) {
         if bits > 0 {
             let frequency = 1 << (PRECISION - bits);
-            self.push(Record::new(lane, Interval { start: value * frequency, frequency }));
+            self.push(RansSymbol::new(lane, Interval { start: value * frequency, frequency }));
         }
     }
 
-    /// Bits that the symbols will take.
+    /// Size of the symbols in bits, by their probabilities.
     #[inline(always)]
     pub fn bits(&self) -> f64 {
         let mut sums = [0.0f32; 16];
         let mut total = 0.0;
-        for stretch in self.symbols.chunks(4096) {
-            let (groups, rest) = stretch.as_chunks::<16>();
+        for chunk in self.symbols.chunks(4096) {
+            let (groups, rest) = chunk.as_chunks::<16>();
             for group in groups {
                 for (sum, symbol) in sums.iter_mut().zip(group) {
                     *sum += PRECISION as f32 - log2(symbol.frequency());
@@ -89,11 +89,11 @@ impl Recorder {
         total
     }
 
-    /// Writes everything: the states, then the words, both little-endian.
+    /// Encodes and appends everything: the final states, then the words, little-endian.
     #[inline(always)]
     pub fn finish(&mut self, lanes: usize, out: &mut Vec<u8>) {
         let mut states = [LOW; LANES];
-        // A symbol puts out at most one word. What an earlier tensor has left there does not matter.
+        // A symbol emits at most one word. Words of an earlier tensor are overwritten before they are read.
         if self.words.len() < self.symbols.len() {
             self.words.resize(self.symbols.len(), [0; 2]);
         }
@@ -101,7 +101,7 @@ impl Recorder {
         for symbol in self.symbols.iter().rev() {
             let state = &mut states[(symbol.0 >> 30) as usize % LANES];
             let (frequency, start) = (symbol.frequency(), symbol.start());
-            // Whether a word goes out is hard to predict: it is always written, but counted only then.
+            // Branch-free, because it would be mispredicted: the word is always stored, but kept only if full.
             let full = *state >= frequency << 17;
             self.words[first - 1] = (*state as u16).to_le_bytes();
             first -= usize::from(full);
@@ -115,16 +115,16 @@ impl Recorder {
     }
 }
 
-/// The decoder's states. What follows the end reads as zero: a stream from the network may end
-/// anywhere, and any bytes decode to something.
+/// Decoder states. Reading past the end gives zeros, so any bytes decode to something; damage is detected
+/// by the stream's checksum.
 #[derive(Debug, Clone, Copy)]
-pub struct Reader<'a> {
+pub struct RansDecoder<'a> {
     states: [u32; LANES],
     words: &'a [[u8; 2]],
     next: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RansDecoder<'a> {
     /// Reads the states of `lanes` lanes.
     pub fn new(payload: &'a [u8], lanes: usize) -> Self {
         let mut states = [LOW; LANES];
@@ -135,13 +135,13 @@ impl<'a> Reader<'a> {
         Self { states, words: rest.as_chunks::<2>().0, next: 0 }
     }
 
-    /// Where the next symbol of `lane` lies.
+    /// The slot in `0..2^15` that identifies the next symbol of `lane`.
     #[inline(always)]
     pub fn slot(&self, lane: usize) -> u32 {
         self.states[lane] & ((1 << PRECISION) - 1)
     }
 
-    /// Takes the symbol with this interval off `lane`.
+    /// Consumes the symbol with this interval from `lane`.
     #[inline(always)]
     pub fn advance(&mut self, lane: usize, interval: Interval) {
         let state = self.states[lane];
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
         self.next += usize::from(low);
     }
 
-    /// Takes `bits` bits (at most 14) off `lane`.
+    /// Consumes `bits` equiprobable bits (at most 14) from `lane`.
     #[inline(always)]
     pub fn raw(&mut self, lane: usize, bits: u32) -> u32 {
         let shift = PRECISION - bits;

@@ -1,18 +1,17 @@
 //! MSQ_v2 at a fixed width: the codebook of least squared error on this tensor.
 //!
-//! Real deltas differ by orders of magnitude between their blocks, so the values are first divided by
-//! a scale per block; one Lloyd-Max codebook then serves the whole tensor. Errors are weighted with
-//! the square of the block's scale: what is minimised is the error of the tensor, not of the
-//! normalised values.
+//! The blocks of a real delta differ by orders of magnitude, so values are first divided by a scale per
+//! block; one Lloyd-Max codebook then serves the whole tensor. Errors are weighted with the square of the
+//! block's scale, which minimises the error of the tensor and not that of the normalised values.
 
-use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, inverse};
-use crate::{
-    DecodeError,
-    limits::BLOCK,
-    lloyd::lloyd_max,
-    reader::Reader,
-    scale::{byte_nearest, scale_table},
+use super::{
+    Dequantizer, QuantizerBuffers, Scales, TensorParams, for_each_scaled_block, inverse,
+    lloyd_max::lloyd_max,
+    mean_abs, nearest_codes,
+    scale_table::{ScaleTable, byte_nearest, scale_table},
+    sign_codes,
 };
+use crate::{DecodeError, byte_reader::ByteReader, limits::BLOCK};
 use half::f16;
 
 /// Cells of the histogram: several per level even at 8 bits.
@@ -22,13 +21,13 @@ const CELLS: usize = 8192;
 const ITERATIONS: usize = 200;
 
 #[inline(always)]
-pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
-    let table = scale_table(request.max_abs);
-    side.extend_from_slice(&request.max_abs.to_le_bytes());
-    if request.bits == 1 {
-        return quantize_signs(x, &table, scratch, side);
+pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+    let table = scale_table(params.max_abs);
+    side.extend_from_slice(&params.max_abs.to_le_bytes());
+    if params.bits == 1 {
+        return quantize_signs(x, &table, buffers, side);
     }
-    let Scratch { codes, scales, histogram, finder } = scratch;
+    let QuantizerBuffers { codes, scales, histogram, finder } = buffers;
     histogram.reset(CELLS);
     for_each_scaled_block(
         x,
@@ -39,7 +38,7 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         |scale, values, _| {
             let factor = inverse(scale);
             // Relative to the largest scale: squares of tiny scales must not underflow.
-            let ratio = f64::from(scale / request.max_abs.max(f32::MIN_POSITIVE));
+            let ratio = f64::from(scale / params.max_abs.max(f32::MIN_POSITIVE));
             let weight = ratio * ratio;
             for v in values {
                 let u = v * factor;
@@ -48,7 +47,7 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         },
     );
     histogram.accumulate();
-    let mut levels = vec![0.0; 1 << request.bits];
+    let mut levels = vec![0.0; 1 << params.bits];
     lloyd_max(histogram, &mut levels, true, ITERATIONS);
     let levels: Vec<f32> = levels
         .iter()
@@ -59,36 +58,28 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
         })
         .collect();
     finder.prepare(&levels);
-    for ((values, codes), &byte) in x.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales.iter()) {
-        let factor = inverse(table[byte as usize]);
-        for (v, code) in values.iter().zip(codes) {
-            *code = finder.code(v * factor);
-        }
-    }
+    nearest_codes(x, &table, scales, finder, codes);
 }
 
-/// At 1 bit there is no room for a zero: the sign times the mean magnitude of the block, which
-/// shrinks the error of any block.
+/// At 1 bit there is no level for zero: the sign times the mean magnitude of the block. The error is
+/// smaller than the block itself, whatever the block, which error feedback needs.
 #[inline(always)]
-fn quantize_signs(x: &[f32], table: &crate::scale::ScaleTable, scratch: &mut Scratch, side: &mut Vec<u8>) {
+fn quantize_signs(x: &[f32], table: &ScaleTable, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
     for level in [-f16::ONE, f16::ONE] {
         side.extend_from_slice(&level.to_le_bytes());
     }
-    for (values, codes) in x.chunks(BLOCK).zip(scratch.codes.chunks_mut(BLOCK)) {
-        let mean = values.iter().map(|v| v.abs()).sum::<f32>() / values.len() as f32;
-        scratch.scales.push(byte_nearest(table, mean));
-        for (v, code) in values.iter().zip(codes) {
-            *code = u8::from(*v >= 0.0);
-        }
+    for (values, codes) in x.chunks(BLOCK).zip(buffers.codes.chunks_mut(BLOCK)) {
+        buffers.scales.push(byte_nearest(table, mean_abs(values)));
+        sign_codes(values, codes);
     }
 }
 
-pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
+pub fn parse(bits: u8, reader: &mut ByteReader<'_>) -> Result<Dequantizer, DecodeError> {
     let table = scale_table(reader.f32()?);
     let (codebook, _) = reader.bytes(2 << bits)?.as_chunks::<2>();
     let levels: Vec<f32> = codebook.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
     if levels.iter().any(|level| !level.is_finite()) {
         return Err(DecodeError::NonFinite);
     }
-    Ok(Levels { levels, scales: Scales::blocks(table, BLOCK), centre: 0.0 })
+    Ok(Dequantizer { levels, scales: Scales::blocks(table), centre: 0.0 })
 }

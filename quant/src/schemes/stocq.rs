@@ -1,38 +1,42 @@
 //! StocQ: unbiased stochastic rounding (QSGD, Alistarh et al. 2017, section 3) on LAQ's uniform grid.
 //!
-//! The grid spans plus and minus the largest magnitude of each block. From 2 bits on it has an odd
-//! number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
+//! The grid spans plus and minus the largest magnitude of each block, so no value is clipped. From 2
+//! bits on it has an odd number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
 
-use super::{Levels, Request, Scales, Scratch, for_each_scaled_block, grid, inverse};
+use super::{
+    QuantizerBuffers, TensorParams, for_each_scaled_block, inverse, scale_table::scale_table, symmetric_grid,
+};
 use crate::{
-    DecodeError,
     limits::BLOCK,
-    reader::Reader,
-    scale::scale_table,
     simd::{floor, to_integer},
 };
 
+/// The side information and the levels are those of the symmetric grid.
+pub use super::symmetric_grid::parse;
+
 #[inline(always)]
-pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut Vec<u8>) {
-    let table = scale_table(request.max_abs);
-    side.extend_from_slice(&request.max_abs.to_le_bytes());
-    // Codes run from 0 to `top`; a code of `top / 2` is zero.
-    let top = grid::top_code(request.bits);
-    let random = Random::new(request.seed);
+pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+    let table = scale_table(params.max_abs);
+    side.extend_from_slice(&params.max_abs.to_le_bytes());
+    // Codes run from 0 to `top`; the value zero is at `half`.
+    let top = symmetric_grid::top_code(params.bits);
+    let half = symmetric_grid::half_width(params.bits);
+    let random = Random::new(params.seed);
     let mut index = 0u32;
     for_each_scaled_block(
         x,
         &table,
-        &mut scratch.scales,
-        &mut scratch.codes,
+        &mut buffers.scales,
+        &mut buffers.codes,
         #[inline(always)]
         |scale, values, codes| {
-            let half = 0.5 * top as f32;
             let factor = half * inverse(scale);
             for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
                 let position = v * factor + half + random.unit(index + i);
-                // Rounding may carry the largest value past the last code.
+                // Rounding errors of f32 can carry a block's extremes past the last code, or below the
+                // first: a code of -1 would wrap around to the other end.
                 let position = if position < top as f32 { position } else { top as f32 };
+                let position = if position > 0.0 { position } else { 0.0 };
                 *code = to_integer(floor(position)) as u8;
             }
             index += BLOCK as u32;
@@ -40,14 +44,8 @@ pub fn quantize(x: &[f32], request: &Request, scratch: &mut Scratch, side: &mut 
     );
 }
 
-pub fn parse(bits: u8, reader: &mut Reader<'_>) -> Result<Levels, DecodeError> {
-    let table = scale_table(reader.f32()?);
-    let scales = Scales::blocks(table, BLOCK);
-    Ok(Levels { levels: grid::levels(bits), scales, centre: 0.0 })
-}
-
-/// Random numbers by index: a hash of the position, so that blocks can be computed in any order and
-/// several at a time.
+/// Random numbers by index: a hash of seed and position, so that blocks can be computed in any order and
+/// in parallel.
 #[derive(Clone, Copy)]
 struct Random {
     first: u32,
@@ -56,7 +54,7 @@ struct Random {
 
 impl Random {
     fn new(seed: u64) -> Self {
-        // SplitMix64 (Steele et al. 2014): neighbouring seeds must not give neighbouring streams.
+        // SplitMix64 (Steele et al. 2014): adjacent seeds must not give correlated numbers.
         let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
         z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,62 +1,65 @@
 //! MSQ_v2 with the entropy stage: one uniform step for the whole update, as many levels as it takes.
 //!
-//! Under an entropy coder the codebook of least squared error at a given size in bytes is uniform, with
-//! the centroid of each cell as its level (Gish and Pierce 1968). One step for all tensors is what
-//! reverse water-filling asks for: every tensor gets the same error per element, and one whose values
-//! all lie below that error costs next to nothing.
+//! Under an entropy coder, the codebook of least squared error at a given rate is uniform, with the
+//! centroid of each cell as its level (Gish and Pierce 1968). Reverse water-filling gives all tensors the
+//! same error per element, hence one step; a tensor whose values are all below it costs next to nothing.
 
+mod magnitudes;
 mod offsets;
 mod round;
-mod search;
-mod trellis;
+mod step_search;
+mod viterbi;
 
-pub use search::{Goal, Request, Search, encode};
+pub use step_search::{Goal, StepSearch, UniformParams};
 
 use crate::{
     DecodeError,
-    entropy::{Grid, Indices, MAX_MAGNITUDE, Scratch},
-    reader::Reader,
+    byte_reader::ByteReader,
+    entropy::{EntropyDecoder, MAX_MAGNITUDE, Quantization, RowLayout},
     simd::vectorized,
 };
 use offsets::Offsets;
 
-/// The side information of a stream.
+/// The side information of a stream of uniform indices.
 #[derive(Debug, Clone, Copy)]
-pub struct Side {
+pub struct SideInfo {
     step: f32,
     /// Largest magnitude among the indices.
     largest: u32,
     offsets: Offsets,
-    indices: Indices,
-    grid: Grid,
+    quantization: Quantization,
+    layout: RowLayout,
 }
 
-impl Side {
-    /// Appends what stands before the grid.
+impl SideInfo {
+    /// Appends everything but the row layout, which the entropy coder writes.
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.step.to_le_bytes());
         out.extend_from_slice(&self.largest.to_le_bytes());
         self.offsets.write(out);
-        out.push(self.indices.quantizers() as u8);
+        out.push(self.quantization.quantizers() as u8);
     }
 
-    /// Reads the side information of `count` elements and checks it.
-    pub fn parse(count: usize, reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads and checks the side information of `count` elements.
+    pub fn parse(count: usize, reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
         let step = reader.f32()?;
         let largest = u32::from_le_bytes(reader.array()?);
         let offsets = Offsets::parse(reader)?;
-        let indices = match reader.array()? {
-            [1] => Indices::Scalar,
-            [2] => Indices::Trellis,
+        let quantization = match reader.array()? {
+            [1] => Quantization::Scalar,
+            [2] => Quantization::Trellis,
             _ => return Err(DecodeError::Corrupt("its number of quantizers is not 1 or 2")),
         };
         if largest > MAX_MAGNITUDE {
             return Err(DecodeError::Corrupt("its largest index is out of range"));
         }
-        Ok(Self { step, largest, offsets, indices, grid: Grid::parse(count, reader)? })
+        Ok(Self { step, largest, offsets, quantization, layout: RowLayout::parse(count, reader)? })
     }
 
-    /// An upper bound of the magnitude of every value, 0 only if all are 0; the error if it is not finite.
+    /// An upper bound of the magnitude of every value, 0 only if all are 0.
+    ///
+    /// # Errors
+    /// If the bound is not finite: some index could then decode to infinity.
     pub fn max_abs(&self) -> Result<f32, DecodeError> {
         let level = self.largest_level();
         let bound = (level as f32 + Offsets::LARGEST) * self.step.abs();
@@ -69,19 +72,19 @@ impl Side {
     }
 
     fn largest_level(&self) -> i32 {
-        self.largest as i32 * self.indices.quantizers() as i32
+        self.largest as i32 * self.quantization.quantizers() as i32
     }
 
-    /// Decodes in order: `f(offset, values)`.
+    /// Decodes in order, a chunk at a time, and calls `f(offset, values)`.
     pub fn decode(
         &self,
         payload: &[u8],
         count: usize,
-        scratch: &mut Scratch,
+        decoder: &mut EntropyDecoder,
         f: &mut dyn FnMut(usize, &[f32]),
     ) {
         let most = self.largest_level();
-        scratch.for_each_chunk(&self.grid, self.indices, payload, count, |offset, levels, values| {
+        decoder.for_each_chunk(&self.layout, self.quantization, payload, count, |offset, levels, values| {
             values.resize(levels.len(), 0.0);
             vectorized(
                 #[inline(always)]

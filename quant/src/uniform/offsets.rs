@@ -1,27 +1,28 @@
-//! Where in its cell a level's reconstruction point lies.
+//! Reconstruction points: offsets from the multiples of the step to the centroids of the cells.
 
-use crate::{DecodeError, reader::Reader};
+use crate::{DecodeError, byte_reader::ByteReader};
 
-/// Offsets on the wire: for levels 1, 2, and all above.
+/// Number of offsets in a stream: for level 1, level 2, and all above.
 pub const COUNT: usize = 3;
 
-/// An offset of 1 moves the point by this part of a step.
+/// Unit of the offsets, in steps.
 const UNIT: f32 = 1.0 / 64.0;
 
-/// Shifts of the reconstruction points away from zero.
+/// Offsets of the reconstruction points, away from zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offsets([i8; COUNT]);
 
 impl Offsets {
-    /// No shift is larger, in steps.
+    /// Upper bound of an offset, in steps.
     pub const LARGEST: f32 = 2.0;
 
-    /// Turns levels into values. Each takes one multiplication of two numbers that are exact in f32.
+    /// Turns levels into values, clamped to `most`. Only the last multiplication rounds, so every platform
+    /// gets the same bits.
     #[inline(always)]
     pub fn values(self, levels: &[i32], most: i32, step: f32, values: &mut [f32]) {
         let [first, second, others] = self.0.map(|offset| f32::from(offset) * UNIT);
         for (value, level) in values.iter_mut().zip(levels) {
-            // Selections and not a look-up: they vectorise.
+            // Selections instead of a table look-up: they vectorise.
             let magnitude = level.unsigned_abs().min(most as u32) as i32;
             let offset = if magnitude == 1 { first } else { others };
             let offset = if magnitude == 2 { second } else { offset };
@@ -36,27 +37,27 @@ impl Offsets {
         out.extend(self.0.map(|offset| offset as u8));
     }
 
-    /// Reads them. Every byte is an offset.
-    pub fn parse(reader: &mut Reader<'_>) -> Result<Self, DecodeError> {
+    /// Reads them; every byte is a valid offset.
+    pub fn parse(reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
         Ok(Self(reader.array::<COUNT>()?.map(|byte| byte as i8)))
     }
 }
 
-/// Finds the centroids, and the error that is left.
+/// Accumulates the centroids of the cells, and the squared error.
 #[derive(Debug, Default)]
 pub struct Centroids {
-    /// By class; class 0 is level 0, whose point never moves.
+    /// By class of levels; class 0 is level 0, whose reconstruction point is fixed.
     excess: [f64; COUNT + 1],
     squares: [f64; COUNT + 1],
     number: [u64; COUNT + 1],
 }
 
 impl Centroids {
-    /// Takes an element in: its magnitude in steps, and its level's.
+    /// Adds an element: its magnitude in steps, and the magnitude of its level.
     #[inline(always)]
     pub fn add(&mut self, position: f32, level: u32) {
         let excess = f64::from(position - level as f32);
-        // Most are zero: one sum is all that they need.
+        // Most levels are zero, and class 0 needs one sum only.
         if level == 0 {
             self.squares[0] += excess * excess;
             return;
@@ -67,14 +68,14 @@ impl Centroids {
         self.number[class] += 1;
     }
 
-    /// Takes elements of one class in: sums of their excess and its squares, in steps, and their number.
+    /// Adds elements of one class: sums of their excess and its squares, in steps, and their number.
     pub fn add_sums(&mut self, class: usize, excess: f64, squares: f64, number: u64) {
         self.excess[class] += excess;
         self.squares[class] += squares;
         self.number[class] += number;
     }
 
-    /// The offsets nearest to the centroids.
+    /// The centroids, rounded to offsets.
     pub fn offsets(&self) -> Offsets {
         let mut offsets = [0; COUNT];
         for ((offset, excess), number) in offsets.iter_mut().zip(&self.excess[1..]).zip(&self.number[1..]) {
@@ -85,7 +86,7 @@ impl Centroids {
         Offsets(offsets)
     }
 
-    /// Squared error with these offsets, in squared steps.
+    /// Total squared error with these offsets, in squared steps.
     pub fn error(&self, offsets: &Offsets) -> f64 {
         let mut error = self.squares[0];
         for (class, offset) in (1..).zip(offsets.0) {

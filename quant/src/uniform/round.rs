@@ -1,4 +1,4 @@
-//! Rounding to indices, and what it loses, in one pass.
+//! Rounding to the nearest index, and the statistics of the error, in one pass.
 
 use super::offsets::{COUNT, Centroids};
 use crate::{
@@ -6,36 +6,36 @@ use crate::{
     simd::{floor, to_integer},
 };
 
-/// Values that are worked on side by side: a vector register, or a few.
+/// Values per iteration: a vector register, or a few.
 const WIDTH: usize = 16;
 
-/// Values whose sums are kept in f32; an f64 takes them over afterwards.
-const STRETCH: usize = 1024;
+/// Values that are summed in f32 before an f64 takes the sums over.
+const CHUNK: usize = 1024;
 
-/// Sums of one class of levels, per place in the vector.
+/// Error sums of one class of levels, per vector lane.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+struct ClassSums {
     excess: [f32; WIDTH],
     squares: [f32; WIDTH],
     number: [u32; WIDTH],
 }
 
-/// Rounds each value to its nearest index. Returns the centroids of the cells and the largest index's
-/// magnitude.
+/// Rounds each value to its nearest index. Returns the centroids of the cells and the magnitude of the
+/// largest index.
 #[inline(always)]
 pub fn round(x: &[f32], step: f32, indices: &mut [i32]) -> (Centroids, u32) {
     let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
     let mut centroids = Centroids::default();
     let mut largest = [0; WIDTH];
-    for (x, indices) in x.chunks(STRETCH).zip(indices.chunks_mut(STRETCH)) {
-        let mut sums = [Sums::default(); COUNT + 1];
+    for (x, indices) in x.chunks(CHUNK).zip(indices.chunks_mut(CHUNK)) {
+        let mut sums = [ClassSums::default(); COUNT + 1];
         let (groups, rest) = x.as_chunks::<WIDTH>();
         let (group_indices, rest_indices) = indices.as_chunks_mut::<WIDTH>();
         for (x, indices) in groups.iter().zip(group_indices) {
             group(x, inverse, indices, &mut sums, &mut largest);
         }
         if !rest.is_empty() {
-            // Zeros add nothing: level 0 has no excess.
+            // Padded with zeros, which add nothing to the sums of error.
             let mut x = [0.0; WIDTH];
             let mut last = [0; WIDTH];
             x[..rest.len()].copy_from_slice(rest);
@@ -51,13 +51,13 @@ pub fn round(x: &[f32], step: f32, indices: &mut [i32]) -> (Centroids, u32) {
     (centroids, largest.into_iter().fold(0, u32::max))
 }
 
-/// One vector of values.
+/// Rounds one group of values.
 #[inline(always)]
 fn group(
     x: &[f32; WIDTH],
     inverse: f32,
     indices: &mut [i32; WIDTH],
-    sums: &mut [Sums; COUNT + 1],
+    sums: &mut [ClassSums; COUNT + 1],
     largest: &mut [u32; WIDTH],
 ) {
     let mut excess = [0.0; WIDTH];
@@ -70,7 +70,7 @@ fn group(
         magnitudes[i] = to_integer(nearest);
         excess[i] = position - nearest;
         let magnitude = magnitudes[i] as i32;
-        // The sign's bit, spread over the word.
+        // -1 for negative values, else 0.
         let negative = (x[i].to_bits() as i32) >> 31;
         indices[i] = (magnitude ^ negative) - negative;
     }

@@ -297,7 +297,7 @@ async fn a_training_that_diverges_sends_nothing_and_goes_on() {
 async fn a_refusal_that_no_retry_mends_ends_the_worker() {
     let played = play(Script::new(&["train"], &[problem(ErrorCode::WrongTensors)]), &[]).await;
     let error = played.ended.unwrap_err();
-    assert_eq!(error.exit_code(), 69);
+    assert_eq!(error.exit() as u8, 69);
     assert!(error.to_string().contains("versions"), "{error}");
 }
 

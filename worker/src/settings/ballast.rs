@@ -1,7 +1,7 @@
 //! The memory ballast.
 
 use clap::Args;
-use fl_protocol::{SettingError, settings::whole};
+use fl_app::{SettingError, setting::whole};
 
 /// As given.
 #[derive(Debug, Clone, Args)]

@@ -1,11 +1,11 @@
 //! The local data.
 
 use clap::{ArgAction, Args};
-use fl_datasets::{DatasetSpec, Part, Partition};
-use fl_protocol::{
+use fl_app::{
     SettingError,
-    settings::{filled, parse, whole},
+    setting::{filled, parse, whole},
 };
+use fl_datasets::{DatasetSpec, Part, Partition};
 use std::path::PathBuf;
 
 /// As given.

@@ -1,9 +1,9 @@
 //! The master and the way to it.
 
 use clap::Args;
-use fl_protocol::{
+use fl_app::{
     Secret, SettingError,
-    settings::{filled, number},
+    setting::{filled, number},
 };
 use std::path::PathBuf;
 

@@ -12,17 +12,18 @@ mod updates;
 pub use ballast::{BallastArgs, BallastSettings};
 pub use data::{DataArgs, DataSettings, Share};
 pub use master::{MasterArgs, MasterSettings};
-pub use observe::{LogFormat, ObserveArgs, ObserveSettings};
+pub use observe::{ObserveArgs, ObserveSettings};
 pub use state::{StateArgs, StateSettings};
 pub(crate) use training::cores;
 pub use training::{TrainingArgs, TrainingSettings};
 pub use updates::{Download, ErrorFeedback, UpdateArgs, UpdateSettings};
 
 use clap::Parser;
-use fl_protocol::{
-    SettingError, WorkerId,
-    settings::{filled, parse},
+use fl_app::{
+    SettingError,
+    setting::{filled, parse},
 };
+use fl_protocol::WorkerId;
 
 /// A worker of a federation: trains the global model on local data and sends back compressed updates.
 ///

@@ -1,20 +1,11 @@
 //! Logs and metrics.
 
-use clap::{Args, ValueEnum};
-use fl_protocol::{
-    SettingError,
-    settings::{filled, parse},
+use clap::Args;
+use fl_app::{
+    LogFormat, SettingError,
+    setting::{filled, parse},
 };
 use std::net::SocketAddr;
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
 
 /// As given.
 #[derive(Debug, Clone, Args)]

@@ -1,7 +1,7 @@
 //! What survives a restart.
 
 use clap::Args;
-use fl_protocol::settings::filled;
+use fl_app::setting::filled;
 use std::path::PathBuf;
 
 /// As given.

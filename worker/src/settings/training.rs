@@ -1,11 +1,12 @@
 //! Local training.
 
 use clap::Args;
-use fl_model::Backend;
-use fl_protocol::{
-    LrSchedule, SettingError,
-    settings::{number, parse, whole},
+use fl_app::{
+    SettingError,
+    setting::{number, parse, whole},
 };
+use fl_model::Backend;
+use fl_protocol::LrSchedule;
 use std::num::NonZeroUsize;
 
 /// As given.

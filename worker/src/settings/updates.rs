@@ -1,9 +1,9 @@
 //! How updates and models are encoded.
 
 use clap::{ArgAction, Args};
-use fl_protocol::{
+use fl_app::{
     SettingError,
-    settings::{filled, number, parse, whole},
+    setting::{filled, number, parse, whole},
 };
 use fl_quant::{Bits, Scheme};
 use std::{fmt, str::FromStr};

@@ -22,58 +22,71 @@ pub struct Vector<'a> {
     pub pieces: Pieces<'a>,
 }
 
-/// The open round's updates, as their strategy needs them. None of it depends on the order of arrival.
+/// The open round's updates. Nothing depends on the order of their arrival.
 #[derive(Debug)]
 pub struct Collector {
-    /// Sum of the weighted updates; without elements if they are kept.
-    sum: ExactSum,
+    parameters: usize,
+    updates: Updates,
     /// Sum of the changes of the control variates; without elements unless the strategy uses them.
     control: ExactSum,
-    /// The updates themselves, by worker; empty unless the strategy keeps them.
-    kept: Mutex<BTreeMap<WorkerId, Vec<f32>>>,
-    parameters: usize,
-    keeps: bool,
+}
+
+/// Updates by worker.
+type Individual = BTreeMap<WorkerId, Vec<f32>>;
+
+#[derive(Debug)]
+enum Updates {
+    /// The weighted sum is all that the strategy needs.
+    Sum(ExactSum),
+    /// The strategy needs each update by itself.
+    Individual(Mutex<Individual>),
+}
+
+/// What was collected.
+pub enum Collected<'a> {
+    /// The sum of the weighted updates.
+    Sum(&'a ExactSum),
+    /// The updates in the order of the workers' names.
+    Individual(MutexGuard<'a, Individual>),
 }
 
 impl Collector {
     /// Nothing collected yet, for a model of `parameters` parameters.
     pub fn new(strategy: Strategy, parameters: usize) -> Self {
-        let keeps = strategy.keeps_updates();
-        let control = if strategy.uses_control() { parameters } else { 0 };
-        Self {
-            sum: ExactSum::new(if keeps { 0 } else { parameters }),
-            control: ExactSum::new(control),
-            kept: Mutex::default(),
-            parameters,
-            keeps,
-        }
+        let updates = match strategy.needs_individual_updates() {
+            true => Updates::Individual(Mutex::default()),
+            false => Updates::Sum(ExactSum::new(parameters)),
+        };
+        let control = ExactSum::new(if strategy.uses_control() { parameters } else { 0 });
+        Self { parameters, updates, control }
     }
 
-    /// Takes an update in, and the change of its worker's control variate where the strategy uses it.
+    /// Adds an update, and the change of its worker's control variate where the strategy uses it.
     ///
     /// # Errors
-    /// If a sum has no room for it; nothing has changed then.
+    /// If a sum could overflow; nothing has changed then.
     pub fn add(
         &self,
         worker: &WorkerId,
         update: &Vector<'_>,
         control: Option<&Vector<'_>>,
     ) -> Result<(), SumOverflow> {
-        if self.keeps {
-            // `weight` is the factor of the clipping alone: these strategies do not weigh.
-            let mut values = vec![0.0; self.parameters];
-            (update.pieces)(&mut |offset, piece| {
-                piece.decode_into(&mut values[offset..offset + piece.len()])
-            });
-            values.iter_mut().for_each(|value| *value = (f64::from(*value) * update.weight) as f32);
-            self.kept().insert(worker.clone(), values);
-            return Ok(());
+        match &self.updates {
+            Updates::Sum(sum) => sum.add(update.weight, update.max_abs, |f| (update.pieces)(f))?,
+            Updates::Individual(updates) => {
+                // These strategies do not weigh: the weight is what the norm is clipped by.
+                let mut values = vec![0.0; self.parameters];
+                (update.pieces)(&mut |offset, piece| {
+                    piece.decode_into(&mut values[offset..offset + piece.len()])
+                });
+                values.iter_mut().for_each(|value| *value = (f64::from(*value) * update.weight) as f32);
+                lock(updates).insert(worker.clone(), values);
+            }
         }
-        self.sum.add(update.weight, update.max_abs, |f| (update.pieces)(f))?;
         if let Some(control) = control
             && let Err(overflow) = self.control.add(control.weight, control.max_abs, |f| (control.pieces)(f))
         {
-            self.sum.subtract(update.weight, update.max_abs, |f| (update.pieces)(f));
+            self.remove(worker, update, None);
             return Err(overflow);
         }
         Ok(())
@@ -81,11 +94,12 @@ impl Collector {
 
     /// Takes an update out again: it is then as if it had never been there.
     pub fn remove(&self, worker: &WorkerId, update: &Vector<'_>, control: Option<&Vector<'_>>) {
-        if self.keeps {
-            self.kept().remove(worker);
-            return;
+        match &self.updates {
+            Updates::Sum(sum) => sum.subtract(update.weight, update.max_abs, |f| (update.pieces)(f)),
+            Updates::Individual(updates) => {
+                lock(updates).remove(worker);
+            }
         }
-        self.sum.subtract(update.weight, update.max_abs, |f| (update.pieces)(f));
         if let Some(control) = control {
             self.control.subtract(control.weight, control.max_abs, |f| (control.pieces)(f));
         }
@@ -93,23 +107,27 @@ impl Collector {
 
     /// Back to nothing collected.
     pub fn reset(&self) {
-        self.sum.reset();
+        match &self.updates {
+            Updates::Sum(sum) => sum.reset(),
+            Updates::Individual(updates) => lock(updates).clear(),
+        }
         self.control.reset();
-        self.kept().clear();
     }
 
-    /// The sum of the weighted updates.
-    pub fn sum(&self) -> &ExactSum {
-        &self.sum
+    /// What was collected.
+    pub fn collected(&self) -> Collected<'_> {
+        match &self.updates {
+            Updates::Sum(sum) => Collected::Sum(sum),
+            Updates::Individual(updates) => Collected::Individual(lock(updates)),
+        }
     }
 
     /// The sum of the changes of the control variates.
     pub fn control(&self) -> &ExactSum {
         &self.control
     }
+}
 
-    /// The kept updates in the order of the workers' names.
-    pub fn kept(&self) -> MutexGuard<'_, BTreeMap<WorkerId, Vec<f32>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock(updates: &Mutex<Individual>) -> MutexGuard<'_, Individual> {
+    updates.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! The updates of the open round, as their strategy needs them: their exact sum, or each by itself.
 
-pub mod collector;
+mod collector;
+mod fixed_point;
 mod packed;
 pub mod robust;
 mod sum;
 
-pub use collector::Collector;
+pub use collector::{Collected, Collector, Pieces, Vector};
 pub use sum::{ExactSum, SumOverflow};

@@ -1,24 +1,24 @@
-//! Adding packed codes into the sum without decoding them: a block has sixteen different terms, and
-//! each is computed once.
+//! Adds packed codes to a sum without decoding them: a block has sixteen different terms, and each is
+//! computed once.
 
-use super::sum::{MAGIC, fixed};
+use super::fixed_point::{MAGIC, narrow};
 use fl_quant::Codes;
 use pulp::Arch;
 
-/// Adds the terms of `codes`, as many as `sums`. Every one is [`fixed`] of the decoded value.
+/// Adds the terms of `codes`, as many as `sums`. Every one is [`narrow`] of the decoded value.
 pub(super) fn add(arch: Arch, sums: &mut [i64], codes: &Codes<'_>, scale: f64) {
     match arch {
         #[cfg(target_arch = "x86_64")]
-        Arch::V4(simd) => wide::add(simd, sums, codes, scale),
-        arch => arch.dispatch(|| add_plain(sums, codes, scale)),
+        Arch::V4(simd) => avx512::add(simd, sums, codes, scale),
+        arch => arch.dispatch(|| add_portable(sums, codes, scale)),
     }
 }
 
 #[inline(always)]
-fn add_plain(sums: &mut [i64], codes: &Codes<'_>, scale: f64) {
+fn add_portable(sums: &mut [i64], codes: &Codes<'_>, scale: f64) {
     let mut blocks = sums.chunks_mut(codes.block());
     codes.for_each_block(|factor, packed| {
-        let terms = codes.levels().map(|level| fixed(level * factor + codes.centre(), scale));
+        let terms = codes.levels().map(|level| narrow(level * factor + codes.centre(), scale));
         add_terms(blocks.next().unwrap_or_default(), packed, &terms);
     });
 }
@@ -38,7 +38,7 @@ fn add_terms(sums: &mut [i64], packed: &[u8], terms: &[i64; 16]) {
 
 /// With AVX-512, sixteen terms are two registers, and one instruction looks eight codes up in them.
 #[cfg(target_arch = "x86_64")]
-mod wide {
+mod avx512 {
     use super::{Codes, MAGIC, add_terms};
     use pulp::{Simd, WithSimd, cast, x86::V4};
     use std::arch::x86_64::{__m256, __m512i};
@@ -47,7 +47,7 @@ mod wide {
         Simd::vectorize(simd, Add { simd, sums, codes, scale });
     }
 
-    /// How far the eight bytes of sixteen codes are moved for each.
+    /// Bits by which the word of sixteen codes is shifted for each of them.
     const FIRST: [i64; 8] = [0, 4, 8, 12, 16, 20, 24, 28];
     const SECOND: [i64; 8] = [32, 36, 40, 44, 48, 52, 56, 60];
 
@@ -70,17 +70,17 @@ mod wide {
                 #[inline(always)]
                 |factor, packed| {
                     // Not by `map`: what is not inlined is compiled without these instructions.
-                    let low = fixed(simd, low, factor, codes.centre(), scale);
-                    let high = fixed(simd, high, factor, codes.centre(), scale);
+                    let low = terms(simd, low, factor, codes.centre(), scale);
+                    let high = terms(simd, high, factor, codes.centre(), scale);
                     add_block(simd, blocks.next().unwrap_or_default(), packed, low, high);
                 },
             );
         }
     }
 
-    /// The terms of eight levels, by the same operations as [`super::fixed`].
+    /// The terms of eight levels, by the same operations as [`super::narrow`].
     #[inline(always)]
-    fn fixed(simd: V4, levels: __m256, factor: f32, centre: f32, scale: f64) -> __m512i {
+    fn terms(simd: V4, levels: __m256, factor: f32, centre: f32, scale: f64) -> __m512i {
         let (avx, wide) = (simd.avx, simd.avx512f);
         let values = avx._mm256_mul_ps(levels, avx._mm256_set1_ps(factor));
         let values = avx._mm256_add_ps(values, avx._mm256_set1_ps(centre));
@@ -117,7 +117,10 @@ mod wide {
 #[cfg(test)]
 mod tests {
     use super::super::ExactSum;
+    use super::*;
     use fl_quant::{Encoder, Piece, Scheme, Spec, Stream, encode_update};
+
+    const SCHEMES: [Scheme; 4] = [Scheme::StocQ, Scheme::MsqV2, Scheme::Sdq, Scheme::BetaQ];
 
     fn packed(scheme: Scheme, x: &[f32]) -> Vec<u8> {
         let spec = Spec { entropy: false, ..Spec::new(scheme, 4) };
@@ -126,24 +129,30 @@ mod tests {
         streams.remove(0)
     }
 
+    fn wave(len: usize) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 * 0.37).sin().powi(5) * 0.03).collect()
+    }
+
     /// Every scheme and many lengths and places: the sum is that of the decoded values, to the bit.
     #[test]
     fn codes_add_up_as_their_values_do() {
-        for scheme in [Scheme::StocQ, Scheme::MsqV2, Scheme::Sdq, Scheme::BetaQ] {
+        for scheme in SCHEMES {
             for (len, at) in [(17, 0), (64, 1), (1000, 4090), (4096, 4095), (5001, 77), (20_000, 3)] {
-                let x: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin().powi(5) * 0.03).collect();
-                let bytes = packed(scheme, &x);
+                let bytes = packed(scheme, &wave(len));
                 let stream = Stream::parse(&bytes, len).unwrap();
                 let mut values = vec![0.0; len];
                 stream.decode_into(&mut values);
-                for weight in [1.0, 600.0, 1e9] {
+                // The last two are beyond what packed codes and then words are added with.
+                for weight in [1.0, 600.0, 1e7, 1e9, 1e13] {
                     let sums = [ExactSum::new(at + len), ExactSum::new(at + len)];
-                    sums[0]
-                        .add(weight, stream.max_abs(), |f| {
-                            stream.for_each_piece(|offset, piece| f(at + offset, piece));
-                        })
-                        .unwrap();
-                    sums[1].add(weight, stream.max_abs(), |f| f(at, Piece::Values(&values))).unwrap();
+                    for _ in 0..3 {
+                        sums[0]
+                            .add(weight, stream.max_abs(), |f| {
+                                stream.for_each_piece(|offset, piece| f(at + offset, piece));
+                            })
+                            .unwrap();
+                        sums[1].add(weight, stream.max_abs(), |f| f(at, Piece::Values(&values))).unwrap();
+                    }
                     let [coded, plain] = sums.map(|sum| {
                         let mut out = Vec::new();
                         sum.for_each(|_, v| out.push(v));
@@ -155,21 +164,30 @@ mod tests {
         }
     }
 
+    /// The widest instructions of this machine, the portable loop and the values one by one give the same
+    /// integers; where the machine has AVX-512 that compares its path with the portable one.
     #[test]
-    fn the_portable_way_gives_the_same() {
-        let x: Vec<f32> = (0..999).map(|i| (i as f32 * 0.11).cos() * 0.2).collect();
-        let bytes = packed(Scheme::MsqV2, &x);
-        let stream = Stream::parse(&bytes, x.len()).unwrap();
-        let scale = 600.0 * 2f64.powi(32);
-        let (mut widest, mut plain) = (vec![5; x.len()], vec![5; x.len()]);
-        let mut coded = false;
-        stream.for_each_piece(|_, piece| {
-            let Piece::Codes(codes) = piece else { return };
-            super::add(pulp::Arch::new(), &mut widest, &codes, scale);
-            super::add_plain(&mut plain, &codes, scale);
-            coded = true;
-        });
-        assert!(coded, "packed codes of 4 bits come as codes");
-        assert_eq!(widest, plain);
+    fn every_path_gives_the_same_integers() {
+        let scale = 600.0 * super::super::fixed_point::ONE;
+        let mut compared = 0;
+        for scheme in SCHEMES {
+            for len in [1, 15, 16, 17, 63, 64, 65, 999, 4096, 5001] {
+                let bytes = packed(scheme, &wave(len));
+                let stream = Stream::parse(&bytes, len).unwrap();
+                stream.for_each_piece(|_, piece| {
+                    let Piece::Codes(codes) = piece else { return };
+                    let mut values = vec![0.0; codes.len()];
+                    codes.decode_into(&mut values);
+                    let [mut widest, mut portable] = [vec![5; codes.len()], vec![5; codes.len()]];
+                    add(Arch::new(), &mut widest, &codes, scale);
+                    add_portable(&mut portable, &codes, scale);
+                    let one_by_one: Vec<i64> = values.iter().map(|v| 5 + narrow(*v, scale)).collect();
+                    assert_eq!(portable, one_by_one, "{scheme}, {len} elements");
+                    assert_eq!(widest, one_by_one, "{scheme}, {len} elements, {:?}", Arch::new());
+                    compared += codes.len();
+                });
+            }
+        }
+        assert!(compared > 10_000, "packed codes of 4 bits come as codes: {compared}");
     }
 }

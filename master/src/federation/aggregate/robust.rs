@@ -1,24 +1,32 @@
 //! Averages that a few hostile updates cannot move far. All take the updates in the order of the
-//! workers' names, so that the result does not depend on the order of arrival.
+//! workers' names, so that the result does not depend on the order of arrival, and give the result some
+//! coordinates at a time: `f(offset, values)`.
 
 /// Coordinates that are worked on at a time, so that their values lie in the first cache levels.
 const BLOCK: usize = 256;
 
-/// Calls `f(coordinate, values)` with the values of every coordinate, sorted.
-fn sorted_coordinates(updates: &[&[f32]], mut f: impl FnMut(usize, &[f32])) {
+/// Calls `f` with what `summarize` makes of the sorted values of every coordinate.
+fn sorted_coordinates(
+    updates: &[&[f32]],
+    summarize: impl Fn(&[f32]) -> f64,
+    mut f: impl FnMut(usize, &mut [f64]),
+) {
     let length = updates.first().map_or(0, |update| update.len());
-    let mut block = vec![0.0f32; BLOCK * updates.len()];
+    let mut rows = vec![0.0f32; BLOCK * updates.len()];
+    let mut block = [0.0; BLOCK];
     for start in (0..length).step_by(BLOCK) {
         let end = length.min(start + BLOCK);
         for (index, update) in updates.iter().enumerate() {
-            for (row, value) in block.chunks_exact_mut(updates.len()).zip(&update[start..end]) {
+            for (row, value) in rows.chunks_exact_mut(updates.len()).zip(&update[start..end]) {
                 row[index] = *value;
             }
         }
-        for (row, coordinate) in block.chunks_exact_mut(updates.len()).zip(start..end) {
+        let block = &mut block[..end - start];
+        for (row, value) in rows.chunks_exact_mut(updates.len()).zip(&mut *block) {
             row.sort_unstable_by(f32::total_cmp);
-            f(coordinate, row);
+            *value = summarize(row);
         }
+        f(start, block);
     }
 }
 
@@ -27,24 +35,19 @@ fn mean(values: &[f32]) -> f64 {
 }
 
 /// The median of each coordinate; of an even number of updates the mean of the two in the middle.
-pub fn median(updates: &[&[f32]], mut f: impl FnMut(usize, f64)) {
+pub fn median(updates: &[&[f32]], f: impl FnMut(usize, &mut [f64])) {
     let count = updates.len();
-    sorted_coordinates(updates, |coordinate, sorted| {
-        f(coordinate, mean(&sorted[(count - 1) / 2..=count / 2]));
-    });
+    sorted_coordinates(updates, |sorted| mean(&sorted[(count - 1) / 2..=count / 2]), f);
 }
 
-/// The mean of each coordinate without its `cut` smallest and `cut` largest values.
-///
-/// # Panics
-/// If that leaves none.
-pub fn trimmed_mean(updates: &[&[f32]], cut: usize, mut f: impl FnMut(usize, f64)) {
-    assert!(updates.len() > 2 * cut, "more updates than are left out");
-    let kept = cut..updates.len() - cut;
-    sorted_coordinates(updates, |coordinate, sorted| f(coordinate, mean(&sorted[kept.clone()])));
+/// The mean of each coordinate without its `cut` smallest and `cut` largest values, or without as many as
+/// leave one or two.
+pub fn trimmed_mean(updates: &[&[f32]], cut: usize, f: impl FnMut(usize, &mut [f64])) {
+    let cut = cut.min(updates.len().saturating_sub(1) / 2);
+    sorted_coordinates(updates, |sorted| mean(&sorted[cut..sorted.len() - cut]), f);
 }
 
-/// The `chosen` updates with the smallest scores, in their order: a score is the sum of the squared
+/// The indices of the `chosen` updates with the smallest scores, ascending: a score is the sum of the squared
 /// distances to the `n - hostile - 2` nearest other updates. Ties go to the first by name.
 pub fn krum(updates: &[&[f32]], hostile: usize, chosen: usize) -> Vec<usize> {
     let count = updates.len();
@@ -70,7 +73,7 @@ pub fn krum(updates: &[&[f32]], hostile: usize, chosen: usize) -> Vec<usize> {
 }
 
 fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    // Eight sums side by side: one alone would wait for itself.
+    // Eight sums side by side: additions to a single one would wait for each other.
     let mut sums = [0.0f64; 8];
     for (a, b) in a.chunks(8).zip(b.chunks(8)) {
         for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
@@ -82,12 +85,17 @@ fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
 }
 
 /// The mean of the updates with these indices.
-pub fn mean_of(updates: &[&[f32]], chosen: &[usize], mut f: impl FnMut(usize, f64)) {
+pub fn mean_of(updates: &[&[f32]], chosen: &[usize], mut f: impl FnMut(usize, &mut [f64])) {
     let chosen: Vec<&[f32]> = chosen.iter().map(|&i| updates[i]).collect();
     let parameters = chosen.first().map_or(0, |update| update.len());
-    for coordinate in 0..parameters {
-        let sum: f64 = chosen.iter().map(|update| f64::from(update[coordinate])).sum();
-        f(coordinate, sum / chosen.len() as f64);
+    let mut block = [0.0; BLOCK];
+    for start in (0..parameters).step_by(BLOCK) {
+        let block = &mut block[..BLOCK.min(parameters - start)];
+        for (coordinate, value) in (start..).zip(&mut *block) {
+            let sum: f64 = chosen.iter().map(|update| f64::from(update[coordinate])).sum();
+            *value = sum / chosen.len() as f64;
+        }
+        f(start, block);
     }
 }
 
@@ -95,11 +103,11 @@ pub fn mean_of(updates: &[&[f32]], chosen: &[usize], mut f: impl FnMut(usize, f6
 mod tests {
     use super::*;
 
-    fn collect(run: impl FnOnce(&mut dyn FnMut(usize, f64))) -> Vec<f64> {
+    fn collect(run: impl FnOnce(&mut dyn FnMut(usize, &mut [f64]))) -> Vec<f64> {
         let mut out = Vec::new();
-        run(&mut |i, value| {
-            assert_eq!(i, out.len());
-            out.push(value);
+        run(&mut |offset, values| {
+            assert_eq!(offset, out.len());
+            out.extend_from_slice(values);
         });
         out
     }
@@ -110,6 +118,8 @@ mod tests {
         assert_eq!(collect(|f| median(&updates, f)), [2.5, 2.0]);
         assert_eq!(collect(|f| median(&updates[..3], f)), [2.0, 1.0]);
         assert_eq!(collect(|f| trimmed_mean(&updates, 1, f)), [2.5, 2.0]);
+        assert_eq!(collect(|f| trimmed_mean(&updates, 9, f)), [2.5, 2.0]);
+        assert!(collect(|f| trimmed_mean(&[], 1, f)).is_empty());
     }
 
     #[test]
@@ -118,6 +128,7 @@ mod tests {
         let updates: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
         let expected: Vec<f64> = (0..1000).map(|i| f64::from(2 * i)).collect();
         assert_eq!(collect(|f| median(&updates, f)), expected);
+        assert_eq!(collect(|f| mean_of(&updates, &[0, 1, 2], f)), expected);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! quantization errors, we add nothing: at few bits they alone would let every upload go, and error feedback
 //! keeps what is lost. The master computes the sum, workers compare.
 
+use crate::federation::AggregationSettings;
 use bytes::Bytes;
 use fl_protocol::{UpdateMeta, WorkerId};
 use std::{
@@ -13,100 +14,113 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Steps of the model that are looked back on: `D` of the paper's experiments.
+/// Number of past steps in the rule: `D` of the paper's experiments.
 const STEPS: usize = 10;
 
-/// Squared norms of the model's last steps, the newest first; part of the checkpoint.
-pub fn push_step(steps: &mut Vec<f32>, before: &[f32], after: &[f32]) {
+/// Puts the squared norm of the model's newest step before those of the last ones.
+pub fn push_step(squared_steps: &mut Vec<f32>, before: &[f32], after: &[f32]) {
     let squares = before.iter().zip(after).map(|(b, a)| (f64::from(*a) - f64::from(*b)).powi(2));
-    steps.insert(0, squares.sum::<f64>() as f32);
-    steps.truncate(STEPS);
+    squared_steps.insert(0, squares.sum::<f64>() as f32);
+    squared_steps.truncate(STEPS);
 }
 
 /// The right-hand side of the rule: `factor` is the sum of the paper's weights, which are all alike.
-pub fn threshold(factor: f64, steps: &[f32]) -> f32 {
-    (factor / STEPS as f64 * steps.iter().map(|step| f64::from(*step)).sum::<f64>()) as f32
+pub fn threshold(factor: f64, squared_steps: &[f32]) -> f32 {
+    (factor / STEPS as f64 * squared_steps.iter().map(|step| f64::from(*step)).sum::<f64>()) as f32
 }
 
-/// The last update of a worker.
+/// The last accepted update of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LastUpdate {
-    /// The round that it was made for.
+pub struct CachedUpdate {
+    /// Round that it was accepted for.
     pub round: u64,
-    /// The container.
+    /// The update container.
     pub body: Bytes,
 }
 
-/// How much is kept of the past.
+/// Limits of an [`UpdateCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Rounds after which an update does not count any more: the paper's `t`.
+pub struct CacheLimits {
+    /// Rounds after which an update expires: the paper's `t`.
     pub max_age: u64,
-    /// Bytes of all kept updates between two rounds.
+    /// Bytes of all cached updates between two rounds.
     pub max_bytes: usize,
 }
 
-/// The last update of every worker; part of the checkpoint.
+/// The last accepted update of every worker; part of the checkpoint.
 ///
-/// A worker hands in once a round, so what a notice refers to does not depend on the order of arrival; what
-/// is given up is given up between rounds, when there is an order.
+/// A worker sends one update a round, so what a notice refers to does not depend on the order of arrival.
+/// Updates are evicted between rounds only, for the same reason.
 #[derive(Debug, Default)]
-pub struct LastUpdates {
-    /// `None`: nothing is kept.
-    bounds: Option<Bounds>,
-    kept: Mutex<BTreeMap<WorkerId, LastUpdate>>,
+pub struct UpdateCache {
+    /// `None`: nothing is cached.
+    limits: Option<CacheLimits>,
+    cached: Mutex<BTreeMap<WorkerId, CachedUpdate>>,
 }
 
-impl Bounds {
-    /// Gives nothing up.
+impl CacheLimits {
+    /// Evicts nothing.
     pub const NONE: Self = Self { max_age: u64::MAX, max_bytes: usize::MAX };
 }
 
-impl LastUpdates {
-    /// Goes on with `kept`, or keeps nothing without `bounds`.
-    pub fn new(bounds: Option<Bounds>, mut kept: BTreeMap<WorkerId, LastUpdate>) -> Self {
-        if bounds.is_none() {
-            kept.clear();
-        }
-        Self { bounds, kept: Mutex::new(kept) }
+impl UpdateCache {
+    /// Goes on with `cached` under `settings`.
+    pub fn open(settings: &AggregationSettings, cached: BTreeMap<WorkerId, CachedUpdate>) -> Self {
+        let max_bytes = settings.max_buffer_mb.saturating_mul(1_000_000);
+        let limits = CacheLimits { max_age: settings.max_staleness, max_bytes };
+        Self::new(settings.lazy.map(|_| limits), cached)
     }
 
-    /// An accepted container of `meta.round`; a notice leaves everything as it was.
-    pub fn keep(&self, meta: &UpdateMeta, body: &Bytes) {
-        if self.bounds.is_some() && meta.reuse.is_none() {
-            // A copy: the request's buffer is to be used again, and may be larger than what it holds.
-            let last = LastUpdate { round: meta.round, body: Bytes::copy_from_slice(body) };
+    /// The same while rounds are replayed: a notice that was accepted must find what it refers to, whatever
+    /// the settings say now.
+    pub fn replaying(settings: &AggregationSettings, cached: BTreeMap<WorkerId, CachedUpdate>) -> Self {
+        Self::new((settings.lazy.is_some() || !cached.is_empty()).then_some(CacheLimits::NONE), cached)
+    }
+
+    /// Starts with `cached`; without `limits` nothing is cached.
+    pub fn new(limits: Option<CacheLimits>, mut cached: BTreeMap<WorkerId, CachedUpdate>) -> Self {
+        if limits.is_none() {
+            cached.clear();
+        }
+        Self { limits, cached: Mutex::new(cached) }
+    }
+
+    /// Caches an accepted container of `meta.round`; a notice changes nothing.
+    pub fn insert(&self, meta: &UpdateMeta, body: &Bytes) {
+        if self.limits.is_some() && meta.reuse.is_none() {
+            // A copy: the request's buffer is reused, and may be larger than what it holds.
+            let last = CachedUpdate { round: meta.round, body: Bytes::copy_from_slice(body) };
             self.lock().insert(meta.worker_id.clone(), last);
         }
     }
 
     /// The container that a notice refers to.
-    pub fn reused(&self, notice: &UpdateMeta) -> Option<Bytes> {
-        let kept = self.lock();
-        let last = kept.get(&notice.worker_id)?;
+    pub fn get(&self, notice: &UpdateMeta) -> Option<Bytes> {
+        let cached = self.lock();
+        let last = cached.get(&notice.worker_id)?;
         (Some(last.round) == notice.reuse).then(|| last.body.clone())
     }
 
-    /// Gives up, before `round` opens, what is too old, and the oldest of what is too much.
-    pub fn prune(&self, round: u64) {
-        let Some(Bounds { max_age, max_bytes }) = self.bounds else { return };
-        let mut kept = self.lock();
-        kept.retain(|_, last| last.round.saturating_add(max_age) >= round);
-        let mut bytes: usize = kept.values().map(|last| last.body.len()).sum();
+    /// Evicts what has expired before `round`, and then the oldest beyond the limit of bytes.
+    pub fn evict(&self, round: u64) {
+        let Some(CacheLimits { max_age, max_bytes }) = self.limits else { return };
+        let mut cached = self.lock();
+        cached.retain(|_, last| last.round.saturating_add(max_age) >= round);
+        let mut bytes: usize = cached.values().map(|last| last.body.len()).sum();
         while bytes > max_bytes {
-            let oldest = kept.iter().min_by_key(|(_, last)| last.round).map(|(worker, _)| worker.clone());
-            let Some(given_up) = oldest.and_then(|worker| kept.remove(&worker)) else { return };
-            bytes -= given_up.body.len();
+            let oldest = cached.iter().min_by_key(|(_, last)| last.round).map(|(worker, _)| worker.clone());
+            let Some(evicted) = oldest.and_then(|worker| cached.remove(&worker)) else { return };
+            bytes -= evicted.body.len();
         }
     }
 
     /// A copy for the checkpoint; the bodies are shared.
-    pub fn snapshot(&self) -> BTreeMap<WorkerId, LastUpdate> {
+    pub fn snapshot(&self) -> BTreeMap<WorkerId, CachedUpdate> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkerId, LastUpdate>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<WorkerId, CachedUpdate>> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,24 +156,24 @@ mod tests {
 
     #[test]
     fn only_the_named_update_of_the_same_worker_is_reused() {
-        let bounds = Bounds { max_age: 3, max_bytes: 10 };
-        let lasts = LastUpdates::new(Some(bounds), BTreeMap::new());
+        let limits = CacheLimits { max_age: 3, max_bytes: 10 };
+        let cache = UpdateCache::new(Some(limits), BTreeMap::new());
         let body = |text: &'static str| Bytes::from_static(text.as_bytes());
-        lasts.keep(&meta("a", 1, None), &body("first"));
-        lasts.keep(&meta("a", 2, None), &body("secon"));
-        lasts.keep(&meta("a", 3, Some(2)), &body("notice"));
-        assert_eq!(lasts.reused(&meta("a", 4, Some(2))), Some(body("secon")));
-        assert_eq!(lasts.reused(&meta("a", 4, Some(1))), None);
-        assert_eq!(lasts.reused(&meta("b", 4, Some(2))), None);
+        cache.insert(&meta("a", 1, None), &body("first"));
+        cache.insert(&meta("a", 2, None), &body("secon"));
+        cache.insert(&meta("a", 3, Some(2)), &body("notice"));
+        assert_eq!(cache.get(&meta("a", 4, Some(2))), Some(body("secon")));
+        assert_eq!(cache.get(&meta("a", 4, Some(1))), None);
+        assert_eq!(cache.get(&meta("b", 4, Some(2))), None);
         // The oldest goes when there is no room, and whatever is too old.
-        lasts.keep(&meta("b", 3, None), &body("12345"));
-        lasts.keep(&meta("c", 3, None), &body("1"));
-        lasts.prune(4);
-        assert_eq!(lasts.snapshot().keys().map(WorkerId::as_str).collect::<Vec<_>>(), ["b", "c"]);
-        lasts.prune(7);
-        assert!(lasts.snapshot().is_empty());
-        let off = LastUpdates::default();
-        off.keep(&meta("a", 1, None), &body("first"));
-        assert_eq!(off.reused(&meta("a", 2, Some(1))), None);
+        cache.insert(&meta("b", 3, None), &body("12345"));
+        cache.insert(&meta("c", 3, None), &body("1"));
+        cache.evict(4);
+        assert_eq!(cache.snapshot().keys().map(WorkerId::as_str).collect::<Vec<_>>(), ["b", "c"]);
+        cache.evict(7);
+        assert!(cache.snapshot().is_empty());
+        let off = UpdateCache::default();
+        off.insert(&meta("a", 1, None), &body("first"));
+        assert_eq!(off.get(&meta("a", 2, Some(1))), None);
     }
 }

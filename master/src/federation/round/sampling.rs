@@ -6,6 +6,9 @@ use std::collections::BTreeMap;
 
 /// Seconds after its last question for which a worker counts as present: two of the longest polls.
 const PRESENT_S: f64 = 2.0 * fl_protocol::limits::MAX_WAIT_S as f64;
+/// Workers that are remembered as present. Anyone can ask under any name, so beyond that the half that
+/// asked longest ago is forgotten; a worker that is still there asks again within seconds.
+const MAX_PRESENT: usize = 100_000;
 
 #[derive(Debug, Clone)]
 pub(super) struct Sampling {
@@ -33,7 +36,7 @@ impl Sampling {
     /// Whether `worker` is to train. A chosen worker that stays silent loses its place to the next
     /// one that asks; one whose update is there (`has_slot`) keeps it.
     pub(super) fn ask(&mut self, worker: &WorkerId, now: f64, has_slot: impl Fn(&WorkerId) -> bool) -> bool {
-        self.seen.insert(worker.clone(), now);
+        self.remember(worker, now);
         if self.chosen.contains_key(worker) {
             return true;
         }
@@ -46,6 +49,17 @@ impl Sampling {
         }
         self.chosen.insert(worker.clone(), now);
         true
+    }
+
+    fn remember(&mut self, worker: &WorkerId, now: f64) {
+        self.seen.insert(worker.clone(), now);
+        if self.seen.len() > MAX_PRESENT {
+            let mut times: Vec<f64> = self.seen.values().copied().collect();
+            let (_, median, _) = times.select_nth_unstable_by(MAX_PRESENT / 2, f64::total_cmp);
+            let median = *median;
+            self.seen.retain(|_, last| *last > median);
+            self.seen.insert(worker.clone(), now);
+        }
     }
 }
 
@@ -105,6 +119,22 @@ mod tests {
         assert!(!sampling.ask(&id(2), 59.0, |_| false));
         assert!(sampling.ask(&id(2), 61.0, |w| *w == id(0)));
         assert!(!sampling.ask(&id(3), 61.0, |w| *w == id(0)));
+    }
+
+    #[test]
+    fn asking_under_ever_new_names_takes_bounded_memory() {
+        let mut sampling = Sampling::new(1, 7, 60.0);
+        for i in 0..MAX_PRESENT + 10 {
+            sampling.ask(&id(i), i as f64 * 1e-3, |_| false);
+        }
+        assert!(sampling.seen.len() <= MAX_PRESENT / 2 + 10);
+        assert!(sampling.seen.contains_key(&id(MAX_PRESENT + 9)), "the newest stay");
+        // All at one time: a flood.
+        let mut sampling = Sampling::new(1, 7, 60.0);
+        for i in 0..2 * MAX_PRESENT {
+            sampling.ask(&id(i), 0.0, |_| false);
+        }
+        assert!(sampling.seen.len() <= MAX_PRESENT);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn rules(target: usize) -> Rules {
     Rules {
@@ -10,6 +10,7 @@ fn rules(target: usize) -> Rules {
         deadline_s: None,
         min_at_deadline: 1,
         sample: None,
+        pause_s: 0.0,
         task_timeout_s: 60.0,
         rounds: 0,
         seed: 1,
@@ -31,8 +32,15 @@ fn commit(worker: usize) -> Event {
 }
 
 fn commit_of(worker: usize, base: u64) -> Event {
-    let contribution =
-        Contribution { num_samples: 1, local_norm: 1.0, base, loss: None, bytes: 1, reused_bytes: None };
+    let contribution = Contribution {
+        num_samples: 1,
+        local_norm: 1.0,
+        norm: 0.0,
+        base,
+        loss: None,
+        bytes: 1,
+        reused_bytes: None,
+    };
     Event::Commit { worker: id(worker), contribution }
 }
 
@@ -82,6 +90,33 @@ fn a_place_that_is_given_back_goes_to_the_one_who_waits() {
     assert_eq!(state.step(offer(2, 1, 0), 0.0), []);
     assert_eq!(state.step(abort(0), 0.0), [Effect::Admit(2)]);
     assert_eq!(state.step(commit(1), 0.0), [Effect::Close]);
+}
+
+#[test]
+fn a_place_that_nobody_waits_for_invites_those_who_ask() {
+    let mut state = RoundState::new(rules(1), 0, vec![], 0.0);
+    state.step(offer(1, 0, 0), 0.0);
+    assert_eq!(state.ask(&id(1), 0.0), Decision::Wait);
+    assert_eq!(state.step(abort(0), 0.0), [Effect::Invite]);
+    assert_eq!(state.ask(&id(1), 0.0), Decision::Train { deadline_s: None });
+}
+
+#[test]
+fn nobody_is_asked_during_the_pause_and_updates_are_taken_all_the_same() {
+    let mut state = RoundState::new(Rules { pause_s: 5.0, ..rules(1) }, 0, vec![], 0.0);
+    assert_eq!(state.ask(&id(0), 0.0), Decision::Train { deadline_s: None }, "no pause before the first");
+    state.step(offer(1, 0, 0), 0.0);
+    state.step(commit(0), 1.0);
+    assert_eq!(state.step(Event::ModelReady, 2.0), []);
+    assert_eq!(state.next_wake(2.0), Some(7.0));
+    assert_eq!(state.ask(&id(0), 6.9), Decision::Wait);
+    assert_eq!(state.step(Event::Tick, 7.0), [Effect::Invite]);
+    assert_eq!(state.next_wake(7.0), None);
+    assert_eq!(state.ask(&id(0), 7.0), Decision::Train { deadline_s: None });
+    state.step(offer(2, 0, 1), 7.0);
+    state.step(commit(0), 7.0);
+    state.step(Event::ModelReady, 7.0);
+    assert_eq!(state.step(offer(3, 1, 2), 8.0), [Effect::Admit(3)]);
 }
 
 #[test]
@@ -202,6 +237,7 @@ impl Reference {
                 assert!(accepted == rules.target || (deadline_passed && accepted >= rules.min_at_deadline));
                 self.closing = true;
             }
+            Effect::Invite => assert!(!self.closing),
         }
     }
 }

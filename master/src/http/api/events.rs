@@ -72,7 +72,7 @@ impl Snapshot {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             status: shared.status_with(MAX_WORKERS),
-            num_workers: shared.board().workers().len(),
+            num_workers: shared.view().workers().len(),
             now_ts: now.as_secs_f64(),
         }
     }

@@ -151,7 +151,7 @@ async fn kept(shared: &Arc<Shared>, round: u64) -> Result<Arc<Global>, Problem> 
         return Err(not_kept());
     }
     let job_shared = shared.clone();
-    let job = move || job_shared.durable.as_ref().map_or(Ok(None), |durable| durable.store.model_of(round));
+    let job = move || job_shared.durable.as_ref().map_or(Ok(None), |durable| durable.model_of(round));
     match shared.pool.run(job).await {
         Ok(Ok(Some(bytes))) => Ok(Arc::new(Global::new(round, bytes))),
         Ok(Ok(None)) => Err(not_kept()),

@@ -22,7 +22,7 @@ pub(in crate::http) async fn post_update(
         Ok(ack) => Ok(Json(ack)),
         Err((worker, rejection)) => {
             shared.metrics.refused(rejection.code);
-            shared.board().refused(rejection.code);
+            shared.view().refused(rejection.code);
             let worker_name = worker.as_ref().map_or("", WorkerId::as_str);
             info!(%ip, worker = worker_name, code = rejection.code.as_str(), msg = rejection.msg, "update refused");
             if let Some(worker) = worker
@@ -50,7 +50,7 @@ async fn take(
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;
     // Control variates double what a container holds.
     let vectors = 1 + usize::from(shared.config.aggregation.strategy.uses_control());
-    let parameters = vectors * shared.layout.parameters();
+    let parameters = vectors * shared.core.layout().parameters();
     let limit = match format {
         Format::Container => limits::max_update_bytes(parameters),
         Format::Json => limits::max_update_json_bytes(parameters),

@@ -20,6 +20,7 @@ fn status(workers: BTreeMap<String, WorkerStatus>) -> StatusBody {
         num_pending_rounds: 1,
         pending_updates: 1,
         min_clients: 2,
+        waiting: None,
         workers,
         model: "<b>mlp</b>".to_owned(),
         num_parameters: 99_910,

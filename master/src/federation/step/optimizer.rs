@@ -1,0 +1,141 @@
+//! The last stage of the server's step: from the mean to the direction in which the parameters move, and what
+//! a strategy remembers for that from round to round.
+
+use crate::federation::{ServerOptions, Strategy};
+
+/// How the second moment follows the squared mean (Reddi et al. 2021, algorithm 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdaptiveRule {
+    /// Their sum.
+    Adagrad,
+    /// An additive step towards it.
+    Yogi,
+    /// Their moving average.
+    Adam,
+}
+
+/// What the server's optimizer remembers. Vectors have the model's length.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum OptimizerState {
+    /// Nothing.
+    #[default]
+    Stateless,
+    /// `fedavgm`.
+    Momentum {
+        /// The moving sum of the means.
+        momentum: Vec<f32>,
+    },
+    /// `fedadagrad`, `fedyogi` and `fedadam`.
+    Adaptive {
+        /// Which of them.
+        rule: AdaptiveRule,
+        /// The moving average of the means.
+        first_moment: Vec<f32>,
+        /// What the rule makes of their squares.
+        second_moment: Vec<f32>,
+    },
+    /// `scaffold:N`.
+    ControlVariate {
+        /// The mean of all workers' control variates.
+        control: Vec<f32>,
+    },
+    /// `fednova`.
+    NormalizedSteps {
+        /// Local steps that the last round was worth.
+        effective_steps: f32,
+    },
+}
+
+impl OptimizerState {
+    /// What `strategy` begins with.
+    pub fn new(strategy: Strategy, options: &ServerOptions, parameters: usize) -> Self {
+        let zeros = || vec![0.0; parameters];
+        let adaptive = |rule| Self::Adaptive {
+            rule,
+            first_moment: zeros(),
+            second_moment: vec![(options.tau * options.tau) as f32; parameters],
+        };
+        match strategy {
+            Strategy::FedAvgM => Self::Momentum { momentum: zeros() },
+            Strategy::FedAdagrad => adaptive(AdaptiveRule::Adagrad),
+            Strategy::FedYogi => adaptive(AdaptiveRule::Yogi),
+            Strategy::FedAdam => adaptive(AdaptiveRule::Adam),
+            Strategy::Scaffold { .. } => Self::ControlVariate { control: zeros() },
+            Strategy::FedNova => Self::NormalizedSteps { effective_steps: 1.0 },
+            _ => Self::Stateless,
+        }
+    }
+
+    /// The strategy that it belongs to, without numbers.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Stateless => "fedavg",
+            Self::Momentum { .. } => "fedavgm",
+            Self::Adaptive { rule: AdaptiveRule::Adagrad, .. } => "fedadagrad",
+            Self::Adaptive { rule: AdaptiveRule::Yogi, .. } => "fedyogi",
+            Self::Adaptive { rule: AdaptiveRule::Adam, .. } => "fedadam",
+            Self::ControlVariate { .. } => "scaffold",
+            Self::NormalizedSteps { .. } => "fednova",
+        }
+    }
+
+    /// Whether `strategy` can go on with it.
+    pub fn fits(&self, strategy: Strategy, parameters: usize) -> bool {
+        let expected = match strategy {
+            Strategy::FedAvgM => "fedavgm",
+            Strategy::FedAdagrad => "fedadagrad",
+            Strategy::FedYogi => "fedyogi",
+            Strategy::FedAdam => "fedadam",
+            Strategy::Scaffold { .. } => "scaffold",
+            Strategy::FedNova => "fednova",
+            _ => "fedavg",
+        };
+        let lengths = match self {
+            Self::Stateless | Self::NormalizedSteps { .. } => [parameters; 2],
+            Self::Momentum { momentum: vector } | Self::ControlVariate { control: vector } => {
+                [vector.len(); 2]
+            }
+            Self::Adaptive { first_moment, second_moment, .. } => [first_moment.len(), second_moment.len()],
+        };
+        self.name() == expected && lengths == [parameters; 2]
+    }
+
+    /// Turns the mean of the elements from `offset` on into their direction.
+    pub fn direction(&mut self, options: &ServerOptions, offset: usize, mean: &mut [f64]) {
+        let ServerOptions { beta1, beta2, tau, .. } = *options;
+        match self {
+            Self::Stateless | Self::ControlVariate { .. } | Self::NormalizedSteps { .. } => {}
+            Self::Momentum { momentum } => {
+                for (value, m) in mean.iter_mut().zip(&mut momentum[offset..]) {
+                    *value += beta1 * f64::from(*m);
+                    *m = *value as f32;
+                }
+            }
+            Self::Adaptive { rule, first_moment, second_moment } => {
+                let moments = first_moment[offset..].iter_mut().zip(&mut second_moment[offset..]);
+                for (value, (m, v)) in mean.iter_mut().zip(moments) {
+                    let momentum = beta1 * f64::from(*m) + (1.0 - beta1) * *value;
+                    let second = rule.next(f64::from(*v), *value * *value, beta2);
+                    (*m, *v) = (momentum as f32, second as f32);
+                    *value = momentum / (second.sqrt() + tau);
+                }
+            }
+        }
+    }
+}
+
+impl AdaptiveRule {
+    #[inline]
+    fn next(self, before: f64, square: f64, beta2: f64) -> f64 {
+        match self {
+            Self::Adagrad => before + square,
+            Self::Yogi => before - (1.0 - beta2) * square * sign(before - square),
+            Self::Adam => beta2 * before + (1.0 - beta2) * square,
+        }
+    }
+}
+
+/// -1, 0 or 1.
+fn sign(value: f64) -> f64 {
+    if value == 0.0 { 0.0 } else { value.signum() }
+}

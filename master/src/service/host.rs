@@ -1,0 +1,54 @@
+//! What the federations of one process share: threads, memory, bounds on clients, time.
+
+use super::{clock::Clock, pool::Pool};
+use crate::{
+    config::Config,
+    http::server::{body::Budget, limiter::Limiter},
+};
+use std::{io, net::IpAddr};
+use tokio::sync::watch;
+
+/// One process.
+#[derive(Debug)]
+pub struct Host {
+    /// Time.
+    pub clock: Clock,
+    /// Threads for CPU work.
+    pub pool: Pool,
+    /// Memory of bodies being received.
+    pub budget: Budget,
+    /// Refusals per worker.
+    pub limiter: Limiter,
+    /// True once a shutdown has begun.
+    pub draining: watch::Sender<bool>,
+}
+
+impl Host {
+    /// Starts the threads. The largest model has `parameters` parameters.
+    ///
+    /// # Errors
+    /// If the system has no threads to give.
+    pub fn start(config: &Config, parameters: usize) -> io::Result<Self> {
+        Ok(Self {
+            clock: Clock::start(),
+            pool: Pool::new(config.decode_threads(), config.limits.max_queue)?,
+            budget: Budget::new(&config.limits, parameters),
+            limiter: Limiter::new(config.limits.refused_per_s),
+            draining: watch::channel(false).0,
+        })
+    }
+
+    /// Whether a shutdown has begun.
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Whether it has shown a client certificate of an accepted authority.
+    pub has_certificate: bool,
+}

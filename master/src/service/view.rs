@@ -1,0 +1,218 @@
+//! What can be seen of a federation from outside: workers, history, refusals, what the open round waits for.
+
+use fl_protocol::{ErrorCode, HistoryRecord, LastEvaluation, MissingWorker, Waiting, WorkerId, WorkerStatus};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Workers that `GET /status` knows; beyond that the one unheard for longest is forgotten. It bounds what
+/// clients cost in memory, and the search for that one.
+const MAX_WORKERS: usize = 2000;
+
+/// Seconds after which an open round counts as waiting.
+const WAITS_AFTER_S: f64 = 10.0;
+/// Seconds since its last sign of life for which a worker counts as present: a few of the longest polls.
+const PRESENT_S: f64 = 120.0;
+/// Seconds for which a worker that was heard of is missed.
+const REMEMBERED_S: f64 = 3600.0;
+/// Missing workers that are told of.
+const MAX_MISSING: usize = 20;
+/// Missing workers whose names are in the sentence.
+const NAMED: usize = 3;
+
+/// What `GET /status`, `GET /history` and the dashview show.
+#[derive(Debug, Default)]
+pub struct StatusView {
+    workers: BTreeMap<WorkerId, WorkerStatus>,
+    history: VecDeque<HistoryRecord>,
+    /// When each worker was last heard of, by a request for work or an update.
+    heard: BTreeMap<WorkerId, f64>,
+    /// When the open round opened, in seconds since 1970.
+    opened_ts: f64,
+    /// Whose updates were accepted for the open round.
+    handed_in: BTreeSet<WorkerId>,
+    /// The last evaluation.
+    pub last_evaluation: Option<LastEvaluation>,
+    /// Refused updates by error code.
+    rejected: BTreeMap<&'static str, u64>,
+}
+
+impl StatusView {
+    /// A view of earlier rounds.
+    pub fn new(history: Vec<HistoryRecord>, opened_ts: f64) -> Self {
+        let last_evaluation = history.iter().rev().find_map(|record| {
+            let (accuracy, loss) = (record.test_accuracy?, record.test_loss?);
+            Some(LastEvaluation { round: record.round, accuracy, loss, samples: 0 })
+        });
+        Self { history: history.into(), last_evaluation, opened_ts, ..Self::default() }
+    }
+
+    /// Notes a worker's accepted update for the open round.
+    pub fn accepted(&mut self, worker: WorkerId, status: WorkerStatus) {
+        self.heard_of(&worker, status.last_update_ts);
+        self.handed_in.insert(worker.clone());
+        self.workers.insert(worker, status);
+        if self.workers.len() > MAX_WORKERS {
+            let oldest = self.workers.iter().min_by(|a, b| a.1.last_update_ts.total_cmp(&b.1.last_update_ts));
+            if let Some(oldest) = oldest.map(|(worker, _)| worker.clone()) {
+                self.workers.remove(&oldest);
+            }
+        }
+    }
+
+    /// Notes a sign of life of a worker at time `now`.
+    pub fn heard_of(&mut self, worker: &WorkerId, now: f64) {
+        match self.heard.get_mut(worker) {
+            Some(last) => *last = now,
+            None => {
+                self.heard.insert(worker.clone(), now);
+            }
+        }
+        if self.heard.len() > MAX_WORKERS {
+            // Half at a time, so that a flood of names costs a search only now and then.
+            let mut times: Vec<f64> = self.heard.values().copied().collect();
+            let (_, median, _) = times.select_nth_unstable_by(MAX_WORKERS / 2, f64::total_cmp);
+            let median = *median;
+            self.heard.retain(|known, last| *last > median || known == worker);
+        }
+    }
+
+    /// The open round was closed, and the next one opened at `opened_ts`.
+    pub fn round_closed(&mut self, opened_ts: f64) {
+        self.handed_in.clear();
+        self.opened_ts = opened_ts;
+    }
+
+    /// Updates accepted for the open round.
+    pub fn pending_updates(&self) -> u64 {
+        self.handed_in.len() as u64
+    }
+
+    /// What a round of `needed` updates waits for at time `now`, once it has waited for [`WAITS_AFTER_S`].
+    pub fn waiting(&self, now: f64, needed: u64, storage_is_failing: bool) -> Option<Waiting> {
+        let accepted = self.pending_updates();
+        if accepted >= needed && !storage_is_failing || now - self.opened_ts < WAITS_AFTER_S {
+            return None;
+        }
+        let missing: Vec<_> = self
+            .missing(now)
+            .into_iter()
+            .map(|(worker, last_seen_ts)| MissingWorker { worker: worker.to_string(), last_seen_ts })
+            .collect();
+        let reason = self.reason(now, needed, &missing, storage_is_failing);
+        Some(Waiting { needed, accepted, since_ts: self.opened_ts, reason, missing })
+    }
+
+    fn reason(&self, now: f64, needed: u64, missing: &[MissingWorker], storage_is_failing: bool) -> String {
+        if storage_is_failing {
+            return "the state cannot be written: updates are refused until there is room on the disk"
+                .to_owned();
+        }
+        let accepted = self.pending_updates();
+        let more = needed.saturating_sub(accepted);
+        let updates = if more == 1 { "update" } else { "updates" };
+        let head = format!("waiting for {more} more {updates} of {needed}");
+        let present = self.heard.values().filter(|last| now - **last <= PRESENT_S).count() as u64;
+        if self.heard.is_empty() {
+            return format!("{head}: no worker has asked for work yet");
+        }
+        if present < needed {
+            let workers = if present == 1 { "worker was" } else { "workers were" };
+            return format!(
+                "{head}: only {present} {workers} heard of in the last {} minutes, and a round takes {needed} \
+                 (AGG_MIN_CLIENTS)",
+                PRESENT_S as u64 / 60
+            );
+        }
+        let names: Vec<_> = missing.iter().take(NAMED).map(|missing| missing.worker.as_str()).collect();
+        match missing.len().saturating_sub(NAMED) {
+            _ if names.is_empty() => head,
+            0 => format!("{head}: not there yet: {}", names.join(", ")),
+            others => format!("{head}: not there yet: {} and {others} others", names.join(", ")),
+        }
+    }
+
+    /// Workers heard of lately whose update the open round lacks, and when they were heard of, the latest first.
+    fn missing(&self, now: f64) -> Vec<(WorkerId, f64)> {
+        let mut missing: Vec<_> = self
+            .heard
+            .iter()
+            .filter(|(worker, last)| now - **last <= REMEMBERED_S && !self.handed_in.contains(*worker))
+            .map(|(worker, last)| (worker.clone(), *last))
+            .collect();
+        missing.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        missing.truncate(MAX_MISSING);
+        missing
+    }
+
+    /// Notes a refused update.
+    pub fn refused(&mut self, code: ErrorCode) {
+        *self.rejected.entry(code.as_str()).or_default() += 1;
+    }
+
+    /// Adds a finished round, or completes the one with the same number.
+    pub fn record(&mut self, record: HistoryRecord) {
+        let known = self.history.iter_mut().rev().find(|known| known.round == record.round);
+        match known {
+            Some(known) => *known = record,
+            None => self.history.push_back(record),
+        }
+        while self.history.len() > crate::store::MAX_RECORDS {
+            self.history.pop_front();
+        }
+    }
+
+    /// Refused updates by error code.
+    pub fn rejected(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.rejected.iter().map(|(code, count)| (*code, *count))
+    }
+
+    /// The last update of every worker.
+    pub fn workers(&self) -> &BTreeMap<WorkerId, WorkerStatus> {
+        &self.workers
+    }
+
+    /// The last updates of at most `limit` workers: those heard from last.
+    pub fn latest_workers(&self, limit: usize) -> BTreeMap<String, WorkerStatus> {
+        let named = |(id, worker): (&WorkerId, &WorkerStatus)| (id.to_string(), worker.clone());
+        if self.workers.len() <= limit {
+            return self.workers.iter().map(named).collect();
+        }
+        let mut latest: Vec<_> = self.workers.iter().collect();
+        latest.select_nth_unstable_by(limit, |a, b| b.1.last_update_ts.total_cmp(&a.1.last_update_ts));
+        latest.truncate(limit);
+        latest.into_iter().map(named).collect()
+    }
+
+    /// The finished rounds, the oldest first.
+    pub fn history(&self) -> &VecDeque<HistoryRecord> {
+        &self.history
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_workers_are_those_heard_from_last() {
+        let mut view = StatusView::default();
+        for i in 0..1000u32 {
+            let status = WorkerStatus {
+                ip: "::1".into(),
+                round: 1,
+                num_samples: 1,
+                loss: None,
+                compute_factor: None,
+                // Neither in the order of the names nor against it.
+                last_update_ts: f64::from(i * 7 % 1000),
+                bytes: 1,
+            };
+            view.accepted(format!("w{i:04}").parse().unwrap(), status);
+        }
+        let latest = view.latest_workers(200);
+        assert_eq!(latest.len(), 200);
+        assert!(latest.values().all(|worker| worker.last_update_ts >= 800.0));
+        assert_eq!(view.latest_workers(1000).len(), 1000);
+        assert_eq!(view.latest_workers(usize::MAX).len(), 1000);
+        assert!(view.latest_workers(0).is_empty());
+    }
+}

@@ -1,0 +1,53 @@
+//! What the settings make of a federation: the rules of its rounds, and what workers are told.
+
+use crate::{
+    config::Config,
+    federation::{Global, round::Rules},
+};
+use fl_protocol::{TaskAction, TaskBody};
+use fl_quant::Bits;
+
+/// The rules that the settings make.
+pub fn rules(config: &Config) -> Rules {
+    let Config { round, aggregation, .. } = config;
+    Rules {
+        target: round.min_clients,
+        deadline_s: round.deadline_s,
+        min_at_deadline: round.min_at_deadline,
+        sample: round.sample(),
+        pause_s: 0.0,
+        task_timeout_s: round.task_timeout_s,
+        rounds: round.rounds,
+        seed: config.seed,
+        remember: config.store.keep_rounds,
+        max_staleness: aggregation.strategy.is_asynchronous().then_some(aggregation.max_staleness),
+    }
+}
+
+/// What a worker is told about the round that starts from `global`.
+pub fn task(config: &Config, global: &Global, action: TaskAction, deadline_s: Option<f64>) -> TaskBody {
+    let hints = config.task.clone();
+    let update_bytes = hints.update_bytes(config.round.min_clients);
+    let (bits, target_nmse) = match hints.bits {
+        Some(Bits::Width(bits)) => (Some(bits), None),
+        Some(Bits::Auto) => (None, Some(hints.target_nmse)),
+        None => (None, None),
+    };
+    TaskBody {
+        action,
+        round: global.round,
+        etag: global.etag.clone(),
+        local_steps: hints.local_steps,
+        local_epochs: hints.local_epochs,
+        batch_size: hints.batch_size,
+        lr: hints.lr.map(|lr| hints.lr_schedule.at(lr, global.round)),
+        mu: hints.mu,
+        quantizer: hints.quantizer,
+        bits,
+        target_nmse,
+        update_bytes,
+        lazy_below: global.lazy_below,
+        control: global.control.is_some(),
+        deadline_s,
+    }
+}
