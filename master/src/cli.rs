@@ -41,8 +41,9 @@ pub struct Args {
     /// [default: the labels of the csv file]
     #[arg(long, env = "LABELS", help_heading = MODEL)]
     pub labels: Option<String>,
-    /// What evaluates the model: flex, ndarray, wgpu
-    #[arg(long, env = "BACKEND", default_value = "flex", help_heading = MODEL)]
+    /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
+    /// CPU), ndarray, wgpu
+    #[arg(long, env = "BACKEND", default_value = "auto", help_heading = MODEL)]
     pub backend: String,
     /// Rounds between two evaluations on the test set, 0 = never
     #[arg(long, env = "EVAL_EVERY", default_value_t = 1, help_heading = MODEL)]
@@ -99,7 +100,12 @@ pub struct Args {
     /// training begins to swing. 1e-6 to 1e6, 0 = off
     #[arg(long, env = "LAZY", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub lazy: f64,
-    /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit
+    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit: nobody outweighs all others by a
+    /// claim
+    #[arg(long, env = "MAX_WEIGHT", default_value_t = 0, help_heading = AGGREGATION)]
+    pub max_weight: u64,
+    /// Largest Euclidean norm of an update as it is applied, and of the change of SCAFFOLD's control variate, 1e-9 to
+    /// 1e9, 0 = no limit
     #[arg(long, env = "MAX_UPDATE_NORM", default_value_t = 0.0, help_heading = AGGREGATION)]
     pub max_update_norm: f64,
     /// What happens to an update beyond MAX_UPDATE_NORM
@@ -271,7 +277,7 @@ impl Args {
                 lazy: (self.lazy != 0.0).then_some(self.lazy),
                 max_update_norm: (self.max_update_norm != 0.0).then_some(self.max_update_norm),
                 norm_action: self.norm_action,
-                max_weight: None,
+                max_weight: (self.max_weight != 0).then_some(self.max_weight),
             },
             task: TaskHints {
                 local_steps: self.local_steps,

@@ -10,7 +10,7 @@ use fl_datasets::DatasetSpec;
 use fl_model::Backend;
 use fl_protocol::{
     LrSchedule,
-    limits::{MAX_PARAMETERS, MAX_WAIT_S},
+    limits::{MAX_NUM_SAMPLES, MAX_PARAMETERS, MAX_WAIT_S},
 };
 use fl_quant::Bits;
 use std::{net::SocketAddr, path::PathBuf};
@@ -28,7 +28,7 @@ pub struct ModelConfig {
     pub data_dir: Option<PathBuf>,
     /// `LABELS` (those of the data set): names of all classes.
     pub labels: Option<Vec<String>>,
-    /// `BACKEND` (flex): what evaluates the model.
+    /// `BACKEND` (auto): what evaluates the model.
     pub backend: Backend,
     /// `EVAL_EVERY` (1): rounds between two evaluations; 0 = never.
     pub eval_every: u64,
@@ -201,7 +201,7 @@ impl Default for Config {
                 dataset: DatasetSpec::Digits,
                 data_dir: None,
                 labels: None,
-                backend: Backend::Flex,
+                backend: Backend::Auto,
                 eval_every: 1,
             },
             round: RoundConfig {
@@ -240,6 +240,8 @@ impl Config {
     /// The first setting whose value is refused.
     pub fn validate(&self) -> Result<(), SettingError> {
         whole("MODEL_DIM", self.model.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        let backend = self.model.backend;
+        backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))?;
         self.validate_round()?;
         self.validate_aggregation()?;
         if let Some(lazy) = self.aggregation.lazy {
@@ -250,6 +252,9 @@ impl Config {
                     format!("STRATEGY={strategy} has no use for an update that came before: set LAZY=0");
                 return Err(SettingError::new("LAZY", lazy, reason));
             }
+        }
+        if let Some(weight) = self.aggregation.max_weight {
+            whole("MAX_WEIGHT", weight, 1, MAX_NUM_SAMPLES)?;
         }
         if let Some(norm) = self.aggregation.max_update_norm {
             number("MAX_UPDATE_NORM", norm, 1e-9, 1e9)?;

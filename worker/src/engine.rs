@@ -12,8 +12,9 @@ use crate::{
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
 use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{GlobalModel, Layer, ModelError, ModelSpec, Trainer};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec};
 use fl_protocol::{DataNames, ModelLayout, Normalization, UpdateMeta};
+use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 /// Trains clients, one after the other: network, buffers, shared data.
@@ -24,7 +25,7 @@ pub struct Engine {
     names: DataNames,
     /// The model's class for each class of the data; none if they are the same.
     classes: Option<Vec<u32>>,
-    trainer: Trainer,
+    learner: Box<dyn Learner>,
     updates: UpdateEncoder,
     /// SCAFFOLD's correction of every gradient.
     drift: Vec<f32>,
@@ -63,7 +64,7 @@ impl Engine {
         let convolutional = spec.layers.iter().any(|layer| matches!(layer, Layer::Conv2d { .. }));
         let threads = config.training.threads_for(convolutional, config.workers);
         Ok(Self {
-            trainer: Trainer::new(spec, config.training.backend, threads)?,
+            learner: spec.learner(config.training.backend, threads)?,
             updates: UpdateEncoder::new(layout),
             drift: Vec::new(),
             batch: (Vec::new(), Vec::new()),
@@ -75,9 +76,9 @@ impl Engine {
         })
     }
 
-    /// The trainer, for other uses of the network between two rounds.
-    pub fn trainer(&mut self) -> &mut Trainer {
-        &mut self.trainer
+    /// The network, for other uses between two rounds.
+    pub fn learner(&mut self) -> &mut dyn Learner {
+        &mut *self.learner
     }
 
     /// Whether `global` is of the network and the data that this engine was made for.
@@ -116,12 +117,13 @@ impl Engine {
         mut before_step: impl FnMut() -> ControlFlow<()>,
     ) -> Result<Option<LocalUpdate>, ModelError> {
         let started = Instant::now();
-        self.trainer.set_parameters(from.parameters);
+        self.learner.load(from.parameters);
+        let rng_of = |purpose| seeded_rng(client.seed, client.worker_id.as_str(), from.round, purpose);
+        self.learner.begin_round(rng_of(Purpose::Masks).random());
         if let Some(control) = from.control {
             self.set_drift(control, &client.memory.control_variate);
         }
-        let rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Batches);
-        let mut batches = Batches::new(client.indices.clone(), plan, rng);
+        let mut batches = Batches::new(client.indices.clone(), plan, rng_of(Purpose::Batches));
         let (mut loss, mut steps) = (0.0f64, 0u32);
         while let Some(indices) = batches.next() {
             if before_step().is_break() {
@@ -132,7 +134,7 @@ impl Engine {
             if let Some(classes) = &self.classes {
                 y.iter_mut().for_each(|class| *class = classes[*class as usize]);
             }
-            loss += f64::from(self.trainer.train_step(x, y, &plan.sgd)?);
+            loss += f64::from(self.learner.step(Batch::new(x, y), &plan.sgd)?);
             steps += 1;
         }
         let train_time = started.elapsed();
@@ -148,8 +150,8 @@ impl Engine {
             reuse: None,
         };
         let started = Instant::now();
-        let trainer = &self.trainer;
-        let trained = |local: &mut [f32]| trainer.parameters(local);
+        let learner = &mut self.learner;
+        let trained = |local: &mut [f32]| learner.read(local);
         let (body, notice) = self.updates.encode(client, from, plan, &meta, trained)?;
         Ok(Some(LocalUpdate {
             body,
@@ -169,7 +171,7 @@ impl Engine {
         for (drift, own) in self.drift.iter_mut().zip(own) {
             *drift -= own;
         }
-        self.trainer.set_drift(&self.drift);
+        self.learner.set_drift(&self.drift);
     }
 
     /// The last update, which was `client`'s, counts: what its encoding lost goes into the next one as far

@@ -5,7 +5,7 @@
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::Master;
-use fl_model::{Backend, Evaluation, GlobalModel, ModelSpec, Trainer};
+use fl_model::{Backend, Batch, Evaluation, GlobalModel, ModelSpec};
 use fl_protocol::{TaskBody, Update};
 use fl_worker::{Args, Config, LocalClient, Plan, Sent, StartingPoint, WorkerError};
 use std::{fs, future::pending, ops::ControlFlow, path::Path, sync::Arc, time::Duration};
@@ -73,12 +73,12 @@ fn workers_with_different_labels_train_one_model() {
         }
         global.parameters.iter_mut().zip(&mean).for_each(|(w, delta)| *w += delta);
     }
-    let mut trainer = Trainer::new(&global.spec, Backend::Flex, 1).unwrap();
-    trainer.set_parameters(&global.parameters);
+    let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
+    learner.load(&global.parameters);
     let (mut x, mut y) = (Vec::new(), Vec::new());
     let all: Vec<u32> = (0..test.test.len() as u32).collect();
     test.test.gather(&all, &global.normalization, &mut x, &mut y);
-    let accuracy = Evaluation::from(trainer.evaluate(&x, &y).unwrap()).accuracy;
+    let accuracy = Evaluation::from(learner.evaluate(Batch::new(&x, &y)).unwrap()).accuracy;
     assert!(
         accuracy > 0.95,
         "{accuracy}: with labels numbered by each worker, a dog is a cat to one of them"
