@@ -110,6 +110,8 @@ pub struct Core {
 struct OpenRound {
     /// The settings that this round was begun with: a journal may hold others than those of today.
     settings: AggregationSettings,
+    /// The same with the limits of today, which new updates are checked against.
+    limited: AggregationSettings,
     /// The settings of the rounds that open from now on.
     next_settings: AggregationSettings,
     global: Arc<Global>,
@@ -135,14 +137,18 @@ impl Core {
             collector: Collector::new(settings.strategy, layout.parameters()),
             cache: UpdateCache::open(&settings, snapshot.last_updates),
             next_settings: settings.clone(),
+            limited: settings.clone(),
             settings,
         };
         Ok(Self { layout, open: RwLock::new(open) })
     }
 
-    /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with.
+    /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with, but
+    /// its further updates are checked against the new limits.
     pub fn configure(&self, settings: AggregationSettings) {
-        self.open_mut().next_settings = settings;
+        let mut open = self.open_mut();
+        open.limited = open.settings.with_limits_of(&settings);
+        open.next_settings = settings;
     }
 
     /// The model's tensors.
@@ -221,7 +227,7 @@ impl Core {
     fn checks<'a>(&'a self, open: &'a OpenRound, accepted: Option<Clip>) -> UpdateChecks<'a> {
         UpdateChecks {
             layout: &self.layout,
-            settings: &open.settings,
+            settings: &open.limited,
             cache: &open.cache,
             effective_steps: open.server.effective_steps(),
             accepted,
@@ -259,6 +265,7 @@ impl Core {
         open.cache.evict(global.round);
         let last_updates = open.cache.snapshot();
         open.cache = UpdateCache::open(&next, last_updates.clone());
+        open.limited = next.clone();
         open.settings = next;
         open.server = server.clone();
         open.global = global.clone();
@@ -296,3 +303,7 @@ fn contribution(term: &Term<'_>, wire_bytes: u64) -> Contribution {
         reused_bytes: term.reused_bytes,
     }
 }
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

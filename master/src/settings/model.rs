@@ -27,8 +27,9 @@ pub struct ModelArgs {
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env)]
     pub data_dir: Option<String>,
-    /// What evaluates the model: flex, ndarray, wgpu
-    #[arg(long, env, default_value = "flex")]
+    /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
+    /// CPU), ndarray, wgpu
+    #[arg(long, env, default_value = "auto")]
     pub backend: String,
     /// Rounds between two evaluations on the test set, 0 = never
     #[arg(long, env, default_value_t = 1)]
@@ -67,6 +68,7 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     pub(super) fn check(&self) -> Result<(), SettingError> {
-        whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)
+        whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        self.backend.check().map_err(|error| SettingError::new("BACKEND", self.backend, error.to_string()))
     }
 }

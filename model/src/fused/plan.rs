@@ -4,7 +4,11 @@
 //! moves behind the pooling (the two commute, gradients included), so that the large image before
 //! the pooling need not be kept for the backward pass.
 
-use crate::spec::{Layer, ModelSpec};
+use super::winograd::Winograd;
+use crate::{
+    error::ModelError,
+    spec::{Layer, ModelSpec, limits::MAX_ACTIVATION},
+};
 use std::ops::Range;
 
 /// Shape of one image.
@@ -100,29 +104,58 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Plans a checked spec; `None` if the network has something that only Burn computes here.
-    pub(super) fn new(spec: &ModelSpec) -> Option<Self> {
-        let shapes = spec.shapes().ok()?;
+    /// Plans a network.
+    ///
+    /// # Errors
+    /// A spec that does not fit together; [`ModelError::NotFused`].
+    pub(super) fn new(spec: &ModelSpec) -> Result<Self, ModelError> {
+        let shapes = spec.shapes()?;
         let mut plan = Self { image: Vec::new(), dense: Vec::new(), image_parameters: 0, parameters: 0 };
         let mut flat = shapes[0].len() == 1;
         for (index, layer) in spec.layers.iter().enumerate() {
             let params = plan.take_parameters(layer);
-            if *layer == Layer::Flatten {
+            let (input, output) = (&shapes[index], &shapes[index + 1]);
+            let added = if *layer == Layer::Flatten {
                 flat = true;
+                Some(())
             } else if flat {
-                plan.add_dense(layer, index, params, &shapes[index], &shapes[index + 1])?;
+                plan.add_dense(layer, index, params, input, output)
             } else {
-                plan.add_image(layer, index, params, &shapes[index], &shapes[index + 1])?;
                 plan.image_parameters = plan.parameters;
-            }
-            // Offsets travel as u32.
-            if shapes[index + 1].iter().product::<usize>() > u32::MAX as usize / 1024 {
-                return None;
+                plan.add_image(layer, index, params, input, output)
+            };
+            if added.is_none() {
+                return Err(ModelError::NotFused(format!("layer {index}, {layer:?} on {input:?}")));
             }
         }
         plan.move_relus_behind_pools();
         plan.mark_kept();
-        Some(plan)
+        Ok(plan)
+    }
+
+    /// Whether the fused engine is faster than Burn's flex, by an estimate in units of flex's
+    /// floating-point operations.
+    ///
+    /// It does the arithmetic in a third of the time. But it works on one image at a time, so weights in
+    /// Winograd's form that no cache holds come from memory again for each image, in each of four passes.
+    /// Measured on an EPYC with 512 channels: 0.6 of flex's speed on 7 x 7 pixels, 1.3 on 14 x 14.
+    pub(super) fn is_faster_than_flex(&self) -> bool {
+        const PASSES: f64 = 4.0;
+        const FLOPS_PER_LOAD: f64 = 20.0;
+        const CACHED: usize = 1 << 22;
+        let (mut flex, mut fused) = (0.0, 0.0);
+        for stage in &self.image {
+            let ImageOp::Conv { kernel, padding, .. } = stage.op else { continue };
+            let weights = kernel * kernel * stage.input.channels * stage.output.channels;
+            let flops = 6.0 * weights as f64 * stage.output.pixels() as f64;
+            flex += flops;
+            fused += flops / 3.0;
+            let spectrum = Winograd::spectrum_len_of(stage.input, stage.output, kernel, padding).unwrap_or(0);
+            if spectrum > CACHED {
+                fused += PASSES * FLOPS_PER_LOAD * spectrum as f64;
+            }
+        }
+        fused <= flex
     }
 
     fn take_parameters(&mut self, layer: &Layer) -> Params {
@@ -153,6 +186,9 @@ impl Plan {
                 ImageOp::Pass
             }
             Layer::Conv2d { kernel, padding, stride, .. } => {
+                let (input, output) = (shape(input)?, shape(output)?);
+                fits_with_border(input, 2 * padding + kernel)?;
+                fits_with_border(Shape { channels: output.channels, ..input }, 2 * kernel)?;
                 ImageOp::Conv { kernel, padding, stride, params }
             }
             Layer::MaxPool2d { kernel, stride } => ImageOp::Pool { kernel, stride },
@@ -210,6 +246,13 @@ impl Plan {
             self.image[index].kept = self.image[index].relu || next_reads_it || is_result;
         }
     }
+}
+
+/// `None` if an image that is `border` pixels higher and wider is larger than an image may be: a
+/// convolution keeps its input and the gradient of its output with zeros around them.
+fn fits_with_border(shape: Shape, border: usize) -> Option<()> {
+    let pixels = (shape.height + border).checked_mul(shape.width + border)?;
+    (pixels.checked_mul(shape.channels)? <= MAX_ACTIVATION).then_some(())
 }
 
 fn shape(dims: &[usize]) -> Option<Shape> {

@@ -23,12 +23,12 @@ pub(super) struct Conv {
     /// Zeros around the input in the forward pass.
     padding: usize,
     /// Start of each output pixel's window in the padded input.
-    starts: Vec<u32>,
+    starts: Vec<usize>,
     /// Start of each kernel row within a window of the padded input.
-    segments: Vec<u32>,
+    segments: Vec<usize>,
     /// The same for the input's gradient as a convolution of the spread output gradient.
-    back_starts: Vec<u32>,
-    back_segments: Vec<u32>,
+    back_starts: Vec<usize>,
+    back_segments: Vec<usize>,
     /// The forward pass and the input's gradient, where they pay.
     winograd: Option<(Winograd, Winograd)>,
 }
@@ -51,16 +51,16 @@ pub(super) struct ConvScratch {
     backward: winograd::Scratch,
 }
 
-fn offsets(height: usize, width: usize, step: usize, row_len: usize) -> Vec<u32> {
-    (0..height * width).map(|p| ((p / width) * step * row_len + (p % width) * step) as u32).collect()
+fn offsets(height: usize, width: usize, step: usize, row_len: usize) -> Vec<usize> {
+    (0..height * width).map(|p| (p / width) * step * row_len + (p % width) * step).collect()
 }
 
 impl Conv {
     pub(super) fn new(input: Shape, output: Shape, kernel: usize, padding: usize, stride: usize) -> Self {
         let padded_width = input.width + 2 * padding;
         let spread_width = input.width + kernel - 1;
-        let scale = |offsets: Vec<u32>, channels: usize| -> Vec<u32> {
-            offsets.into_iter().map(|offset| offset * channels as u32).collect()
+        let scale = |offsets: Vec<usize>, channels: usize| -> Vec<usize> {
+            offsets.into_iter().map(|offset| offset * channels).collect()
         };
         Self {
             starts: scale(offsets(output.height, output.width, stride, padded_width), input.channels),
@@ -203,7 +203,7 @@ impl Conv {
         let width = self.kernel * self.input.channels;
         for (starts, dy) in self.starts.chunks(PIXELS).zip(dy.chunks(PIXELS * outputs)) {
             for (&segment, gradient) in self.segments.iter().zip(weights.chunks_exact_mut(width * outputs)) {
-                let columns = Columns { data: &scratch.input, starts, offset: segment as usize, width };
+                let columns = Columns { data: &scratch.input, starts, offset: segment, width };
                 tn(columns, dy, outputs, gradient, outputs, outputs, Store::Add);
             }
         }

@@ -46,7 +46,7 @@ pub(super) struct Winograd {
     /// Width of the zero-padded input, in pixels.
     padded_width: usize,
     /// Starts of the tiles in a plane of the input's spectrum.
-    starts: Vec<u32>,
+    starts: Vec<usize>,
 }
 
 /// Buffers for one image.
@@ -59,21 +59,25 @@ pub(super) struct Scratch {
     output: Vec<f32>,
 }
 
+/// Not with strides, other kernels, or channels that do not fill vectors.
+fn applies(input: Shape, output: Shape, kernel: usize, padding: usize) -> bool {
+    let channels_fit = [input, output].iter().all(|shape| shape.channels % LANES == 0);
+    let same_stride = output.height + kernel == input.height + 2 * padding + 1
+        && output.width + kernel == input.width + 2 * padding + 1;
+    matches!(kernel, 3 | 5) && padding < kernel && channels_fit && same_stride
+}
+
 impl Winograd {
-    /// `None` where it does not apply or does not pay: strides, other kernels, channels that do not
-    /// fill vectors.
+    /// `None` where it does not apply or does not pay.
     pub(super) fn new(input: Shape, output: Shape, kernel: usize, padding: usize) -> Option<Self> {
-        let channels_fit = [input, output].iter().all(|shape| shape.channels % LANES == 0);
-        let same_stride = output.height + kernel == input.height + 2 * padding + 1
-            && output.width + kernel == input.width + 2 * padding + 1;
-        if !matches!(kernel, 3 | 5) || padding >= kernel || !channels_fit || !same_stride {
+        if !applies(input, output, kernel, padding) {
             return None;
         }
         let edge = POINTS + 1 - kernel;
         let (tiles_down, tiles_across) = (output.height.div_ceil(edge), output.width.div_ceil(edge));
         Some(Self {
             padded_width: tiles_across * edge + kernel - 1,
-            starts: (0..TILES).map(|tile| (tile * input.channels) as u32).collect(),
+            starts: (0..TILES).map(|tile| tile * input.channels).collect(),
             input,
             output,
             kernel,
@@ -87,6 +91,16 @@ impl Winograd {
     /// Length of the transformed weights, and of the sums of their gradients.
     pub(super) fn spectrum_len(&self) -> usize {
         SPECTRUM * self.input.channels * self.output.channels
+    }
+
+    /// The same before there is a [`Winograd`]; `None` where there will be none.
+    pub(super) fn spectrum_len_of(
+        input: Shape,
+        output: Shape,
+        kernel: usize,
+        padding: usize,
+    ) -> Option<usize> {
+        applies(input, output, kernel, padding).then(|| SPECTRUM * input.channels * output.channels)
     }
 
     pub(super) fn scratch(&self) -> Scratch {

@@ -7,12 +7,11 @@
 use super::{
     Descent,
     gemm::{Columns, Rows, Store, nn, tn},
-    image::DropoutStep,
     parallel::Threads,
     plan::{DenseOp, DenseStage},
     transpose::transpose,
 };
-use crate::dropout;
+use crate::dropout::{Mask, MaskSeed};
 
 /// Columns of an activation are padded to a multiple of this, the widest vector.
 const LANES: usize = 16;
@@ -31,9 +30,9 @@ pub(super) struct DenseNet {
     /// Gradients of a stage's output and input, transposed.
     gradients: [Vec<f32>; 2],
     /// Starts of the rows of each stage's weights.
-    weight_rows: Vec<Vec<u32>>,
+    weight_rows: Vec<Vec<usize>>,
     /// Starts of the rows of an activation.
-    activation_rows: Vec<u32>,
+    activation_rows: Vec<usize>,
     /// Whether image stages come before these.
     behind_images: bool,
     /// Whether those stages need the gradient of their output.
@@ -43,7 +42,7 @@ pub(super) struct DenseNet {
 impl DenseNet {
     pub(super) fn new(stages: Vec<DenseStage>, behind_images: bool, needs_input_gradient: bool) -> Self {
         let rows = |stage: &DenseStage| match stage.op {
-            DenseOp::Linear(_) => (0..stage.outputs).map(|row| (row * stage.inputs) as u32).collect(),
+            DenseOp::Linear(_) => row_starts(stage.outputs, stage.inputs).collect(),
             _ => Vec::new(),
         };
         Self {
@@ -60,6 +59,17 @@ impl DenseNet {
         }
     }
 
+    fn widest_output(&self) -> usize {
+        self.stages.iter().map(|stage| stage.outputs).max().unwrap_or(0)
+    }
+
+    /// Whether the activations of `batch` samples have sizes that can be counted in bytes; `features` is
+    /// the width of the input.
+    pub(super) fn can_hold(&self, batch: usize, features: usize) -> bool {
+        let widest = self.widest_output().max(features);
+        batch.checked_next_multiple_of(LANES).is_some_and(|stride| fits(stride, widest))
+    }
+
     /// Makes room for `batch` samples; `features` is the width of the input.
     pub(super) fn prepare(&mut self, batch: usize, features: usize) {
         if batch == self.batch {
@@ -68,8 +78,7 @@ impl DenseNet {
         self.batch = batch;
         self.stride = batch.next_multiple_of(LANES);
         // The gradient of the network's own input is never computed.
-        let input = if self.needs_input_gradient { features } else { 0 };
-        let widest = self.stages.iter().map(|stage| stage.outputs).max().unwrap_or(0).max(input);
+        let widest = self.widest_output().max(if self.needs_input_gradient { features } else { 0 });
         self.activations[0].clear();
         self.activations[0].resize(features * self.stride, 0.0);
         for (index, stage) in self.stages.iter().enumerate() {
@@ -83,7 +92,7 @@ impl DenseNet {
             gradient.resize(widest * self.stride, 0.0);
         }
         self.activation_rows.clear();
-        self.activation_rows.extend((0..widest).map(|row| (row * self.stride) as u32));
+        self.activation_rows.extend(row_starts(widest, self.stride));
     }
 
     /// The transposed input, to be filled by the image stages.
@@ -114,7 +123,7 @@ impl DenseNet {
     pub(super) fn forward(
         &mut self,
         parameters: &[f32],
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
         training: bool,
         threads: &Threads,
     ) {
@@ -144,8 +153,8 @@ impl DenseNet {
                 }
                 DenseOp::Dropout { p, layer } => {
                     y.copy_from_slice(x);
-                    if let Some((seed, step)) = dropout {
-                        drop_some(y, stride, batch, &dropout::Mask::new(*p, seed, step, *layer));
+                    if let Some(seed) = masks {
+                        drop_some(y, stride, batch, seed.mask(*p, *layer));
                     }
                 }
                 DenseOp::Pass => y.copy_from_slice(x),
@@ -186,7 +195,7 @@ impl DenseNet {
         parameters: &mut [f32],
         x: &[f32],
         descent: &mut Descent<'_>,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
         threads: &Threads,
     ) {
         let first = self.stages.iter().position(|stage| matches!(stage.op, DenseOp::Linear(_)));
@@ -203,8 +212,8 @@ impl DenseNet {
             match &stage.op {
                 DenseOp::Pass => {}
                 DenseOp::Dropout { p, layer } => {
-                    if let Some((seed, step)) = dropout {
-                        drop_some(dy, self.stride, self.batch, &dropout::Mask::new(*p, seed, step, *layer));
+                    if let Some(seed) = masks {
+                        drop_some(dy, self.stride, self.batch, seed.mask(*p, *layer));
                     }
                 }
                 DenseOp::Linear(params) => {
@@ -232,10 +241,22 @@ impl DenseNet {
     }
 }
 
+/// Starts of the rows of a matrix. They are of full width: a batch of a million samples of 5,000 values
+/// lies beyond what 32 bits count.
+fn row_starts(rows: usize, row_len: usize) -> impl Iterator<Item = usize> {
+    (0..rows).map(move |row| row * row_len)
+}
+
+/// Whether a matrix of floats is no larger than an allocation may be.
+fn fits(rows: usize, columns: usize) -> bool {
+    let bytes = rows.checked_mul(columns).and_then(|len| len.checked_mul(size_of::<f32>()));
+    bytes.is_some_and(|bytes| isize::try_from(bytes).is_ok())
+}
+
 /// `dx = W^T dy`, all transposed.
 fn input_gradient(
     weights: &[f32],
-    starts: &[u32],
+    starts: &[usize],
     dy: &[f32],
     stride: usize,
     dx: &mut [f32],
@@ -251,7 +272,7 @@ fn input_gradient(
 fn weight_gradient(
     x: &[f32],
     dy: &[f32],
-    starts: &[u32],
+    starts: &[usize],
     batch: usize,
     weights: &mut [f32],
     store: Store<'_>,
@@ -279,11 +300,33 @@ fn sum(row: &[f32]) -> f32 {
 }
 
 /// Multiplies a transposed activation by the batch's mask, which is laid out sample by sample.
-fn drop_some(values: &mut [f32], stride: usize, batch: usize, mask: &dropout::Mask) {
+fn drop_some(values: &mut [f32], stride: usize, batch: usize, mask: Mask) {
     let features = values.len() / stride;
     for (feature, row) in values.chunks_exact_mut(stride).enumerate() {
         for (sample, value) in row[..batch].iter_mut().enumerate() {
             *value *= mask.at(sample * features + feature);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_batch_of_a_million_do_not_wrap() {
+        let stride = 1_000_000usize.next_multiple_of(LANES);
+        let starts: Vec<_> = row_starts(5_000, stride).collect();
+        assert!(starts.iter().zip(&starts[1..]).all(|(row, next)| next - row == stride));
+        assert!(starts[4_999] > u32::MAX as usize);
+    }
+
+    #[test]
+    fn a_batch_that_no_memory_can_hold_is_known_before_it_is_allocated() {
+        let stage = DenseStage { op: DenseOp::Pass, relu: true, inputs: 4, outputs: 1 << 24 };
+        let net = DenseNet::new(vec![stage], false, false);
+        assert!(net.can_hold(1_000_000, 4));
+        assert!(!net.can_hold(1 << 40, 4), "2^64 values");
+        assert!(!net.can_hold(usize::MAX, 4));
     }
 }

@@ -7,7 +7,7 @@ use super::{
     plan::{ImageOp, ImageStage, Params, Shape},
     pool,
 };
-use crate::dropout;
+use crate::dropout::{Mask, MaskSeed};
 
 /// What all blocks share: the network, and its weights as the kernels want them.
 #[derive(Debug)]
@@ -22,9 +22,6 @@ pub(super) struct ImageNet {
     input: Shape,
     output: Shape,
 }
-
-/// Seed and step of the dropout masks; `None` outside training.
-pub(super) type DropoutStep = Option<(u64, u64)>;
 
 /// The state of a block of images.
 #[derive(Debug, Default)]
@@ -135,12 +132,12 @@ impl ImageNet {
         x: &[f32],
         parameters: &[f32],
         first_image: usize,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
     ) {
         for (image, x) in x.chunks_exact(self.input.len()).enumerate() {
             channels_last(x, self.input, &mut block.input);
             for index in 0..self.stages.len() {
-                self.stage_forward(block, index, image, parameters, first_image, dropout);
+                self.stage_forward(block, index, image, parameters, first_image, masks);
             }
         }
     }
@@ -158,7 +155,7 @@ impl ImageNet {
         image: usize,
         parameters: &[f32],
         first_image: usize,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
     ) {
         let stage = &self.stages[index];
         let (before, rest) = block.outputs.split_at_mut(index);
@@ -187,9 +184,8 @@ impl ImageNet {
             }
             ImageOp::Dropout { p, layer } => {
                 y.copy_from_slice(x);
-                if let Some((seed, step)) = dropout {
-                    let mask = dropout::Mask::new(*p, seed, step, *layer);
-                    drop_some(y, stage.output, &mask, first_image + image);
+                if let Some(seed) = masks {
+                    drop_some(y, stage.output, seed.mask(*p, *layer), first_image + image);
                 }
             }
             ImageOp::Pass => y.copy_from_slice(x),
@@ -207,7 +203,7 @@ impl ImageNet {
         x: &[f32],
         parameters: &[f32],
         first_image: usize,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
         mut gradient: impl FnMut(usize, &mut [f32]),
     ) {
         block.sums.fill(0.0);
@@ -215,7 +211,7 @@ impl ImageNet {
             channels_last(x, self.input, &mut block.input);
             gradient(image, &mut block.gradients[0][..self.output.len()]);
             for index in (self.first..self.stages.len()).rev() {
-                self.stage_backward(block, index, image, parameters, first_image, dropout);
+                self.stage_backward(block, index, image, parameters, first_image, masks);
             }
         }
     }
@@ -229,7 +225,7 @@ impl ImageNet {
         image: usize,
         parameters: &[f32],
         first_image: usize,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
     ) {
         let stage = &self.stages[index];
         let [dy, dx] = &mut block.gradients;
@@ -269,13 +265,8 @@ impl ImageNet {
                 norm::backward(x, stage.input, &parameters[params.weight.clone()], moments, dy, sums);
             }
             ImageOp::Dropout { p, layer } => {
-                if let Some((seed, step)) = dropout {
-                    drop_some(
-                        dy,
-                        stage.output,
-                        &dropout::Mask::new(*p, seed, step, *layer),
-                        first_image + image,
-                    );
+                if let Some(seed) = masks {
+                    drop_some(dy, stage.output, seed.mask(*p, *layer), first_image + image);
                 }
             }
             ImageOp::Pass => {}
@@ -318,7 +309,7 @@ fn lay_out_sums(stages: &[ImageStage], convs: &[Option<Conv>]) -> Vec<Params> {
 }
 
 /// Multiplies an image by its part of the batch's mask, which is laid out channels first.
-fn drop_some(values: &mut [f32], shape: Shape, mask: &dropout::Mask, image: usize) {
+fn drop_some(values: &mut [f32], shape: Shape, mask: Mask, image: usize) {
     for (index, value) in values.iter_mut().enumerate() {
         let (pixel, channel) = (index / shape.channels, index % shape.channels);
         *value *= mask.at(image * shape.len() + channel * shape.pixels() + pixel);

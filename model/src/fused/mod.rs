@@ -21,14 +21,18 @@ mod transpose;
 mod winograd;
 
 use crate::{
+    dropout::MaskSeed,
     error::ModelError,
+    evaluation::BatchEvaluation,
+    learner::{Batch, BatchShape, Learner, assert_length, finite},
     loss::evaluate_logits,
     sgd::{SgdConfig, SgdState},
     spec::ModelSpec,
 };
 use dense::DenseNet;
+use fl_protocol::ModelLayout;
 use gemm::Store;
-use image::{Block, DropoutStep, ImageNet};
+use image::{Block, ImageNet};
 use parallel::Threads;
 use plan::Plan;
 use std::{
@@ -81,8 +85,13 @@ impl Rule {
     }
 }
 
-/// The fused trainer.
-pub(crate) struct FastTrainer {
+/// Whether the fused engine runs `spec` and is faster than Burn's flex.
+pub(crate) fn is_faster(spec: &ModelSpec) -> bool {
+    Plan::new(spec).is_ok_and(|plan| plan.is_faster_than_flex())
+}
+
+/// The fused engine.
+pub(crate) struct FusedLearner {
     parameters: Vec<f32>,
     /// Empty until a setting needs the whole gradient at once.
     gradient: Vec<f32>,
@@ -91,125 +100,93 @@ pub(crate) struct FastTrainer {
     image_parameters: usize,
     blocks: Vec<Block>,
     dense: DenseNet,
+    /// Values of a sample that enters the dense stages.
+    dense_features: usize,
     /// Row-major logits of an evaluated batch.
     logits: Vec<f32>,
-    classes: usize,
-    features: usize,
+    layout: ModelLayout,
+    batches: BatchShape,
     threads: Threads,
-    seed: u64,
-    step: u64,
+    masks: MaskSeed,
 }
 
-impl FastTrainer {
-    /// `None` if the network has a layer in a place that only plain Burn computes.
-    ///
+impl FusedLearner {
     /// # Errors
-    /// If the threads cannot be started.
-    pub(crate) fn new(spec: &ModelSpec, threads: usize) -> Result<Option<Self>, ModelError> {
-        let Some(plan) = Plan::new(spec) else { return Ok(None) };
+    /// A network that the engine does not run; threads that cannot be started.
+    pub(crate) fn new(spec: &ModelSpec, threads: usize) -> Result<Self, ModelError> {
+        let plan = Plan::new(spec)?;
         let image = ImageNet::new(plan.image);
-        Ok(Some(Self {
+        let batches = BatchShape::of(spec);
+        Ok(Self {
             parameters: vec![0.0; plan.parameters],
             gradient: Vec::new(),
             state: SgdState::default(),
             dense: DenseNet::new(plan.dense, image.is_some(), plan.image_parameters > 0),
+            dense_features: image.as_ref().map_or(batches.features, |net| net.output().len()),
             image,
             image_parameters: plan.image_parameters,
             blocks: Vec::new(),
             logits: Vec::new(),
-            classes: spec.num_classes,
-            features: spec.num_features(),
+            layout: spec.layout(),
+            batches,
             threads: Threads::new(threads)?,
-            seed: 0,
-            step: 0,
-        }))
+            masks: MaskSeed::default(),
+        })
     }
 
-    pub(crate) fn set_dropout_seed(&mut self, seed: u64) {
-        self.seed = seed;
-    }
-
-    pub(crate) fn set_parameters(&mut self, parameters: &[f32]) {
-        self.parameters.copy_from_slice(parameters);
-        self.state.reset(parameters);
-        self.step = 0;
-    }
-
-    pub(crate) fn set_drift(&mut self, drift: &[f32]) {
-        self.state.set_drift(drift);
-    }
-
-    pub(crate) fn parameters(&self, out: &mut [f32]) {
-        out.copy_from_slice(&self.parameters);
-    }
-
-    /// Mean loss of the batch; its gradient goes to `out`.
-    pub(crate) fn gradients(&mut self, x: &[f32], y: &[u32], out: &mut [f32]) -> f32 {
-        self.run(x, y, &mut Descent::Gradient(out))
-    }
-
-    pub(crate) fn train_step(&mut self, x: &[f32], y: &[u32], config: &SgdConfig) -> f32 {
-        let loss = if self.state.is_plain(config) {
-            self.run(x, y, &mut Descent::Step { lr: config.lr })
-        } else {
-            let mut gradient = std::mem::take(&mut self.gradient);
-            gradient.resize(self.parameters.len(), 0.0);
-            let loss = self.run(x, y, &mut Descent::Gradient(&mut gradient));
-            self.state.step(&mut self.parameters, &mut gradient, config);
-            self.gradient = gradient;
-            loss
-        };
-        self.step += 1;
-        loss
-    }
-
-    /// Sum of the cross-entropies and number of hits.
-    pub(crate) fn evaluate(&mut self, x: &[f32], y: &[u32]) -> (f64, u64) {
-        let threads = std::mem::replace(&mut self.threads, Threads::none());
-        threads.enter(|| self.forward(x, y.len(), None, false, &threads));
-        self.threads = threads;
-        let stride = self.dense.stride;
-        self.logits.clear();
-        for sample in 0..y.len() {
-            self.logits.extend(self.dense.logits()[sample..].iter().step_by(stride));
+    fn check(&self, batch: Batch<'_>) -> Result<(), ModelError> {
+        self.batches.check(batch)?;
+        if self.dense.can_hold(batch.samples(), self.dense_features) {
+            return Ok(());
         }
-        evaluate_logits(&self.logits, y, self.classes)
+        Err(ModelError::BadBatch(format!(
+            "no memory can hold the activations of {} samples: lower the batch size",
+            batch.samples()
+        )))
     }
 
     /// One pass over a batch.
-    fn run(&mut self, x: &[f32], y: &[u32], descent: &mut Descent<'_>) -> f32 {
-        let dropout = Some((self.seed, self.step));
+    fn run(&mut self, batch: Batch<'_>, descent: &mut Descent<'_>) -> Result<f32, ModelError> {
+        let Batch { inputs: x, labels: y } = batch;
+        let masks = Some(self.masks);
         let threads = std::mem::replace(&mut self.threads, Threads::none());
         let loss = threads.enter(|| {
-            self.forward(x, y.len(), dropout, true, &threads);
+            self.forward(x, y.len(), masks, true, &threads);
             let loss = self.dense.loss(y);
-            self.dense.backward(&mut self.parameters, x, descent, dropout, &threads);
-            self.image_backward(x, y.len(), descent, dropout, &threads);
+            self.dense.backward(&mut self.parameters, x, descent, masks, &threads);
+            self.image_backward(x, y.len(), descent, masks, &threads);
             loss
         });
         self.threads = threads;
-        loss
+        finite(loss)
     }
 
-    fn forward(&mut self, x: &[f32], batch: usize, dropout: DropoutStep, training: bool, threads: &Threads) {
+    fn forward(
+        &mut self,
+        x: &[f32],
+        batch: usize,
+        masks: Option<MaskSeed>,
+        training: bool,
+        threads: &Threads,
+    ) {
         let Some(net) = &mut self.image else {
-            self.dense.prepare(batch, self.features);
+            self.dense.prepare(batch, self.dense_features);
             self.dense.set_input(x, threads);
-            return self.dense.forward(&self.parameters, dropout, training, threads);
+            return self.dense.forward(&self.parameters, masks, training, threads);
         };
         net.pack(&self.parameters, training);
         let output = net.output();
-        self.dense.prepare(batch, output.len());
+        self.dense.prepare(batch, self.dense_features);
         let (per_block, blocks) = blocks_of(batch);
         self.blocks.resize_with(self.blocks.len().max(blocks), Block::default);
-        let (parameters, features) = (&self.parameters, self.features);
+        let (parameters, features) = (&self.parameters, self.batches.features);
         let net = &*net;
         threads.each(&mut self.blocks[..blocks], |index, block| {
             let first = index * per_block;
             let images = per_block.min(batch - first);
             net.prepare(block, images, training);
             let x = &x[first * features..(first + images) * features];
-            net.forward(block, x, parameters, first, dropout);
+            net.forward(block, x, parameters, first, masks);
         });
         let stride = self.dense.stride;
         let input = self.dense.input_mut();
@@ -224,7 +201,7 @@ impl FastTrainer {
                 }
             }
         }
-        self.dense.forward(&self.parameters, dropout, training, threads);
+        self.dense.forward(&self.parameters, masks, training, threads);
     }
 
     fn image_backward(
@@ -232,18 +209,18 @@ impl FastTrainer {
         x: &[f32],
         batch: usize,
         descent: &mut Descent<'_>,
-        dropout: DropoutStep,
+        masks: Option<MaskSeed>,
         threads: &Threads,
     ) {
         let (Some(net), 1..) = (&self.image, self.image_parameters) else { return };
         let (per_block, blocks) = blocks_of(batch);
         let (parameters, features, stride, output) =
-            (&self.parameters, self.features, self.dense.stride, net.output());
+            (&self.parameters, self.batches.features, self.dense.stride, net.output());
         let gradient = self.dense.input_gradient();
         threads.each(&mut self.blocks[..blocks], |index, block| {
             let first = index * per_block;
             let x = &x[first * features..batch.min(first + per_block) * features];
-            net.backward(block, x, parameters, first, dropout, |image, out| {
+            net.backward(block, x, parameters, first, masks, |image, out| {
                 for (pixel, out) in out.chunks_exact_mut(output.channels).enumerate() {
                     for (channel, out) in out.iter_mut().enumerate() {
                         *out = gradient[(channel * output.pixels() + pixel) * stride + first + image];
@@ -261,6 +238,73 @@ impl FastTrainer {
     }
 }
 
+impl Learner for FusedLearner {
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
+    }
+
+    fn load(&mut self, parameters: &[f32]) {
+        assert_length(parameters, &self.layout);
+        self.parameters.copy_from_slice(parameters);
+        self.state.reset(parameters);
+        self.masks.step = 0;
+    }
+
+    fn read(&self, out: &mut [f32]) {
+        assert_length(out, &self.layout);
+        out.copy_from_slice(&self.parameters);
+    }
+
+    fn begin_round(&mut self, seed: u64) {
+        self.masks = MaskSeed { seed, step: 0 };
+    }
+
+    fn set_drift(&mut self, drift: &[f32]) {
+        assert_length(drift, &self.layout);
+        self.state.set_drift(drift);
+    }
+
+    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError> {
+        self.check(batch)?;
+        optimizer.validate()?;
+        let loss = if self.state.is_plain(optimizer) {
+            self.run(batch, &mut Descent::Step { lr: optimizer.lr })?
+        } else {
+            let mut gradient = std::mem::take(&mut self.gradient);
+            gradient.resize(self.parameters.len(), 0.0);
+            let loss = self.run(batch, &mut Descent::Gradient(&mut gradient))?;
+            self.state.step(&mut self.parameters, &mut gradient, optimizer);
+            self.gradient = gradient;
+            loss
+        };
+        self.masks.step += 1;
+        Ok(loss)
+    }
+
+    fn gradients(&mut self, batch: Batch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
+        self.check(batch)?;
+        assert_length(out, &self.layout);
+        self.run(batch, &mut Descent::Gradient(out))
+    }
+
+    fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError> {
+        self.batches.check(batch)?;
+        let mut sums = BatchEvaluation::default();
+        for Batch { inputs, labels } in self.batches.pieces(batch) {
+            let threads = std::mem::replace(&mut self.threads, Threads::none());
+            threads.enter(|| self.forward(inputs, labels.len(), None, false, &threads));
+            self.threads = threads;
+            let stride = self.dense.stride;
+            self.logits.clear();
+            for sample in 0..labels.len() {
+                self.logits.extend(self.dense.logits()[sample..].iter().step_by(stride));
+            }
+            sums += evaluate_logits(&self.logits, labels, self.batches.classes);
+        }
+        Ok(sums)
+    }
+}
+
 /// Images per block and blocks of a batch: a function of the batch alone.
 fn blocks_of(batch: usize) -> (usize, usize) {
     let per_block = batch.div_ceil(BLOCKS).max(BLOCKS);
@@ -273,7 +317,7 @@ pub(crate) fn measure_gemm_gflops() -> f64 {
     const COLUMNS: usize = 64;
     const DEPTH: usize = 256;
     let (l, r, mut c) = (vec![0.5; ROWS * DEPTH], vec![0.5; DEPTH * COLUMNS], vec![0.0; ROWS * COLUMNS]);
-    let starts: Vec<u32> = (0..ROWS).map(|row| (row * DEPTH) as u32).collect();
+    let starts: Vec<usize> = (0..ROWS).map(|row| row * DEPTH).collect();
     let rows = gemm::Rows { data: &l, starts: &starts, segments: &[0], segment_len: DEPTH };
     let mut best = f64::INFINITY;
     let began = Instant::now();

@@ -31,9 +31,19 @@ pub(crate) enum Store<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<'a> {
     pub(crate) data: &'a [f32],
-    pub(crate) starts: &'a [u32],
-    pub(crate) segments: &'a [u32],
+    pub(crate) starts: &'a [usize],
+    pub(crate) segments: &'a [usize],
     pub(crate) segment_len: usize,
+}
+
+/// The left operand of [`tn`]: column `m` of row `k` is `data[starts[k] + offset + m]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) starts: &'a [usize],
+    pub(crate) offset: usize,
+    /// Columns: rows of the product.
+    pub(crate) width: usize,
 }
 
 /// `C[j][n] = sum_k L[j][k] R[k][n]` for `n < columns`.
@@ -46,27 +56,8 @@ pub(crate) fn nn(
     columns: usize,
     store: Store<'_>,
 ) {
-    struct Op<'a>(Rows<'a>, &'a [f32], usize, &'a mut [f32], usize, usize, Store<'a>);
-    impl WithSimd for Op<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let Op(l, r, ldr, c, ldc, columns, store) = self;
-            let source = Nn { l, r, ldr };
-            product(simd, source, Target { c, ldc, rows: l.starts.len(), columns, store });
-        }
-    }
-    simd::run(Op(l, r, ldr, c, ldc, columns, store));
-}
-
-/// The left operand of [`tn`]: column `m` of row `k` is `data[starts[k] + offset + m]`.
-#[derive(Clone, Copy)]
-pub(crate) struct Columns<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) starts: &'a [u32],
-    pub(crate) offset: usize,
-    /// Columns: rows of the product.
-    pub(crate) width: usize,
+    let target = Target { c, ldc, rows: l.starts.len(), columns, store };
+    simd::run(Product { source: Nn { l, r, ldr }, target });
 }
 
 /// `C[m][n] = sum_k L[k][m] R[k][n]` for `n < columns`.
@@ -79,17 +70,8 @@ pub(crate) fn tn(
     columns: usize,
     store: Store<'_>,
 ) {
-    struct Op<'a>(Columns<'a>, &'a [f32], usize, &'a mut [f32], usize, usize, Store<'a>);
-    impl WithSimd for Op<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, simd: S) {
-            let Op(l, r, ldr, c, ldc, columns, store) = self;
-            let source = Tn { l, r, ldr };
-            product(simd, source, Target { c, ldc, rows: l.width, columns, store });
-        }
-    }
-    simd::run(Op(l, r, ldr, c, ldc, columns, store));
+    let target = Target { c, ldc, rows: l.width, columns, store };
+    simd::run(Product { source: Tn { l, r, ldr }, target });
 }
 
 /// How one tile of the product is computed.
@@ -160,8 +142,7 @@ impl Source for Nn<'_> {
         let len = self.l.segment_len;
         let mut r_rows = self.r.chunks(self.ldr);
         for &segment in self.l.segments {
-            let l: [&[f32]; ROWS] =
-                std::array::from_fn(|j| &self.l.data[starts[j] as usize + segment as usize..][..len]);
+            let l: [&[f32]; ROWS] = std::array::from_fn(|j| &self.l.data[starts[j] + segment..][..len]);
             for (k, r) in (&mut r_rows).take(len).enumerate() {
                 let r = load::<S, VECTORS, TAIL>(simd, &r[column..column + width]);
                 fma(simd, &mut acc, |j| l[j][k], r);
@@ -183,7 +164,7 @@ impl Source for Tn<'_> {
         let mut acc = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
         let l = &self.l.data[self.l.offset + row..];
         for (&start, r) in self.l.starts.iter().zip(self.r.chunks(self.ldr)) {
-            let l = &l[start as usize..][..ROWS];
+            let l = &l[start..][..ROWS];
             let r = load::<S, VECTORS, TAIL>(simd, &r[column..column + width]);
             fma(simd, &mut acc, |j| l[j], r);
         }
@@ -200,9 +181,24 @@ struct Target<'a> {
     store: Store<'a>,
 }
 
+struct Product<'a, L> {
+    source: L,
+    target: Target<'a>,
+}
+
+impl<L: Source> WithSimd for Product<'_, L> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { source, mut target } = self;
+        strips(simd, source, &mut target);
+    }
+}
+
 /// Cuts the product into strips of up to four vectors.
 #[inline(always)]
-fn product<S: Simd>(simd: S, source: impl Source, mut target: Target<'_>) {
+fn strips<S: Simd>(simd: S, source: impl Source, target: &mut Target<'_>) {
     let lanes = S::F32_LANES;
     // 6 rows of 4 vectors accumulate in 24 of 32 registers, 6 of 2 in 12 of 16.
     let wide = const { S::REGISTER_COUNT >= 32 };
@@ -211,14 +207,14 @@ fn product<S: Simd>(simd: S, source: impl Source, mut target: Target<'_>) {
     while column < target.columns {
         let width = (target.columns - column).min(most);
         match (width.div_ceil(lanes), width % lanes != 0) {
-            (4, false) if wide => strip::<S, 4, false>(simd, source, column, width, &mut target),
-            (4, true) if wide => strip::<S, 4, true>(simd, source, column, width, &mut target),
-            (3, false) if wide => strip::<S, 3, false>(simd, source, column, width, &mut target),
-            (3, true) if wide => strip::<S, 3, true>(simd, source, column, width, &mut target),
-            (2, false) => strip::<S, 2, false>(simd, source, column, width, &mut target),
-            (2, true) => strip::<S, 2, true>(simd, source, column, width, &mut target),
-            (1, false) => strip::<S, 1, false>(simd, source, column, width, &mut target),
-            _ => strip::<S, 1, true>(simd, source, column, width, &mut target),
+            (4, false) if wide => strip::<S, 4, false>(simd, source, column, width, target),
+            (4, true) if wide => strip::<S, 4, true>(simd, source, column, width, target),
+            (3, false) if wide => strip::<S, 3, false>(simd, source, column, width, target),
+            (3, true) if wide => strip::<S, 3, true>(simd, source, column, width, target),
+            (2, false) => strip::<S, 2, false>(simd, source, column, width, target),
+            (2, true) => strip::<S, 2, true>(simd, source, column, width, target),
+            (1, false) => strip::<S, 1, false>(simd, source, column, width, target),
+            _ => strip::<S, 1, true>(simd, source, column, width, target),
         }
         column += width;
     }
@@ -279,7 +275,7 @@ fn combine<S: Simd>(simd: S, store: Store<'_>, product: S::f32s, old: S::f32s) -
         Store::Descend { lr } => simd.mul_add_f32s(simd.splat_f32s(-lr), product, old),
         Store::RowBias { relu, .. } | Store::ColumnBias { relu, .. } => {
             let sum = simd.add_f32s(product, old);
-            // In this order a NaN stays one.
+            // Operand order matters: `max(sum, 0)` would drop a NaN.
             if relu { simd.max_f32s(simd.splat_f32s(0.0), sum) } else { sum }
         }
     }

@@ -4,7 +4,7 @@ use super::{
     GAP, TILES, Winograd,
     transform::{POINTS, at_points, from_points, gradient_at_points},
 };
-use crate::fast::plan::Shape;
+use crate::fused::plan::Shape;
 use pulp::{Simd, WithSimd};
 
 #[inline(always)]
@@ -124,7 +124,7 @@ impl OutputTransform<'_> {
                     let column: [S::f32s; EDGE] = from_points(simd, column(simd, &lines, j));
                     for (i, value) in column.into_iter().enumerate().take(rows) {
                         let sum = simd.add_f32s(value, bias);
-                        // In this order a NaN stays one.
+                        // Operand order matters: `max(sum, 0)` would drop a NaN.
                         let value = if relu { simd.max_f32s(zero, sum) } else { sum };
                         put(simd, y, ((top + i) * width + left + j) * channels + channel, value);
                     }
