@@ -21,7 +21,5 @@ pub use exit::exit_of;
 pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
 pub use master::{Master, check, rollback_to};
 pub use service::MasterEvent;
-/// The settings under the name that they had.
-pub use settings as config;
 pub use settings::{Args, Config, SettingError};
 pub use source::ModelSource;

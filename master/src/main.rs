@@ -65,5 +65,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = term.recv() => info!("SIGTERM: draining"),
         _ = int.recv() => info!("SIGINT: draining"),
     }
+    // A second signal skips the grace.
+    tokio::select! {
+        () = master.retire() => {}
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
     master.shutdown().await
 }

@@ -81,7 +81,8 @@ fn an_update_that_is_removed_leaves_no_trace() {
     let (with, without) = (core(AggregationSettings::default()), core(AggregationSettings::default()));
     with.add(&body("gone", 0, 7.25), 100).unwrap();
     let round = closed(&with, &[("a", 0.5), ("b", 1.5)]);
-    with.remove(&body("gone", 0, 7.25));
+    let gone = body("gone", 0, 7.25);
+    with.remove(&Header::read(&gone).unwrap(), &gone);
     with.close(&round).unwrap();
     without.close(&closed(&without, &[("a", 0.5), ("b", 1.5)])).unwrap();
     assert_eq!(with.global().bytes, without.global().bytes);

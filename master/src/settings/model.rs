@@ -69,6 +69,7 @@ pub struct ModelConfig {
 impl ModelConfig {
     pub(super) fn check(&self) -> Result<(), SettingError> {
         whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
-        self.backend.check().map_err(|error| SettingError::new("BACKEND", self.backend, error.to_string()))
+        let backend = self.backend;
+        backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))
     }
 }

@@ -13,6 +13,7 @@ mod error;
 pub mod folder;
 mod journal;
 mod journal_format;
+pub mod memory;
 mod record;
 mod traits;
 mod writer;
@@ -22,6 +23,7 @@ pub use error::StoreError;
 pub use journal::Journal;
 pub use record::{Closed, Record, RecordMeta, Replayed};
 pub use traits::{Content, Log, Snapshots, Visit};
+use writer::Keeper;
 pub use writer::StoreWriter;
 
 use bytes::Bytes;
@@ -142,8 +144,8 @@ impl Store {
     ) -> io::Result<Durable> {
         let Self { log, snapshots, fingerprint } = self;
         let journal = Journal::start(log, committed)?;
-        let removes = journal.clone();
-        let writer = StoreWriter::start(snapshots.clone(), fingerprint, keep_rounds, removes, remade)?;
+        let keeper = Keeper { snapshots: snapshots.clone(), fingerprint, keep_rounds };
+        let writer = StoreWriter::start(keeper, journal.clone(), remade)?;
         Ok(Durable { journal, writer, snapshots, fingerprint })
     }
 

@@ -42,17 +42,14 @@ struct State {
 impl StoreWriter {
     /// Starts the thread, which begins with the rounds in `remade`.
     pub(super) fn start(
-        snapshots: Arc<dyn Snapshots>,
-        fingerprint: [u8; 32],
-        keep_rounds: usize,
+        keeper: Keeper,
         journal: Journal,
         remade: Vec<(Checkpoint, HistoryRecord)>,
     ) -> io::Result<Self> {
         // One checkpoint is being written, one waits: a disk slower than the rounds slows them down.
         let (sender, receiver) = mpsc::channel(1);
         let state = Arc::new(State::default());
-        let worker =
-            Worker { snapshots, fingerprint, keep_rounds, journal, state: state.clone(), behind: false };
+        let worker = Worker { keeper, journal, state: state.clone(), behind: false };
         let thread =
             thread::Builder::new().name("store".to_owned()).spawn(move || worker.run(remade, receiver))?;
         Ok(Self { commands: Mutex::new(Some(sender)), state, thread: Mutex::new(Some(thread)) })
@@ -103,10 +100,33 @@ impl State {
     }
 }
 
+/// Writes checkpoints and removes those that no start needs.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) snapshots: Arc<dyn Snapshots>,
+    pub(super) fingerprint: [u8; 32],
+    pub(super) keep_rounds: usize,
+}
+
+impl Keeper {
+    pub(super) fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        write(&*self.snapshots, &self.fingerprint, checkpoint)
+    }
+
+    /// Removes what no start needs once the checkpoint of round `newest` is durable, and gives the first round
+    /// whose log is needed. The newest but one checkpoint and its log stay, so that a damaged newest one loses
+    /// nothing.
+    pub(super) fn prune(&self, newest: u64) -> Result<u64, StoreError> {
+        let keep_from = (newest + 1).saturating_sub(self.keep_rounds.max(2) as u64);
+        for round in self.snapshots.rounds()?.into_iter().filter(|round| *round < keep_from) {
+            self.snapshots.remove(round)?;
+        }
+        Ok(newest.saturating_sub(1))
+    }
+}
+
 struct Worker {
-    snapshots: Arc<dyn Snapshots>,
-    fingerprint: [u8; 32],
-    keep_rounds: usize,
+    keeper: Keeper,
     journal: Journal,
     state: Arc<State>,
     /// Whether a checkpoint was given up.
@@ -127,7 +147,7 @@ impl Worker {
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint, record: &HistoryRecord) {
-        // Without the one before, the journals in between would be removed and this one alone be left.
+        // A later checkpoint would remove the logs of the rounds that were given up and be the only one.
         self.behind = self.behind || !self.persist(checkpoint);
         if !self.behind {
             self.record(record);
@@ -135,42 +155,30 @@ impl Worker {
     }
 
     fn record(&self, record: &HistoryRecord) {
-        if let Err(error) = self.snapshots.append_history(record) {
-            error!("{error}");
+        if let Err(error) = self.keeper.snapshots.append_history(record) {
+            warn!("{error}");
         }
     }
 
     /// Tries until it works, or until a stop.
     fn persist(&self, checkpoint: &Checkpoint) -> bool {
-        while let Err(error) = write(&*self.snapshots, &self.fingerprint, checkpoint) {
+        let round = checkpoint.round;
+        while let Err(error) = self.keeper.write(checkpoint) {
             if !self.state.failing.swap(true, Ordering::AcqRel) {
                 error!("{error}; updates are refused until it works again");
             }
             if !self.state.wait() {
-                warn!(
-                    round = checkpoint.round,
-                    "stopped without this checkpoint: its round is in the journal"
-                );
+                warn!(round, "stopped without this checkpoint: its round is in the journal");
                 return false;
             }
         }
         if self.state.failing.swap(false, Ordering::AcqRel) {
-            info!(round = checkpoint.round, "checkpoints can be written again");
+            info!(round, "checkpoints can be written again");
         }
-        if let Err(error) = self.prune(checkpoint.round) {
-            warn!("{error}");
+        match self.keeper.prune(round) {
+            Ok(needed) => self.journal.remove_before(needed),
+            Err(error) => warn!("{error}"),
         }
         true
-    }
-
-    /// Removes what no start needs. The newest but one checkpoint and its journal stay, so that a damaged newest
-    /// one loses nothing.
-    fn prune(&self, newest: u64) -> Result<(), StoreError> {
-        let keep_from = (newest + 1).saturating_sub(self.keep_rounds.max(2) as u64);
-        for round in self.snapshots.rounds()?.into_iter().filter(|round| *round < keep_from) {
-            self.snapshots.remove(round)?;
-        }
-        self.journal.remove_before(newest.saturating_sub(1));
-        Ok(())
     }
 }

@@ -17,8 +17,9 @@ pub(super) fn add(arch: Arch, sums: &mut [i64], codes: &Codes<'_>, scale: f64) {
 #[inline(always)]
 fn add_portable(sums: &mut [i64], codes: &Codes<'_>, scale: f64) {
     let mut blocks = sums.chunks_mut(codes.block());
+    let centre = codes.centre();
     codes.for_each_block(|factor, packed| {
-        let terms = codes.levels().map(|level| narrow(level * factor + codes.centre(), scale));
+        let terms = codes.levels().map(|level| narrow(level * factor + centre, scale));
         add_terms(blocks.next().unwrap_or_default(), packed, &terms);
     });
 }
@@ -66,12 +67,13 @@ mod avx512 {
             let Self { simd, sums, codes, scale } = self;
             let mut blocks = sums.chunks_mut(codes.block());
             let [low, high]: [__m256; 2] = cast(*codes.levels());
+            let centre = codes.centre();
             codes.for_each_block(
                 #[inline(always)]
                 |factor, packed| {
                     // Not by `map`: what is not inlined is compiled without these instructions.
-                    let low = terms(simd, low, factor, codes.centre(), scale);
-                    let high = terms(simd, high, factor, codes.centre(), scale);
+                    let low = terms(simd, low, factor, centre, scale);
+                    let high = terms(simd, high, factor, centre, scale);
                     add_block(simd, blocks.next().unwrap_or_default(), packed, low, high);
                 },
             );
@@ -95,8 +97,8 @@ mod avx512 {
         let first: __m512i = cast(FIRST);
         let second: __m512i = cast(SECOND);
         let (groups, rest) = sums.as_chunks_mut::<16>();
-        // Fifteen codes that are left over fill eight bytes too: the split is by groups, not by words.
-        let (words, rest_packed) = packed.split_at(8 * groups.len());
+        // Fifteen codes that are left over fill eight bytes too: they are no whole word.
+        let (words, rest_packed) = packed.split_at(packed.len().min(8 * groups.len()));
         let (words, _) = words.as_chunks::<8>();
         // Not by `zip`: its calls are not inlined here, and cost as much as a block does.
         let mut index = 0;
@@ -143,7 +145,17 @@ mod tests {
     #[test]
     fn codes_add_up_as_their_values_do() {
         for scheme in SCHEMES {
-            for (len, at) in [(17, 0), (64, 1), (1000, 4090), (4096, 4095), (5001, 77), (20_000, 3)] {
+            for (len, at) in [
+                (15, 0),
+                (17, 0),
+                (31, 4088),
+                (64, 1),
+                (79, 2),
+                (1000, 4090),
+                (4096, 4095),
+                (5001, 77),
+                (20_000, 3),
+            ] {
                 let bytes = packed(scheme, &wave(len));
                 let stream = Stream::parse(&bytes, len).unwrap();
                 let mut values = vec![0.0; len];

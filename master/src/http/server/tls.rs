@@ -1,6 +1,6 @@
 //! TLS and mutual TLS on rustls.
 
-use crate::config::TlsConfig;
+use crate::settings::TlsConfig;
 use fl_app::exit::BadInput;
 use rustls::{
     RootCertStore, ServerConfig,
