@@ -112,10 +112,11 @@ fn dataset(error: &DatasetError) -> Exit {
 
 fn model(error: &ModelError) -> Exit {
     match error {
-        ModelError::UnknownModel(_)
+        ModelError::UnknownModel { .. }
         | ModelError::BudgetTooSmall { .. }
         | ModelError::UnknownBackend(_)
-        | ModelError::BackendNotBuilt(_) => Exit::Usage,
+        | ModelError::BackendNotBuilt(_)
+        | ModelError::NotFused(_) => Exit::Usage,
         ModelError::BadSpec(_) | ModelError::BadSpecFile { .. } | ModelError::BadFile(_) => Exit::NoInput,
         ModelError::BackendFailed(_) | ModelError::BadBatch(_) | ModelError::Diverged => Exit::Internal,
     }
@@ -170,7 +171,7 @@ mod tests {
         let missing = |kind: io::ErrorKind| DatasetError::Io { path: "x".into(), source: kind.into() };
         let cases: [(&(dyn Error + 'static), u8); 9] = [
             (&setting, 64),
-            (&ModelError::UnknownModel("lstm".into()), 64),
+            (&ModelError::UnknownModel { name: "lstm".into() }, 64),
             (&ModelError::BackendNotBuilt("wgpu"), 64),
             (&ModelError::BadFile("short".into()), 66),
             (&BadInput("x is damaged".into()), 66),

@@ -5,7 +5,7 @@ use anyhow::Context;
 use clap::Args;
 use fl_app::exit::BadInput;
 use fl_datasets::{DatasetSpec, Part};
-use fl_model::{Backend, GlobalModel, Trainer};
+use fl_model::{Backend, GlobalModel};
 use serde::Serialize;
 use std::{fs, path::PathBuf};
 
@@ -56,10 +56,10 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         ))
         .into());
     }
-    let mut trainer = Trainer::new(&global.spec, Backend::Flex, args.threads)?;
-    trainer.set_parameters(&global.parameters);
+    let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
+    learner.load(&global.parameters);
     // The file's normalisation, not the loaded set's: it is what the model was trained with.
-    let evaluation = fl_model::evaluate(&mut trainer, data.test.len(), |indices, x, y| {
+    let evaluation = fl_model::evaluate(&mut *learner, data.test.len(), |indices, x, y| {
         data.test.gather(indices, &global.normalization, x, y);
     })?;
     let result = Evaluated {

@@ -141,8 +141,9 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 1e-3)]
     pub server_tau: f64,
 
-    /// Backend of the training: flex, or ndarray and wgpu if compiled in.
-    #[arg(long, default_value = "flex")]
+    /// Backend of the training: auto (the faster of the next two), fused (own kernels), flex (Burn on the
+    /// CPU), or ndarray and wgpu if compiled in.
+    #[arg(long, default_value = "auto")]
     pub backend: String,
 
     /// Folder for global.safetensors, history.csv, history.json, run.json and report.html.
@@ -172,6 +173,8 @@ impl FederationArgs {
         let mut args = vec![
             "fl-master".to_owned(),
             "--bind=127.0.0.1:0".to_owned(),
+            // All workers come from this machine.
+            "--max-connections-per-ip=0".to_owned(),
             format!("--model={}", self.model),
             format!("--model-dim={}", self.model_dim),
             format!("--seed={}", self.seed),

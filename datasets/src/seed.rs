@@ -20,6 +20,8 @@ pub enum Purpose {
     Hardware = 6,
     /// Whether a virtual client vanishes in a round.
     Dropout = 7,
+    /// Masks of the dropout layers in a round.
+    Masks = 8,
 }
 
 /// The generator of `(seed, name, round)` for one purpose.

@@ -1,86 +1,84 @@
-//! Which of Burn's backends computes.
+//! What computes a network.
 
-use crate::error::ModelError;
-use burn::tensor::Device;
+use crate::{error::ModelError, fused, spec::ModelSpec};
 use std::{fmt, str::FromStr};
 
-/// A backend of Burn.
+/// What computes a network: the name says what runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// Portable CPU backend; common networks take this crate's own training step on it.
+    /// [`Backend::Fused`] where it is the faster of the two, else [`Backend::Flex`].
     #[default]
+    Auto,
+    /// This crate's own kernels, on the CPU.
+    Fused,
+    /// Burn's CPU backend (cargo feature `flex`, on by default).
     Flex,
-    /// The older CPU backend (cargo feature `ndarray`).
+    /// Burn's older CPU backend (cargo feature `ndarray`).
     NdArray,
-    /// GPU through WebGPU (cargo feature `wgpu`).
+    /// A GPU through Burn and WebGPU (cargo feature `wgpu`).
     Wgpu,
+}
+
+impl Backend {
+    /// All backends.
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Fused, Self::Flex, Self::NdArray, Self::Wgpu];
+
+    /// The name in settings; for Burn's backends also that of the cargo feature.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Fused => "fused",
+            Self::Flex => "flex",
+            Self::NdArray => "ndarray",
+            Self::Wgpu => "wgpu",
+        }
+    }
+
+    /// Checks that this binary contains the backend and that it starts.
+    ///
+    /// # Errors
+    /// [`ModelError::BackendNotBuilt`] with how to get it; [`ModelError::BackendFailed`].
+    pub fn check(self) -> Result<(), ModelError> {
+        match self {
+            Self::Auto | Self::Fused => Ok(()),
+            burn => check_burn(burn),
+        }
+    }
+
+    /// The backend that runs `spec`: never [`Backend::Auto`]. The choice depends on the spec alone, so
+    /// that workers with any number of threads compute the same.
+    pub fn for_spec(self, spec: &ModelSpec) -> Self {
+        match self {
+            Self::Auto if fused::is_faster(spec) => Self::Fused,
+            Self::Auto => Self::Flex,
+            named => named,
+        }
+    }
 }
 
 impl FromStr for Backend {
     type Err = ModelError;
 
     fn from_str(name: &str) -> Result<Self, ModelError> {
-        match name {
-            "flex" => Ok(Self::Flex),
-            "ndarray" => Ok(Self::NdArray),
-            "wgpu" => Ok(Self::Wgpu),
-            _ => Err(ModelError::UnknownBackend(name.to_owned())),
-        }
+        Self::ALL
+            .into_iter()
+            .find(|backend| backend.name() == name)
+            .ok_or_else(|| ModelError::UnknownBackend(name.to_owned()))
     }
 }
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flex => "flex",
-            Self::NdArray => "ndarray",
-            Self::Wgpu => "wgpu",
-        })
+        f.write_str(self.name())
     }
 }
 
-impl Backend {
-    /// Checks that this binary contains the backend.
-    ///
-    /// # Errors
-    /// [`ModelError::BackendNotBuilt`] with how to get it.
-    pub fn check(self) -> Result<(), ModelError> {
-        self.device().map(drop)
-    }
-
-    /// Burn's device, without gradients.
-    pub(crate) fn device(self) -> Result<Device, ModelError> {
-        match self {
-            Self::Flex => Ok(Device::flex()),
-            Self::NdArray => ndarray_device(),
-            Self::Wgpu => wgpu_device(),
-        }
-    }
+#[cfg(feature = "flex")]
+fn check_burn(backend: Backend) -> Result<(), ModelError> {
+    crate::burn::device(backend).map(drop)
 }
 
-#[cfg(feature = "ndarray")]
-#[expect(deprecated, reason = "kept for comparison with the predecessor of flex until Burn drops it")]
-fn ndarray_device() -> Result<Device, ModelError> {
-    Ok(Device::ndarray())
-}
-
-#[cfg(not(feature = "ndarray"))]
-fn ndarray_device() -> Result<Device, ModelError> {
-    Err(ModelError::BackendNotBuilt("ndarray"))
-}
-
-#[cfg(feature = "wgpu")]
-fn wgpu_device() -> Result<Device, ModelError> {
-    // Starting the device panics deep inside wgpu where there is no adapter at all.
-    std::panic::catch_unwind(|| Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)).map_err(|_| {
-        ModelError::BackendFailed(
-            "no graphics adapter was found: install a driver (Debian: mesa-vulkan-drivers) or use flex"
-                .into(),
-        )
-    })
-}
-
-#[cfg(not(feature = "wgpu"))]
-fn wgpu_device() -> Result<Device, ModelError> {
-    Err(ModelError::BackendNotBuilt("wgpu"))
+#[cfg(not(feature = "flex"))]
+fn check_burn(backend: Backend) -> Result<(), ModelError> {
+    Err(ModelError::BackendNotBuilt(backend.name()))
 }

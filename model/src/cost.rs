@@ -2,7 +2,7 @@
 
 use crate::{
     error::ModelError,
-    fast,
+    fused,
     spec::{Layer, ModelSpec},
 };
 
@@ -34,5 +34,5 @@ impl ModelSpec {
 /// Best speed of a matrix product on one core with operands in its caches, in GFLOP/s: what the
 /// speed of a training step can be compared with. Takes about a tenth of a second.
 pub fn measure_gemm_gflops() -> f64 {
-    fast::measure_gemm_gflops()
+    fused::measure_gemm_gflops()
 }

@@ -1,9 +1,29 @@
-//! Dropout masks that every path of the crate shares, so that their gradients can be compared.
+//! Dropout masks that all backends share, so that their gradients can be compared.
+
+/// What the masks of one step are drawn from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct MaskSeed {
+    /// Seed of the round.
+    pub(crate) seed: u64,
+    /// Steps since the round began.
+    pub(crate) step: u64,
+}
+
+impl MaskSeed {
+    /// The mask of layer `layer`, which drops values with probability `p`.
+    pub(crate) fn mask(self, p: f32, layer: usize) -> Mask {
+        Mask {
+            state: self.seed ^ mix(self.step.wrapping_mul(0xA24B_AED4_963E_E407) ^ (layer as u64)),
+            threshold: (f64::from(p) * 2f64.powi(32)) as u64,
+            keep: 1.0 / (1.0 - p),
+        }
+    }
+}
 
 /// The mask of one dropout layer in one step: `0` (with probability `p`) or `1 / (1 - p)`.
 ///
-/// It depends only on the arguments of [`Mask::new`] and on the position in the batch, samples
-/// outermost and channels first.
+/// A factor depends only on [`MaskSeed`], the layer, and the position in the batch, samples outermost
+/// and channels first.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mask {
     state: u64,
@@ -12,15 +32,6 @@ pub(crate) struct Mask {
 }
 
 impl Mask {
-    /// The mask of layer `layer` in the `step`-th step since the parameters were set.
-    pub(crate) fn new(p: f32, seed: u64, step: u64, layer: usize) -> Self {
-        Self {
-            state: seed ^ mix(step.wrapping_mul(0xA24B_AED4_963E_E407) ^ (layer as u64)),
-            threshold: (f64::from(p) * 2f64.powi(32)) as u64,
-            keep: 1.0 / (1.0 - p),
-        }
-    }
-
     /// The factor of the value at `index`.
     pub(crate) fn at(&self, index: usize) -> f32 {
         let draw = mix(self.state.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
@@ -41,7 +52,7 @@ mod tests {
 
     #[test]
     fn the_mask_drops_the_asked_share_and_keeps_the_mean() {
-        let mask = Mask::new(0.3, 1, 2, 3);
+        let mask = MaskSeed { seed: 1, step: 2 }.mask(0.3, 3);
         let values: Vec<f32> = (0..100_000).map(|index| mask.at(index)).collect();
         let dropped = values.iter().filter(|v| **v == 0.0).count() as f64 / 1e5;
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 1e5;
@@ -50,13 +61,15 @@ mod tests {
     }
 
     #[test]
-    fn steps_and_layers_have_masks_of_their_own() {
-        let mask = |step, layer| -> Vec<f32> {
-            let mask = Mask::new(0.5, 9, step, layer);
+    fn rounds_steps_and_layers_have_masks_of_their_own() {
+        let mask = |seed, step, layer| -> Vec<f32> {
+            let mask = MaskSeed { seed, step }.mask(0.5, layer);
             (0..64).map(|index| mask.at(index)).collect()
         };
-        assert_eq!(mask(1, 1), mask(1, 1));
-        assert_ne!(mask(1, 1), mask(2, 1));
-        assert_ne!(mask(1, 1), mask(1, 2));
+        let first = mask(9, 1, 1);
+        assert_eq!(first, mask(9, 1, 1));
+        for (seed, step, layer) in [(8, 1, 1), (9, 2, 1), (9, 1, 2)] {
+            assert_ne!(first, mask(seed, step, layer), "{seed} {step} {layer}");
+        }
     }
 }

@@ -1,19 +1,21 @@
 //! What can go wrong with a model, each as a sentence that says what to do.
 
+use crate::spec::PRESETS;
 use thiserror::Error;
 
 /// Why a model could not be built, read, written or trained.
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum ModelError {
-    /// The name is no preset and no path of a JSON file.
-    #[error(
-        "unknown model `{0}`: use softmax, mlp, cnn, mcmahan_cnn, or the path of a layer list ending in .json"
-    )]
-    UnknownModel(String),
+    /// A name that is no preset, nor looks like the path of a file.
+    #[error("unknown model `{name}`: use {presets}, or the path of a layer list in JSON (./{name}.json)", presets = PRESETS.join(", "))]
+    UnknownModel {
+        /// The name.
+        name: String,
+    },
     /// The layer list does not make a network.
     #[error("the model does not fit together: {0}")]
     BadSpec(String),
-    /// A layer list that could not be read from disk or is not JSON.
+    /// A layer list that is missing, cannot be read, is not JSON, or is for other data.
     #[error("cannot read the model file {path}: {reason}")]
     BadSpecFile {
         /// Where it should be.
@@ -32,14 +34,17 @@ pub enum ModelError {
         smallest: usize,
     },
     /// The name of a backend that does not exist.
-    #[error("unknown backend `{0}`: use flex, ndarray or wgpu")]
+    #[error("unknown backend `{0}`: use auto, fused, flex, ndarray or wgpu")]
     UnknownBackend(String),
     /// A backend that this binary was built without.
-    #[error("this binary was built without the {0} backend: rebuild it with `--features {0}`, or use flex")]
+    #[error("this binary was built without the {0} backend: rebuild it with `--features {0}`, or use auto")]
     BackendNotBuilt(&'static str),
     /// A backend that could not be started.
     #[error("the backend does not start: {0}")]
     BackendFailed(String),
+    /// A network that the fused engine does not run.
+    #[error("the fused engine does not run this network ({0}): use BACKEND=auto or flex")]
+    NotFused(String),
     /// Not a model file of this system, or a damaged one.
     #[error("this is not a usable model file: {0}")]
     BadFile(String),

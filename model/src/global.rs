@@ -1,7 +1,7 @@
 //! The global model as a safetensors file in PyTorch's layout, exact or quantized.
 
 use crate::{error::ModelError, spec::ModelSpec};
-use fl_protocol::{Normalization, limits::MAX_CONTAINER_HEADER_BYTES};
+use fl_protocol::{Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -116,8 +116,8 @@ impl GlobalModel {
 
     /// Reads and checks a file from anywhere, exact or quantized: names, shapes, types and finite values.
     ///
-    /// Allocates in proportion to the file's size, not by what it declares; a quantized file at most the
-    /// largest model that there may be.
+    /// The parameters are allocated once all tensors are checked. Those of an exact file take as many bytes
+    /// as the file; a quantized file may expand, at most to `MAX_PARAMETERS`.
     ///
     /// # Errors
     /// [`ModelError::BadFile`] or [`ModelError::BadSpec`] with what is wrong.
@@ -158,6 +158,13 @@ fn required<'a>(metadata: &'a HashMap<String, String>, key: &str) -> Result<&'a 
         .ok_or_else(|| ModelError::BadFile(format!("its metadata lacks `{key}`")))
 }
 
+/// One tensor of a file, checked but for its values.
+enum Stored<'a> {
+    Exact(&'a [[u8; 4]]),
+    Quantized(Stream<'a>),
+}
+
+/// Checks every tensor before the parameters are allocated.
 fn read_parameters(file: &SafeTensors<'_>, spec: &ModelSpec) -> Result<Vec<f32>, ModelError> {
     let layout = spec.layout();
     if file.len() != layout.tensors().len() {
@@ -167,31 +174,32 @@ fn read_parameters(file: &SafeTensors<'_>, spec: &ModelSpec) -> Result<Vec<f32>,
             layout.tensors().len()
         )));
     }
-    let mut parameters = Vec::new();
-    for tensor in layout.tensors() {
-        let view = file
-            .tensor(&tensor.name)
-            .map_err(|_| ModelError::BadFile(format!("tensor `{}` is missing", tensor.name)))?;
-        if view.dtype() == Dtype::U8 {
-            let stream = Stream::parse(view.data(), tensor.len)
-                .map_err(|error| ModelError::BadFile(format!("tensor `{}`: {error}", tensor.name)))?;
-            stream.for_each_chunk(|_, values| parameters.extend_from_slice(values));
-            continue;
+    let stored: Vec<_> =
+        layout.tensors().iter().map(|tensor| check_tensor(file, tensor)).collect::<Result<_, _>>()?;
+    let mut parameters = Vec::with_capacity(layout.parameters());
+    for tensor in stored {
+        match tensor {
+            Stored::Exact(values) => parameters.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes))),
+            Stored::Quantized(stream) => {
+                stream.for_each_chunk(|_, values| parameters.extend_from_slice(values));
+            }
         }
-        if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
-            return Err(ModelError::BadFile(format!(
-                "tensor `{}` is {:?} {:?}, its network needs F32 {:?}",
-                tensor.name,
-                view.dtype(),
-                view.shape(),
-                tensor.shape
-            )));
-        }
-        let (values, _) = view.data().as_chunks::<4>();
-        parameters.extend(values.iter().map(|value| f32::from_le_bytes(*value)));
     }
     check_finite(&parameters)?;
     Ok(parameters)
+}
+
+fn check_tensor<'a>(file: &SafeTensors<'a>, tensor: &TensorLayout) -> Result<Stored<'a>, ModelError> {
+    let bad = |reason: String| ModelError::BadFile(format!("tensor `{}` {reason}", tensor.name));
+    let view = file.tensor(&tensor.name).map_err(|_| bad("is missing".into()))?;
+    let (bytes, shape) = (view.data(), view.shape());
+    match view.dtype() {
+        Dtype::U8 => Stream::parse(bytes, tensor.len)
+            .map(Stored::Quantized)
+            .map_err(|error| bad(format!("cannot be decoded: {error}"))),
+        Dtype::F32 if shape == tensor.shape => Ok(Stored::Exact(bytes.as_chunks().0)),
+        dtype => Err(bad(format!("is {dtype:?} {shape:?}, its network needs F32 {:?}", tensor.shape))),
+    }
 }
 
 fn check_finite(parameters: &[f32]) -> Result<(), ModelError> {

@@ -1,41 +1,52 @@
 //! Networks, local training and evaluation, and parameters to and from safetensors.
 //!
-//! Burn is the framework: its modules and its autodiff define what a [`ModelSpec`] computes, and run
-//! it on every [`Backend`]. On the CPU backend a network takes the fused step of `fast` instead,
-//! which computes the same numbers (tests compare the gradients) with no copy between the flat vector
-//! and the layers, and no allocation after the first step.
+//! A [`ModelSpec`] says what a network is, a [`Learner`] trains and evaluates it. There are two: the
+//! fused engine, this crate's own kernels for the CPU, and Burn, whose modules and autodiff define what a
+//! spec computes and run it on any of Burn's backends. Tests compare the gradients of both. A
+//! [`Backend`] names the choice.
 //!
 //! ```
-//! use fl_model::{Backend, ModelSpec, SgdConfig, Trainer, init_parameters};
+//! use fl_model::{Backend, Batch, ModelSpec, SgdConfig, init_parameters};
 //!
 //! let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 100_000)?;
-//! let mut trainer = Trainer::new(&spec, Backend::Flex, 1)?;
-//! trainer.set_parameters(&init_parameters(&spec, 42));
-//! let (x, y) = (vec![0.5; 2 * 64], vec![3, 7]);
-//! let before = trainer.train_step(&x, &y, &SgdConfig::default())?;
-//! let after = trainer.train_step(&x, &y, &SgdConfig::default())?;
+//! let mut learner = spec.learner(Backend::Auto, 1)?;
+//! learner.load(&init_parameters(&spec, 42));
+//! let (inputs, labels) = (vec![0.5; 2 * 64], vec![3, 7]);
+//! let batch = Batch::new(&inputs, &labels);
+//! let before = learner.step(batch, &SgdConfig::default())?;
+//! let after = learner.step(batch, &SgdConfig::default())?;
 //! assert!(after < before);
 //! # Ok::<(), fl_model::ModelError>(())
 //! ```
 
 mod backend;
+#[cfg(feature = "flex")]
+mod burn;
 mod cost;
 mod dropout;
 mod error;
-mod fast;
+mod evaluation;
+mod fused;
 mod global;
+mod learner;
 mod loss;
 mod params;
-mod reference;
 mod sgd;
 pub mod spec;
-mod trainer;
 
 pub use backend::Backend;
 pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
+pub use evaluation::{BatchEvaluation, Evaluation, evaluate};
 pub use global::GlobalModel;
+pub use learner::{Batch, Learner};
 pub use params::init_parameters;
 pub use sgd::SgdConfig;
 pub use spec::{Layer, ModelSpec, PRESETS};
-pub use trainer::{BatchEvaluation, Evaluation, Trainer, evaluate};
+
+// The tests beside the code and those of `tests/` share their networks, data and comparisons.
+#[cfg(test)]
+extern crate self as fl_model;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod common;

@@ -1,9 +1,10 @@
-//! Cross-entropy of logits, for evaluation.
+//! Cross-entropy and hits of logits, for evaluation.
 
-/// Sums of one batch: `(cross-entropy in nats, samples whose largest logit is the label's)`.
-///
-/// `logits` is row-major, one row of `classes` per label.
-pub(crate) fn evaluate_logits(logits: &[f32], labels: &[u32], classes: usize) -> (f64, u64) {
+use crate::evaluation::BatchEvaluation;
+
+/// Evaluates row-major logits, one row of `classes` per label. A hit is a row whose largest logit is the
+/// label's.
+pub(crate) fn evaluate_logits(logits: &[f32], labels: &[u32], classes: usize) -> BatchEvaluation {
     let mut loss = 0.0;
     let mut correct = 0;
     for (row, &label) in logits.chunks_exact(classes).zip(labels) {
@@ -18,7 +19,7 @@ pub(crate) fn evaluate_logits(logits: &[f32], labels: &[u32], classes: usize) ->
         loss += max + sum.ln() - f64::from(row[label as usize]);
         correct += u64::from(best == label as usize);
     }
-    (loss, correct)
+    BatchEvaluation { loss_sum: loss, correct, samples: labels.len() as u64 }
 }
 
 #[cfg(test)]
@@ -27,14 +28,14 @@ mod tests {
 
     #[test]
     fn uniform_logits_cost_the_log_of_the_classes() {
-        let (loss, correct) = evaluate_logits(&[1.0; 8], &[0, 3], 4);
-        assert!((loss - 2.0 * 4f64.ln()).abs() < 1e-12);
-        assert_eq!(correct, 1);
+        let sums = evaluate_logits(&[1.0; 8], &[0, 3], 4);
+        assert!((sums.loss_sum - 2.0 * 4f64.ln()).abs() < 1e-12);
+        assert_eq!((sums.correct, sums.samples), (1, 2));
     }
 
     #[test]
     fn large_logits_do_not_overflow() {
-        let (loss, correct) = evaluate_logits(&[1000.0, -1000.0], &[0], 2);
-        assert_eq!((loss, correct), (0.0, 1));
+        let sums = evaluate_logits(&[1000.0, -1000.0], &[0], 2);
+        assert_eq!((sums.loss_sum, sums.correct), (0.0, 1));
     }
 }

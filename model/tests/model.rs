@@ -2,19 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use fl_model::{Backend, GlobalModel, ModelSpec, PRESETS, SgdConfig, Trainer, init_parameters};
+mod common;
+
+use common::{gradients, learner, noise, norm, read, step};
+use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, SgdConfig, init_parameters};
 use fl_protocol::Normalization;
-use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
     ModelSpec::preset(name, shape, 10, 100_000).unwrap()
-}
-
-fn batch(spec: &ModelSpec, samples: usize) -> (Vec<f32>, Vec<u32>) {
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let x = (0..samples * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let y = (0..samples).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
-    (x, y)
 }
 
 fn global() -> GlobalModel {
@@ -42,23 +37,22 @@ fn initial_parameters_depend_on_the_seed_alone() {
 }
 
 #[test]
-fn a_trainer_can_move_to_another_thread() {
+fn a_learner_can_move_to_another_thread() {
     fn is_send<T: Send>() {}
-    is_send::<Trainer>();
+    is_send::<Box<dyn Learner>>();
 }
 
 #[test]
 fn gradients_are_the_slope_of_the_loss() {
     for name in PRESETS {
         let spec = preset(name, &[1, 8, 8]);
-        let (x, y) = batch(&spec, 4);
-        let mut trainer = Trainer::new(&spec, Backend::Flex, 1).unwrap();
+        let samples = noise(&spec, 4, 7);
+        let mut learner = learner(&spec, Backend::Fused);
         let w = init_parameters(&spec, 5);
-        trainer.set_parameters(&w);
-        let mut gradient = vec![0.0; w.len()];
-        trainer.gradients(&x, &y, &mut gradient).unwrap();
-        // Along the gradient itself the slope is its squared norm.
-        let norm = gradient.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        learner.load(&w);
+        let (_, gradient) = gradients(&mut *learner, &samples);
+        // Along the gradient, scaled to length 1, the slope is the gradient's norm.
+        let norm = norm(&gradient);
         let step = 1e-2;
         let mut loss_at = |sign: f64| {
             let moved: Vec<f32> = w
@@ -66,8 +60,8 @@ fn gradients_are_the_slope_of_the_loss() {
                 .zip(&gradient)
                 .map(|(w, g)| (f64::from(*w) + sign * step * f64::from(*g) / norm) as f32)
                 .collect();
-            trainer.set_parameters(&moved);
-            let sums = trainer.evaluate(&x, &y).unwrap();
+            learner.load(&moved);
+            let sums = learner.evaluate(samples.batch()).unwrap();
             sums.loss_sum / sums.samples as f64
         };
         let slope = (loss_at(1.0) - loss_at(-1.0)) / (2.0 * step);
@@ -79,15 +73,13 @@ fn gradients_are_the_slope_of_the_loss() {
 fn a_step_moves_against_the_gradient() {
     for name in PRESETS {
         let spec = preset(name, &[1, 8, 8]);
-        let (x, y) = batch(&spec, 4);
+        let samples = noise(&spec, 4, 7);
         let w = init_parameters(&spec, 5);
-        let mut trainer = Trainer::new(&spec, Backend::Flex, 1).unwrap();
-        trainer.set_parameters(&w);
-        let (mut gradient, mut after) = (vec![0.0; w.len()], vec![0.0; w.len()]);
-        trainer.gradients(&x, &y, &mut gradient).unwrap();
-        trainer.train_step(&x, &y, &SgdConfig { lr: 0.1, ..SgdConfig::default() }).unwrap();
-        trainer.parameters(&mut after);
-        for ((w, g), after) in w.iter().zip(&gradient).zip(&after) {
+        let mut learner = learner(&spec, Backend::Fused);
+        learner.load(&w);
+        let (_, gradient) = gradients(&mut *learner, &samples);
+        step(&mut *learner, &samples, &SgdConfig { lr: 0.1, ..SgdConfig::default() }).unwrap();
+        for ((w, g), after) in w.iter().zip(&gradient).zip(&read(&*learner)) {
             assert!((w - 0.1 * g - after).abs() < 1e-6, "{name}");
         }
     }

@@ -59,10 +59,19 @@ fn a_file_may_leave_out_what_the_data_gives() {
 
 #[test]
 fn what_cannot_be_a_model_is_named() {
-    let missing = ModelSpec::load("no/such.json", &[1, 8, 8], 10, 0).unwrap_err();
-    assert!(missing.to_string().contains("no/such.json"));
-    let unknown = ModelSpec::load("resnet", &[1, 8, 8], 10, 0).unwrap_err();
-    assert!(unknown.to_string().contains("mcmahan_cnn"), "it lists the presets: {unknown}");
+    for path in ["no/such.json", "such.json", "./such", "such.yaml", "no/such"] {
+        let missing = ModelSpec::load(path, &[1, 8, 8], 10, 0).unwrap_err();
+        assert!(missing.to_string().contains(path), "{missing}");
+        assert!(
+            matches!(missing, ModelError::BadSpecFile { .. }),
+            "{path} is a file that is missing: {missing}"
+        );
+    }
+    let unknown = ModelSpec::load("lstm", &[1, 8, 8], 10, 0).unwrap_err();
+    assert!(matches!(unknown, ModelError::UnknownModel { .. }), "a name is a setting: {unknown}");
+    for preset in fl_model::PRESETS {
+        assert!(unknown.to_string().contains(preset), "it lists the presets: {unknown}");
+    }
     assert!(ModelSpec::preset("cnn", &[64], 10, 0).is_err(), "convolutions need images");
 }
 
@@ -96,4 +105,16 @@ fn layers_that_do_not_fit_are_errors() {
     ] {
         assert!(with_layers(&format!("{bad},{head}")).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn sizes_of_a_file_never_wrap() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("grows.json");
+    // Every layer adds 1,023 pixels to each side.
+    let layer = r#"{"type":"conv2d","out_channels":16777216,"kernel":1024,"padding":1023}"#;
+    let layers = vec![layer; 200].join(",");
+    std::fs::write(&path, format!(r#"{{"layers":[{layers},{{"type":"flatten"}}]}}"#)).unwrap();
+    let error = ModelSpec::load(path.to_str().unwrap(), &[1, 8, 8], 10, 0).unwrap_err();
+    assert!(error.to_string().contains("layer 0"), "the first layer is too large already: {error}");
 }

@@ -4,14 +4,15 @@
 
 mod common;
 
-use common::{noise, parameters, relative_error};
+use common::{gradients, learner, noise, parameters, read, relative_error, step};
 use fl_datasets::{DatasetSpec, Part};
-use fl_model::{Backend, Evaluation, ModelSpec, SgdConfig, Trainer, init_parameters};
+use fl_model::{Backend, Batch, Evaluation, Layer, ModelError, ModelSpec, SgdConfig, init_parameters};
 
 /// Accuracy after `epochs` over the digits.
-fn train_digits(mut trainer: Trainer, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
+fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
     let data = fl_datasets::load(&DatasetSpec::Digits, None, Part::Both).unwrap();
-    trainer.set_parameters(&init_parameters(spec, seed));
+    let mut learner = learner(spec, backend);
+    learner.load(&init_parameters(spec, seed));
     let (mut x, mut y) = (Vec::new(), Vec::new());
     let n = data.train.len() as u32;
     // A stride that shares no factor with n visits every sample once.
@@ -20,20 +21,19 @@ fn train_digits(mut trainer: Trainer, spec: &ModelSpec, seed: u64, epochs: usize
     for _ in 0..epochs {
         for batch in order.chunks(32) {
             data.train.gather(batch, &data.normalization, &mut x, &mut y);
-            trainer.train_step(&x, &y, &config).unwrap();
+            learner.step(Batch::new(&x, &y), &config).unwrap();
         }
     }
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     data.test.gather(&all, &data.normalization, &mut x, &mut y);
-    Evaluation::from(trainer.evaluate(&x, &y).unwrap()).accuracy
+    Evaluation::from(learner.evaluate(Batch::new(&x, &y)).unwrap()).accuracy
 }
 
 #[test]
 fn every_preset_learns_the_digits() {
     for (name, least) in [("softmax", 0.92), ("mlp", 0.95), ("cnn", 0.94), ("mcmahan_cnn", 0.94)] {
         let spec = ModelSpec::preset(name, &[1, 8, 8], 10, 20_000).unwrap();
-        let trainer = Trainer::new(&spec, Backend::Flex, 2).unwrap();
-        let accuracy = train_digits(trainer, &spec, 42, 12);
+        let accuracy = train_digits(Backend::Auto, &spec, 42, 12);
         assert!(accuracy >= least, "{name}: {accuracy}");
     }
 }
@@ -44,8 +44,8 @@ fn the_fused_step_and_burn_are_worth_the_same_over_five_seeds() {
         let spec = ModelSpec::preset(name, &[1, 8, 8], 10, 10_000).unwrap();
         let mut difference = 0.0;
         for seed in 1..=5 {
-            let fused = train_digits(Trainer::new(&spec, Backend::Flex, 2).unwrap(), &spec, seed, 1);
-            let burn = train_digits(Trainer::reference(&spec, Backend::Flex).unwrap(), &spec, seed, 1);
+            let fused = train_digits(Backend::Fused, &spec, seed, 1);
+            let burn = train_digits(Backend::Flex, &spec, seed, 1);
             assert!((fused - burn).abs() < of_one, "{name}, seed {seed}: {fused} {burn}");
             difference += (fused - burn) / 5.0;
         }
@@ -57,7 +57,7 @@ fn the_fused_step_and_burn_are_worth_the_same_over_five_seeds() {
 #[test]
 fn ndarray_learns_the_digits() {
     let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 10_000).unwrap();
-    let accuracy = train_digits(Trainer::new(&spec, Backend::NdArray, 1).unwrap(), &spec, 42, 5);
+    let accuracy = train_digits(Backend::NdArray, &spec, 42, 5);
     assert!(accuracy >= 0.94, "{accuracy}");
 }
 
@@ -66,26 +66,106 @@ fn ndarray_learns_the_digits() {
 #[test]
 fn wgpu_learns_the_digits() {
     let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 10_000).unwrap();
-    let accuracy = train_digits(Trainer::new(&spec, Backend::Wgpu, 1).unwrap(), &spec, 42, 5);
+    let accuracy = train_digits(Backend::Wgpu, &spec, 42, 5);
     assert!(accuracy >= 0.94, "{accuracy}");
 }
 
 #[test]
 fn backends_that_are_not_built_in_say_how_to_get_them() {
     let spec = ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap();
-    for backend in ["ndarray", "wgpu"] {
-        let backend: Backend = backend.parse().unwrap();
-        if let Err(error) = Trainer::new(&spec, backend, 1) {
-            assert!(error.to_string().contains(&format!("--features {backend}")), "{error}");
+    for (name, built) in
+        [("flex", true), ("ndarray", cfg!(feature = "ndarray")), ("wgpu", cfg!(feature = "wgpu"))]
+    {
+        let backend: Backend = name.parse().unwrap();
+        assert_eq!(backend.to_string(), name);
+        if built {
+            continue;
+        }
+        for error in [backend.check().unwrap_err(), spec.learner(backend, 1).err().unwrap()] {
+            assert!(error.to_string().contains(&format!("--features {name}")), "{error}");
+            assert!(matches!(error, ModelError::BackendNotBuilt(_)));
         }
     }
-    assert!("tpu".parse::<Backend>().is_err());
+    let unknown = "tpu".parse::<Backend>().unwrap_err();
+    for backend in Backend::ALL {
+        assert!(unknown.to_string().contains(backend.name()), "it lists {backend}: {unknown}");
+    }
+}
+
+/// Convolutions on images of `size` pixels with this many channels, one after the other.
+fn convolutions(channels: &[usize], size: usize) -> ModelSpec {
+    let mut from = 16;
+    let mut layers =
+        vec![Layer::Conv2d { in_channels: 1, out_channels: from, kernel: 1, padding: 0, stride: 1 }];
+    for &to in channels {
+        layers.push(Layer::Conv2d { in_channels: from, out_channels: to, kernel: 3, padding: 1, stride: 1 });
+        from = to;
+    }
+    layers.extend([Layer::Flatten, Layer::Linear { in_features: from * size * size, out_features: 2 }]);
+    ModelSpec { name: "convolutions".into(), input_shape: vec![1, size, size], num_classes: 2, layers }
+}
+
+#[test]
+fn auto_is_the_faster_backend() {
+    for name in fl_model::PRESETS {
+        let spec = ModelSpec::preset(name, &[3, 32, 32], 10, 100_000).unwrap();
+        assert_eq!(Backend::Auto.for_spec(&spec), Backend::Fused, "{name}");
+    }
+    assert_eq!(Backend::Auto.for_spec(&convolutions(&[128, 128], 7)), Backend::Fused);
+    assert_eq!(Backend::Auto.for_spec(&convolutions(&[512, 512], 14)), Backend::Fused);
+    assert_eq!(Backend::Auto.for_spec(&convolutions(&[512, 512], 7)), Backend::Flex);
+    assert_eq!(Backend::Fused.for_spec(&convolutions(&[512, 512], 7)), Backend::Fused, "a name is obeyed");
+}
+
+#[test]
+fn a_network_that_the_fused_engine_does_not_run_is_refused_by_name_and_left_to_flex() {
+    // A border of a thousand pixels around a long line of them: 8 GB of zeros.
+    let conv = Layer::Conv2d { in_channels: 1, out_channels: 1, kernel: 1024, padding: 1023, stride: 1024 };
+    let side = ((1 << 20) + 2046 - 1024) / 1024 + 1;
+    let layers = vec![conv, Layer::Flatten, Layer::Linear { in_features: side, out_features: 2 }];
+    let spec = ModelSpec { name: "line".into(), input_shape: vec![1, 1 << 20, 1], num_classes: 2, layers };
+    spec.validate().unwrap();
+    let error = spec.learner(Backend::Fused, 1).err().unwrap();
+    assert!(error.to_string().contains("layer 0"), "{error}");
+    assert!(matches!(error, ModelError::NotFused(_)));
+    assert_eq!(Backend::Auto.for_spec(&spec), Backend::Flex);
+}
+
+#[test]
+fn rounds_have_dropout_masks_of_their_own_on_every_backend() {
+    let layers = vec![
+        Layer::Dropout { p: 0.5 },
+        Layer::Conv2d { in_channels: 1, out_channels: 3, kernel: 3, padding: 0, stride: 1 },
+        Layer::Dropout { p: 0.5 },
+        Layer::Flatten,
+        Layer::Dropout { p: 0.5 },
+        Layer::Linear { in_features: 108, out_features: 10 },
+    ];
+    let spec = ModelSpec { name: "drops".into(), input_shape: vec![1, 8, 8], num_classes: 10, layers };
+    let (samples, start) = (noise(&spec, 9, 1), parameters(&spec, 1));
+    let round = |backend, seed| {
+        let mut learner = learner(&spec, backend);
+        learner.load(&start);
+        learner.begin_round(seed);
+        let before = gradients(&mut *learner, &samples).1;
+        step(&mut *learner, &samples, &SgdConfig::default()).unwrap();
+        learner.load(&start);
+        assert_eq!(before, gradients(&mut *learner, &samples).1, "{backend}: evaluating changes no mask");
+        before
+    };
+    for backend in [Backend::Fused, Backend::Flex] {
+        let first = round(backend, 1);
+        assert_eq!(first, round(backend, 1), "{backend}: one seed, one result");
+        let error = relative_error(&round(backend, 2), &first);
+        assert!(error > 0.1, "{backend}: another seed is another mask: {error}");
+    }
+    assert!(relative_error(&round(Backend::Fused, 2), &round(Backend::Flex, 2)) < 1e-5);
 }
 
 #[test]
 fn every_setting_of_sgd_is_the_same_on_both_paths() {
     let spec = ModelSpec::preset("cnn", &[1, 8, 8], 10, 0).unwrap();
-    let (x, y) = noise(&spec, 12, 3);
+    let samples = noise(&spec, 12, 3);
     let plain = SgdConfig::default();
     let configs = [
         SgdConfig { momentum: 0.9, ..plain },
@@ -95,17 +175,15 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
         SgdConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1 },
     ];
     for config in configs {
-        let train = |mut trainer: Trainer| {
-            trainer.set_parameters(&parameters(&spec, 1));
+        let train = |backend| {
+            let mut learner = learner(&spec, backend);
+            learner.load(&parameters(&spec, 1));
             for _ in 0..3 {
-                trainer.train_step(&x, &y, &config).unwrap();
+                step(&mut *learner, &samples, &config).unwrap();
             }
-            let mut out = vec![0.0; trainer.num_parameters()];
-            trainer.parameters(&mut out);
-            out
+            read(&*learner)
         };
-        let fused = train(Trainer::new(&spec, Backend::Flex, 1).unwrap());
-        let burn = train(Trainer::reference(&spec, Backend::Flex).unwrap());
+        let (fused, burn) = (train(Backend::Fused), train(Backend::Flex));
         let plain_step = relative_error(&burn, &parameters(&spec, 1));
         assert!(plain_step > 1e-4, "{config:?} moves the parameters");
         let error = relative_error(&fused, &burn);
@@ -116,21 +194,29 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
 #[test]
 fn bad_batches_and_settings_are_errors() {
     let spec = ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap();
-    let mut trainer = Trainer::new(&spec, Backend::Flex, 1).unwrap();
     let config = SgdConfig::default();
-    let mut step = |x: &[f32], y: &[u32], config: &SgdConfig| trainer.train_step(x, y, config);
-    assert!(step(&[0.0; 64], &[10], &config).is_err(), "a label out of range");
-    assert!(step(&[0.0; 63], &[1], &config).is_err(), "a short sample");
-    assert!(step(&[], &[], &config).is_err(), "an empty batch");
-    assert!(step(&[f32::NAN; 64], &[1], &config).is_err(), "a loss that is not a number");
-    for bad in [
-        SgdConfig { lr: 0.0, ..config },
-        SgdConfig { lr: f32::NAN, ..config },
-        SgdConfig { momentum: 1.0, ..config },
-        SgdConfig { weight_decay: -1.0, ..config },
-        SgdConfig { clip_norm: Some(0.0), ..config },
-    ] {
-        assert!(step(&[0.0; 64], &[1], &bad).is_err(), "{bad:?}");
+    for backend in [Backend::Fused, Backend::Flex] {
+        let mut learner = learner(&spec, backend);
+        let mut refused = |x: &[f32], y: &[u32], config: &SgdConfig| {
+            assert!(
+                learner.step(Batch::new(x, y), config).is_err(),
+                "{backend}: {} {y:?} {config:?}",
+                x.len()
+            );
+        };
+        refused(&[0.0; 64], &[10], &config);
+        refused(&[0.0; 63], &[1], &config);
+        refused(&[], &[], &config);
+        refused(&[f32::NAN; 64], &[1], &config);
+        for bad in [
+            SgdConfig { lr: 0.0, ..config },
+            SgdConfig { lr: f32::NAN, ..config },
+            SgdConfig { momentum: 1.0, ..config },
+            SgdConfig { weight_decay: -1.0, ..config },
+            SgdConfig { clip_norm: Some(0.0), ..config },
+        ] {
+            refused(&[0.0; 64], &[1], &bad);
+        }
     }
 }
 
@@ -138,16 +224,12 @@ fn bad_batches_and_settings_are_errors() {
 fn a_batch_may_have_any_size_from_step_to_step() {
     let spec = ModelSpec::preset("mcmahan_cnn", &[1, 8, 8], 10, 0).unwrap();
     let start = parameters(&spec, 2);
-    let gradient_of = |trainer: &mut Trainer, batch: usize| {
-        let (x, y) = noise(&spec, batch, 9);
-        trainer.set_parameters(&start);
-        let mut out = vec![0.0; start.len()];
-        trainer.gradients(&x, &y, &mut out).unwrap();
-        out
-    };
-    let mut reused = Trainer::new(&spec, Backend::Flex, 1).unwrap();
+    let mut reused = learner(&spec, Backend::Fused);
     for batch in [64, 3, 130, 1, 17] {
-        let mut fresh = Trainer::new(&spec, Backend::Flex, 1).unwrap();
-        assert!(gradient_of(&mut reused, batch) == gradient_of(&mut fresh, batch), "{batch}");
+        let samples = noise(&spec, batch, 9);
+        let mut fresh = learner(&spec, Backend::Fused);
+        reused.load(&start);
+        fresh.load(&start);
+        assert_eq!(gradients(&mut *reused, &samples), gradients(&mut *fresh, &samples), "{batch}");
     }
 }

@@ -49,7 +49,8 @@ pub struct UpdateJson {
 pub struct UpdateAck {
     /// Always `"ok"`.
     pub status: String,
-    /// True if this update closed its round.
+    /// True if the update is part of a model that is out: it closed its round, or is a retry of one
+    /// whose round is over.
     pub aggregated: bool,
     /// The master's round after this update.
     pub global_round: u64,

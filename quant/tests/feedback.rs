@@ -56,7 +56,7 @@ fn norm(values: impl IntoIterator<Item = f64>) -> f64 {
 /// bounded (see the next test), and what is cut off is lost.
 #[test]
 fn sent_and_residual_add_up_to_the_deltas() {
-    const ROUNDS: u64 = 40;
+    const ROUNDS: u64 = 25;
     let seed = fresh_seed();
     let contraction = |spec: &Spec| spec.scheme != Scheme::StocQ || spec.bits >= 5;
     let targets = [Target::Nmse(0.05), Target::Bytes(400)];

@@ -76,8 +76,9 @@ pub struct Args {
     /// Parameters that the master's model must not exceed, 0 = any
     #[arg(long, env = "MODEL_DIM", default_value_t = 0, help_heading = TRAINING)]
     pub model_dim: usize,
-    /// What trains: flex, ndarray, wgpu
-    #[arg(long, env = "BACKEND", default_value = "flex", help_heading = TRAINING)]
+    /// What trains: auto (the faster of the next two), fused (own kernels), flex (Burn on the CPU),
+    /// ndarray, wgpu
+    #[arg(long, env = "BACKEND", default_value = "auto", help_heading = TRAINING)]
     pub backend: String,
     /// Threads of the training, 1 to 256, 0 = one for dense networks, one per core for convolutions
     #[arg(long, env = "THREADS", default_value_t = 0, help_heading = TRAINING)]

@@ -123,7 +123,7 @@ pub struct Config {
     pub clip_norm: Option<f32>,
     /// `MODEL_DIM` (0 = any): largest model that this node takes, in parameters.
     pub model_dim: Option<usize>,
-    /// `BACKEND` (flex).
+    /// `BACKEND` (auto).
     pub backend: Backend,
     /// `THREADS` (0 = by the model).
     pub threads: Option<usize>,

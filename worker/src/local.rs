@@ -9,7 +9,7 @@ use crate::{
 };
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{GlobalModel, Layer, ModelError, ModelSpec, Trainer};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec};
 use fl_protocol::{
     ModelLayout, Normalization, UpdateMeta, WorkerId,
     update::{self, Encoded},
@@ -152,7 +152,7 @@ pub struct Engine {
     layout: ModelLayout,
     shapes: Vec<Vec<usize>>,
     normalization: Normalization,
-    trainer: Trainer,
+    learner: Box<dyn Learner>,
     encoder: Encoder,
     streams: Vec<Vec<u8>>,
     /// Local minus global parameters plus the residual: what the last update encoded.
@@ -193,7 +193,7 @@ impl Engine {
             .map_err(|error| SetupError::Normalization(error.to_string()))?;
         let convolutional = spec.layers.iter().any(|layer| matches!(layer, Layer::Conv2d { .. }));
         Ok(Self {
-            trainer: Trainer::new(spec, config.backend, config.training_threads(convolutional))?,
+            learner: spec.learner(config.backend, config.training_threads(convolutional))?,
             encoder: Encoder::default(),
             streams: Vec::new(),
             delta: vec![0.0; found],
@@ -210,9 +210,9 @@ impl Engine {
         })
     }
 
-    /// The trainer, for other uses of the network between two rounds.
-    pub fn trainer(&mut self) -> &mut Trainer {
-        &mut self.trainer
+    /// The network, for other uses between two rounds.
+    pub fn learner(&mut self) -> &mut dyn Learner {
+        &mut *self.learner
     }
 
     /// Trains `client` from `global` for one round and encodes what changed. With the server's control
@@ -232,12 +232,13 @@ impl Engine {
         mut before_step: impl FnMut() -> ControlFlow<()>,
     ) -> Result<Option<LocalUpdate>, ModelError> {
         let started = Instant::now();
-        self.trainer.set_parameters(from.parameters);
+        self.learner.load(from.parameters);
+        let rng_of = |purpose| seeded_rng(client.seed, client.worker_id.as_str(), from.round, purpose);
+        self.learner.begin_round(rng_of(Purpose::Masks).random());
         if let Some(control) = from.control {
             self.set_drift(control, &client.carried.control);
         }
-        let rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Batches);
-        let mut batches = Batches::new(client.indices.clone(), plan, rng);
+        let mut batches = Batches::new(client.indices.clone(), plan, rng_of(Purpose::Batches));
         let (mut loss, mut steps) = (0.0f64, 0u32);
         while let Some(indices) = batches.next() {
             if before_step().is_break() {
@@ -245,7 +246,7 @@ impl Engine {
             }
             let (x, y) = &mut self.batch;
             self.data.train.gather(indices, &self.normalization, x, y);
-            loss += f64::from(self.trainer.train_step(x, y, &plan.sgd)?);
+            loss += f64::from(self.learner.step(Batch::new(x, y), &plan.sgd)?);
             steps += 1;
         }
         let train_time = started.elapsed();
@@ -284,7 +285,7 @@ impl Engine {
         for (drift, own) in self.control.iter_mut().zip(own) {
             *drift -= own;
         }
-        self.trainer.set_drift(&self.control);
+        self.learner.set_drift(&self.control);
     }
 
     fn encode(
@@ -294,7 +295,7 @@ impl Engine {
         plan: &Plan,
         meta: &UpdateMeta,
     ) -> Result<Vec<u8>, ModelError> {
-        self.trainer.parameters(&mut self.delta);
+        self.learner.read(&mut self.delta);
         for (local, global) in self.delta.iter_mut().zip(from.parameters) {
             *local -= global;
         }

@@ -5,7 +5,7 @@
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::aggregate::ExactSum;
-use fl_model::{Backend, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, Trainer, init_parameters};
+use fl_model::{Backend, Batch, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, init_parameters};
 use fl_protocol::{TaskBody, Update};
 use fl_worker::{Args, LocalClient, Sent, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
@@ -13,12 +13,12 @@ use std::{ops::ControlFlow, sync::Arc};
 const WORKERS: usize = 4;
 
 fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
-    let mut trainer = Trainer::new(&global.spec, Backend::Flex, 1).unwrap();
-    trainer.set_parameters(&global.parameters);
+    let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
+    learner.load(&global.parameters);
     let (mut x, mut y) = (Vec::new(), Vec::new());
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     data.test.gather(&all, &global.normalization, &mut x, &mut y);
-    let sums: BatchEvaluation = trainer.evaluate(&x, &y).unwrap();
+    let sums: BatchEvaluation = learner.evaluate(Batch::new(&x, &y)).unwrap();
     Evaluation::from(sums).accuracy
 }
 

@@ -8,7 +8,7 @@ use fl_app::{
     setting::{number, whole},
 };
 use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_model::{Backend, ModelSpec, SgdConfig, Trainer, init_parameters, measure_gemm_gflops};
+use fl_model::{Backend, Batch, Learner, ModelSpec, SgdConfig, init_parameters, measure_gemm_gflops};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
 use std::{
@@ -34,8 +34,9 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 1)]
     threads: usize,
 
-    /// Backend: flex, ndarray, wgpu.
-    #[arg(long, default_value = "flex")]
+    /// Backend: auto (the faster of the next two), fused (own kernels), flex (Burn on the CPU), ndarray,
+    /// wgpu.
+    #[arg(long, default_value = "auto")]
     backend: Backend,
 
     /// Data set to train on, batches gathered and normalised within the measured time. Left out:
@@ -47,7 +48,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// Samples per step, at least 1.
+    /// Samples per step, 1 to 1000000.
     #[arg(long, default_value_t = 64)]
     batch_size: usize,
 
@@ -55,7 +56,7 @@ pub struct TrainArgs {
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
 
-    /// Do not measure plain Burn on the same backend beside the fused step.
+    /// Do not measure Burn's flex beside the fused engine.
     #[arg(long)]
     skip_burn: bool,
 }
@@ -63,6 +64,7 @@ pub struct TrainArgs {
 #[derive(Debug, Serialize)]
 struct Measured<'a> {
     model: &'a str,
+    /// What ran: never `auto`.
     backend: String,
     threads: usize,
     batch_size: usize,
@@ -81,9 +83,9 @@ struct Measured<'a> {
     gemm_gflops: f64,
     /// `gflops` over `threads` times `gemm_gflops`.
     gemm_share: f64,
-    /// Plain Burn on the same backend, in the same run.
+    /// Burn's flex in the same run; `None` if the fused engine is not what was measured.
     burn_images_per_s: Option<f64>,
-    /// Speed relative to plain Burn.
+    /// Speed relative to Burn's flex.
     burn_ratio: Option<f64>,
 }
 
@@ -99,22 +101,18 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         None => (vec![1, 28, 28], 10),
     };
     let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
-    let trainer = Trainer::new(&spec, args.backend, args.threads)?;
-    let Step { median_s: step_s, cpu_s } = measure(trainer, &spec, args, data.as_ref())?;
+    let backend = args.backend.for_spec(&spec);
+    let measure = |backend| measure(&mut *spec.learner(backend, args.threads)?, &spec, args, data.as_ref());
+    let Step { median_s: step_s, cpu_s } = measure(backend)?;
     let peak_rss_mb = process::memory_mb("VmHWM");
-    let burn_step_s = match args.skip_burn {
-        true => None,
-        false => {
-            let reference = Trainer::reference(&spec, args.backend)?;
-            Some(measure(reference, &spec, args, data.as_ref())?.median_s)
-        }
-    };
+    let compared = backend == Backend::Fused && !args.skip_burn;
+    let burn_step_s = if compared { Some(measure(Backend::Flex)?.median_s) } else { None };
     let images_per_s = args.batch_size as f64 / step_s;
     let gflops = spec.training_flops()? * images_per_s / 1e9;
     let gemm_gflops = measure_gemm_gflops();
     let measured = Measured {
         model: &spec.name,
-        backend: args.backend.to_string(),
+        backend: backend.to_string(),
         threads: args.threads,
         batch_size: args.batch_size,
         params: spec.num_parameters(),
@@ -152,7 +150,7 @@ fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
         measured.gemm_gflops,
     );
     if let (Some(burn), Some(ratio)) = (measured.burn_images_per_s, measured.burn_ratio) {
-        println!("plain Burn {burn:.0} images/s, {ratio:.2} times slower");
+        println!("Burn's flex {burn:.0} images/s: the fused engine is {ratio:.2} times as fast");
     }
     if let Some(peak) = measured.peak_rss_mb {
         println!("peak resident size {peak:.1} MB");
@@ -167,12 +165,12 @@ struct Step {
 }
 
 fn measure(
-    mut trainer: Trainer,
+    learner: &mut dyn Learner,
     spec: &ModelSpec,
     args: &TrainArgs,
     data: Option<&Dataset>,
 ) -> anyhow::Result<Step> {
-    trainer.set_parameters(&init_parameters(spec, SEED));
+    learner.load(&init_parameters(spec, SEED));
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut x: Vec<f32> =
         (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
@@ -194,7 +192,7 @@ fn measure(
         if let Some(data) = data {
             data.train.gather(&indices, &data.normalization, &mut x, &mut y);
         }
-        trainer.train_step(&x, &y, &config)?;
+        learner.step(Batch::new(&x, &y), &config)?;
         times.push(start.elapsed().as_secs_f64());
         if step > WARM_UP && began.elapsed() > Duration::from_secs_f64(args.seconds) {
             break;

@@ -5,7 +5,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::Dataset;
 use fl_master::{Compact, Global, round::Contribution};
-use fl_model::{BatchEvaluation, Evaluation, GlobalModel, ModelError};
+use fl_model::{Batch, BatchEvaluation, Evaluation, GlobalModel, ModelError};
 use fl_worker::{Carried, Down, Engine, Plan, Sent, StartingPoint};
 use std::{
     ops::ControlFlow,
@@ -155,13 +155,13 @@ pub fn evaluate(
         return Ok(None);
     }
     for engine in engines.iter_mut() {
-        engine.trainer().set_parameters(&base.model.parameters);
+        engine.learner().load(&base.model.parameters);
     }
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     let parts = parallel(engines, all.chunks(EVALUATED).collect(), |engine, indices| {
         let (mut x, mut y) = (Vec::new(), Vec::new());
         data.test.gather(indices, &base.model.normalization, &mut x, &mut y);
-        engine.trainer().evaluate(&x, &y)
+        engine.learner().evaluate(Batch::new(&x, &y))
     });
     let mut sums = BatchEvaluation::default();
     for part in parts {

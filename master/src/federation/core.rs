@@ -13,7 +13,7 @@ use super::{
 };
 use bytes::Bytes;
 use fl_model::ModelError;
-use fl_protocol::{HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
+use fl_protocol::{Header, HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -110,6 +110,8 @@ pub struct Core {
 struct OpenRound {
     /// The settings that this round was begun with: a journal may hold others than those of today.
     settings: AggregationSettings,
+    /// The same with the limits of today, which new updates are checked against.
+    limited: AggregationSettings,
     /// The settings of the rounds that open from now on.
     next_settings: AggregationSettings,
     global: Arc<Global>,
@@ -135,14 +137,18 @@ impl Core {
             collector: Collector::new(settings.strategy, layout.parameters()),
             cache: UpdateCache::open(&settings, snapshot.last_updates),
             next_settings: settings.clone(),
+            limited: settings.clone(),
             settings,
         };
         Ok(Self { layout, open: RwLock::new(open) })
     }
 
-    /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with.
+    /// Sets the settings of the rounds that open from now on. The open round keeps those it was begun with, but
+    /// its further updates are checked against the new limits.
     pub fn configure(&self, settings: AggregationSettings) {
-        self.open_mut().next_settings = settings;
+        let mut open = self.open_mut();
+        open.limited = open.settings.with_limits_of(&settings);
+        open.next_settings = settings;
     }
 
     /// The model's tensors.
@@ -171,7 +177,15 @@ impl Core {
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn add(&self, body: &[u8], wire_bytes: u64) -> Result<Added, Rejection> {
-        self.add_judged(body, wire_bytes, None)
+        self.add_read(&Header::read(body)?, body, wire_bytes)
+    }
+
+    /// [`Self::add`] for a body whose header has been read.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing has changed then.
+    pub fn add_read(&self, header: &Header, body: &[u8], wire_bytes: u64) -> Result<Added, Rejection> {
+        self.add_judged(header, body, wire_bytes, None)
     }
 
     /// Adds an update that was accepted before a restart, with the factor that its norm was clipped by then.
@@ -180,14 +194,21 @@ impl Core {
     /// # Errors
     /// If the settings of the open round have no use for it.
     pub fn add_again(&self, body: &Bytes, wire_bytes: u64, clip: Option<Clip>) -> Result<Added, Rejection> {
-        let added = self.add_judged(body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
+        let added =
+            self.add_judged(&Header::read(body)?, body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
         self.confirm(&added.meta, body);
         Ok(added)
     }
 
-    fn add_judged(&self, body: &[u8], wire_bytes: u64, accepted: Option<Clip>) -> Result<Added, Rejection> {
+    fn add_judged(
+        &self,
+        header: &Header,
+        body: &[u8],
+        wire_bytes: u64,
+        accepted: Option<Clip>,
+    ) -> Result<Added, Rejection> {
         let open = self.open();
-        self.checks(&open, accepted).with_term(body, open.global.round, |term| {
+        self.checks(&open, accepted).with_term(header, body, open.global.round, |term| {
             term.add_to(&open.collector)?;
             Ok(Added {
                 meta: term.meta.clone(),
@@ -203,10 +224,10 @@ impl Core {
     }
 
     /// Takes an added update out again: the sum is as if it had never been there.
-    pub fn remove(&self, body: &[u8]) {
+    pub fn remove(&self, header: &Header, body: &[u8]) {
         let open = self.open();
         // It was checked when it was added: that it is refused now cannot be.
-        let _ = self.checks(&open, None).with_term(body, open.global.round, |term| {
+        let _ = self.checks(&open, None).with_term(header, body, open.global.round, |term| {
             term.take_from(&open.collector);
             Ok(())
         });
@@ -215,13 +236,14 @@ impl Core {
     /// Whether a notice can be taken: in this round it then is.
     pub fn takes_notice(&self, notice: &[u8]) -> bool {
         let open = self.open();
-        self.checks(&open, None).with_term(notice, open.global.round, |_| Ok(())).is_ok()
+        let Ok(header) = Header::read(notice) else { return false };
+        self.checks(&open, None).with_term(&header, notice, open.global.round, |_| Ok(())).is_ok()
     }
 
     fn checks<'a>(&'a self, open: &'a OpenRound, accepted: Option<Clip>) -> UpdateChecks<'a> {
         UpdateChecks {
             layout: &self.layout,
-            settings: &open.settings,
+            settings: &open.limited,
             cache: &open.cache,
             effective_steps: open.server.effective_steps(),
             accepted,
@@ -259,6 +281,7 @@ impl Core {
         open.cache.evict(global.round);
         let last_updates = open.cache.snapshot();
         open.cache = UpdateCache::open(&next, last_updates.clone());
+        open.limited = next.clone();
         open.settings = next;
         open.server = server.clone();
         open.global = global.clone();
@@ -296,3 +319,7 @@ fn contribution(term: &Term<'_>, wire_bytes: u64) -> Contribution {
         reused_bytes: term.reused_bytes,
     }
 }
+
+#[cfg(test)]
+#[path = "core_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! Who may call: the bearer token and the client certificate.
 
-use super::{AppState, problem::Problem};
-use crate::{config::Secret, service::state::Peer};
+use super::{AppState, is_probe, problem::Problem};
+use crate::{service::state::Peer, settings::Secret};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 
 /// Lets a request through that is a probe, or that shows what the settings ask for.
 pub(super) async fn require(State(shared): State<AppState>, request: Request, next: Next) -> Response {
-    if matches!(request.uri().path(), "/healthz" | "/readyz") {
+    if is_probe(request.uri().path()) {
         return next.run(request).await;
     }
     let needs_certificate = shared.config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());

@@ -1,8 +1,8 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
-use crate::{config::ModelConfig, federation::Global};
+use crate::{federation::Global, settings::ModelConfig};
 use fl_datasets::Dataset;
-use fl_model::{Evaluation, GlobalModel, ModelError, ModelSpec, Trainer};
+use fl_model::{Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
 use fl_protocol::HistoryRecord;
 use std::{
     collections::VecDeque,
@@ -60,16 +60,16 @@ impl Evaluator {
         mut done: impl FnMut(HistoryRecord, Option<Evaluated>) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
-        let mut trainer = match every {
+        let mut learner = match every {
             0 => None,
-            _ => Some(Trainer::new(spec, config.backend, 1)?),
+            _ => Some(spec.learner(config.backend, 1)?),
         };
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let queue = shared.clone();
         thread::Builder::new().name("evaluate".to_owned()).spawn(move || {
             while let Some(Pending { mut record, global }) = next_job(&queue) {
-                let evaluation = match (&mut trainer, global) {
-                    (Some(trainer), Some(global)) => evaluate(trainer, &dataset, &global)
+                let evaluation = match (&mut learner, global) {
+                    (Some(learner), Some(global)) => evaluate(&mut **learner, &dataset, &global)
                         .inspect_err(|error| error!(%error, "the model cannot be evaluated"))
                         .ok(),
                     _ => None,
@@ -128,11 +128,11 @@ fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Pending> {
     }
 }
 
-fn evaluate(trainer: &mut Trainer, dataset: &Dataset, global: &Global) -> Result<Evaluated, ModelError> {
+fn evaluate(learner: &mut dyn Learner, dataset: &Dataset, global: &Global) -> Result<Evaluated, ModelError> {
     let started = Instant::now();
     let model = GlobalModel::from_safetensors(&global.bytes)?;
-    trainer.set_parameters(&model.parameters);
-    let evaluation = fl_model::evaluate(trainer, dataset.test.len(), |indices, x, y| {
+    learner.load(&model.parameters);
+    let evaluation = fl_model::evaluate(learner, dataset.test.len(), |indices, x, y| {
         dataset.test.gather(indices, &model.normalization, x, y);
     })?;
     Ok(Evaluated { evaluation, took: started.elapsed() })

@@ -1,11 +1,11 @@
-//! Layer lists from JSON.
+//! Layer lists from JSON: a user's file, and what a model file carries.
 
-use super::{Layer, ModelSpec, limits, presets::PRESETS, shapes};
+use super::{Layer, ModelSpec, limits, shapes};
 use crate::error::ModelError;
 use serde::Deserialize;
 use std::path::Path;
 
-/// What a model file may hold: sizes that the data gives can be left out.
+/// A user's file. Sizes that the data gives can be left out.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -16,7 +16,7 @@ struct File {
 }
 
 impl ModelSpec {
-    /// A preset by name, or a layer list by path (anything that ends in `.json`).
+    /// A preset by name, or a layer list by path: whatever has a `.`, `/` or `\` in it is a path.
     ///
     /// # Errors
     /// As [`ModelSpec::preset`]; a file that is missing, not JSON, or that does not fit the data.
@@ -26,11 +26,8 @@ impl ModelSpec {
         num_classes: usize,
         model_dim: usize,
     ) -> Result<Self, ModelError> {
-        if PRESETS.contains(&name_or_path) {
+        if !name_or_path.contains(['.', '/', '\\']) {
             return Self::preset(name_or_path, input_shape, num_classes, model_dim);
-        }
-        if !name_or_path.ends_with(".json") {
-            return Err(ModelError::UnknownModel(name_or_path.to_owned()));
         }
         let path = Path::new(name_or_path);
         let bad = |reason: String| ModelError::BadSpecFile { path: name_or_path.to_owned(), reason };
@@ -74,7 +71,7 @@ impl ModelSpec {
 
     /// The JSON that a model file carries: one line, keys in a fixed order.
     pub fn to_json(&self) -> String {
-        // Strings, integers and finite floats: there is nothing that serde_json could refuse.
+        // Infallible: strings, integers and finite floats.
         serde_json::to_string(self).unwrap_or_default()
     }
 }

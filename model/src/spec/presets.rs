@@ -41,7 +41,7 @@ impl ModelSpec {
                     vec![conv(channels, 32, 5), Layer::Relu, POOL, conv(32, 64, 5), Layer::Relu, POOL];
                 with_head(layers, 64 * (height / 4) * (width / 4), 512, num_classes)
             }
-            _ => return Err(ModelError::UnknownModel(name.to_owned())),
+            _ => return Err(ModelError::UnknownModel { name: name.to_owned() }),
         };
         let spec = Self { name: name.to_owned(), input_shape: input_shape.to_vec(), num_classes, layers };
         spec.validate()?;

@@ -10,14 +10,11 @@ pub(super) fn infer(spec: &ModelSpec) -> Result<Vec<Vec<usize>>, ModelError> {
     let mut shapes = vec![spec.input_shape.clone()];
     let mut parameters = 0usize;
     for (index, layer) in spec.layers.iter().enumerate() {
-        let input = &shapes[index];
-        let in_layer = |reason: String| ModelError::BadSpec(format!("layer {index}: {reason}"));
-        let output = apply(layer, input).map_err(in_layer)?;
-        check_activation(&output).map_err(in_layer)?;
+        let output = output(index, layer, &shapes[index])?;
         parameters = count(layer)
             .and_then(|n| parameters.checked_add(n))
             .filter(|&n| n <= MAX_PARAMETERS)
-            .ok_or_else(|| in_layer(format!("the model has more than {MAX_PARAMETERS} parameters")))?;
+            .ok_or_else(|| in_layer(index, format!("the model has more than {MAX_PARAMETERS} parameters")))?;
         shapes.push(output);
     }
     match shapes.last() {
@@ -37,6 +34,7 @@ pub(super) fn infer(spec: &ModelSpec) -> Result<Vec<Vec<usize>>, ModelError> {
 
 /// Fills in the input sizes that a file may leave out.
 pub(super) fn complete(spec: &mut ModelSpec) -> Result<(), ModelError> {
+    check_frame(spec).map_err(ModelError::BadSpec)?;
     let mut shape = spec.input_shape.clone();
     for (index, layer) in spec.layers.iter_mut().enumerate() {
         let first = shape.first().copied().unwrap_or(0);
@@ -47,10 +45,19 @@ pub(super) fn complete(spec: &mut ModelSpec) -> Result<(), ModelError> {
             Layer::MaxPool2d { kernel, stride: stride @ 0 } => *stride = *kernel,
             _ => {}
         }
-        shape =
-            apply(layer, &shape).map_err(|reason| ModelError::BadSpec(format!("layer {index}: {reason}")))?;
+        shape = output(index, layer, &shape)?;
     }
     Ok(())
+}
+
+/// Shape after layer `index`, within the limits.
+fn output(index: usize, layer: &Layer, input: &[usize]) -> Result<Vec<usize>, ModelError> {
+    let shape = apply(layer, input).and_then(|shape| check_activation(&shape).map(|()| shape));
+    shape.map_err(|reason| in_layer(index, reason))
+}
+
+fn in_layer(index: usize, reason: String) -> ModelError {
+    ModelError::BadSpec(format!("layer {index}: {reason}"))
 }
 
 fn check_frame(spec: &ModelSpec) -> Result<(), String> {

@@ -18,6 +18,7 @@ fn update(body: impl Into<Bytes>) -> Record {
         received_ts: 1.5,
         wire_bytes: body.len() as u64,
         clip_bits: Some(7),
+        ..RecordMeta::default()
     };
     Record::Update { meta, body }
 }

@@ -1,0 +1,138 @@
+//! Learning on Burn: modules and autodiff, on any of Burn's backends.
+//!
+//! [`network`] makes a module of a spec and defines what a layer computes; the fused engine is tested
+//! against it. The rest does not depend on what the module is.
+
+mod device;
+mod network;
+mod parameters;
+
+pub(crate) use device::device;
+
+use crate::{
+    backend::Backend,
+    dropout::MaskSeed,
+    error::ModelError,
+    evaluation::BatchEvaluation,
+    learner::{Batch, BatchShape, Learner, assert_length, finite},
+    loss::evaluate_logits,
+    sgd::{SgdConfig, SgdState},
+    spec::ModelSpec,
+};
+use burn::{
+    module::Module,
+    tensor::{Device, Gradients, Int, Tensor, activation::log_softmax},
+};
+use fl_protocol::ModelLayout;
+use network::Network;
+use parameters::{Descend, Load, Read, values};
+
+/// A Burn module with its optimizer.
+pub(crate) struct BurnLearner {
+    network: Network,
+    /// With gradients.
+    device: Device,
+    layout: ModelLayout,
+    batches: BatchShape,
+    state: SgdState,
+    masks: MaskSeed,
+}
+
+impl BurnLearner {
+    /// # Errors
+    /// A backend that this binary does not contain or that does not start.
+    pub(crate) fn new(spec: &ModelSpec, backend: Backend) -> Result<Self, ModelError> {
+        let device = device(backend)?.autodiff();
+        let mut learner = Self {
+            network: Network::new(spec, &device),
+            device,
+            layout: spec.layout(),
+            batches: BatchShape::of(spec),
+            state: SgdState::default(),
+            masks: MaskSeed::default(),
+        };
+        learner.load(&vec![0.0; learner.layout.parameters()]);
+        Ok(learner)
+    }
+
+    fn put(&mut self, parameters: &[f32]) {
+        let mut load = Load { rest: parameters, device: &self.device };
+        self.network = self.network.clone().map(&mut load);
+    }
+
+    /// Mean loss of a batch and all gradients.
+    fn backward(&self, batch: Batch<'_>) -> Result<(f32, Gradients), ModelError> {
+        let labels: Vec<i32> = batch.labels.iter().map(|&label| label as i32).collect();
+        let labels = Tensor::<1, Int>::from_data(labels.as_slice(), &self.device);
+        let logits = self.network.logits(batch.inputs, &self.device, Some(self.masks));
+        let log_probabilities = log_softmax(logits, 1).gather(1, labels.reshape([batch.samples(), 1]));
+        let loss = log_probabilities.mean().neg();
+        let gradients = loss.backward();
+        let loss = values(loss).first().copied().unwrap_or(f32::NAN);
+        Ok((finite(loss)?, gradients))
+    }
+}
+
+impl Learner for BurnLearner {
+    fn layout(&self) -> &ModelLayout {
+        &self.layout
+    }
+
+    fn load(&mut self, parameters: &[f32]) {
+        assert_length(parameters, &self.layout);
+        self.state.reset(parameters);
+        self.masks.step = 0;
+        self.put(parameters);
+    }
+
+    fn read(&self, out: &mut [f32]) {
+        assert_length(out, &self.layout);
+        self.network.visit(&mut Read { rest: out, gradients: None });
+    }
+
+    fn begin_round(&mut self, seed: u64) {
+        self.masks = MaskSeed { seed, step: 0 };
+    }
+
+    fn set_drift(&mut self, drift: &[f32]) {
+        assert_length(drift, &self.layout);
+        self.state.set_drift(drift);
+    }
+
+    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError> {
+        self.batches.check(batch)?;
+        optimizer.validate()?;
+        let (loss, gradients) = self.backward(batch)?;
+        if self.state.is_plain(optimizer) {
+            self.network = self.network.clone().map(&mut Descend { lr: optimizer.lr, gradients });
+        } else {
+            let mut gradient = vec![0.0; self.layout.parameters()];
+            let mut parameters = gradient.clone();
+            self.network.visit(&mut Read { rest: &mut gradient, gradients: Some(&gradients) });
+            self.read(&mut parameters);
+            self.state.step(&mut parameters, &mut gradient, optimizer);
+            self.put(&parameters);
+        }
+        self.masks.step += 1;
+        Ok(loss)
+    }
+
+    fn gradients(&mut self, batch: Batch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
+        self.batches.check(batch)?;
+        assert_length(out, &self.layout);
+        let (loss, gradients) = self.backward(batch)?;
+        self.network.visit(&mut Read { rest: out, gradients: Some(&gradients) });
+        Ok(loss)
+    }
+
+    fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError> {
+        self.batches.check(batch)?;
+        let (network, device) = (self.network.valid(), self.device.clone().inner());
+        let mut sums = BatchEvaluation::default();
+        for Batch { inputs, labels } in self.batches.pieces(batch) {
+            let logits = values(network.logits(inputs, &device, None));
+            sums += evaluate_logits(&logits, labels, self.batches.classes);
+        }
+        Ok(sums)
+    }
+}
