@@ -182,8 +182,8 @@ def scaffold(data):
 def fedbuff(data, buffer=2):
     """Nguyen et al. 2022, algorithm 1; staleness weight 1 / sqrt(1 + s) of its section 5.
 
-    Client 0 hands in every other time, the others in turn; each starts from the newest model when it has
-    handed in. A buffer takes one update of a client.
+    Client 0 sends every other update, the others take turns; after sending, a client starts from the newest
+    model. A buffer takes one update of a client.
     """
     w, history, versions = np.zeros(CLASSES * PIXELS + CLASSES), [], [0] * CLIENTS
     starts, waiting, arrival = [w] * CLIENTS, [], 0
@@ -202,8 +202,8 @@ def fedbuff(data, buffer=2):
 
 def lazy(data, factor):
     """Sun et al. 2019, algorithm 2 with the rule (7a), for updates instead of gradients and without its terms of
-    quantization errors: xi_1 = ... = xi_10 = factor / 10. What an upload that was left out differs by goes into
-    the client's next update (error feedback: Seide et al. 2014)."""
+    quantization errors: xi_1 = ... = xi_10 = factor / 10. The difference of a skipped upload is added to the
+    client's next update (error feedback: Seide et al. 2014)."""
     w, sizes, steps, history = np.zeros(CLASSES * PIXELS + CLASSES), np.array([len(y) for _, y in data]), [], []
     last, lost, left_out = [None] * CLIENTS, [0.0] * CLIENTS, 0
     for _ in range(ROUNDS):
@@ -224,7 +224,7 @@ def lazy(data, factor):
 
 
 def cosine(t):
-    """Loshchilov and Hutter 2017, eq. 5, over 20 rounds, but not below the 1 % that the setting promises."""
+    """Loshchilov and Hutter 2017, eq. 5, over 20 rounds, with a floor of 1 % as the setting has it."""
     return max(0.5 * (1 + np.cos(np.pi * t / ROUNDS)), 0.01)
 
 

@@ -1,14 +1,18 @@
-// Draws the charts of a comparison: {groups: [{name, round: [], accuracy: [], bytes_up: [], time_s: []}]}.
-(function () {
+// Draws the charts of a comparison: {clock, groups: [{name, seeds, round: [], accuracy: [], bytes_up: [], time_s: []}]}.
+(() => {
   "use strict";
-  const { groups } = charts.data;
-  const seconds = (v) => (v >= 100 ? v.toFixed(0) : v.toFixed(1)) + " s";
-  const percent = (v) => (v == null ? "-" : charts.percent(v));
-  const by = [
-    { title: "Accuracy by round", key: "round", show: String },
-    { title: "Accuracy by bytes sent up", key: "bytes_up", show: charts.bytes },
-    { title: "Accuracy by time of the run's own clock", key: "time_s", show: seconds },
+  const { groups, clock } = JSON.parse(document.getElementById("data").textContent);
+  const root = document.getElementById("charts");
+  const { ticks, percent, count, bytes, duration } = page;
+  const CHARTS = [
+    { title: "Accuracy by round", key: "round", height: 300,
+      x: { label: "Round", tick: ticks.round, format: count, whole: true } },
+    { title: "Accuracy by bytes sent up", key: "bytes_up",
+      x: { label: "Bytes that all clients sent up", name: "Sent up", tick: ticks.bytes, format: bytes } },
+    { title: "Accuracy by time", key: "time_s",
+      x: { label: clock, name: "Time", tick: ticks.seconds, format: duration } },
   ];
+  const lines = () => groups.map(({ name }, i) => page.line(name, i, percent, i >= page.colours ? [6, 4] : undefined));
 
   // All groups on one axis: the union of their x, with gaps that the lines bridge.
   function align(key) {
@@ -16,32 +20,25 @@
     const index = new Map(xs.map((x, i) => [x, i]));
     const columns = groups.map((group) => {
       const column = new Array(xs.length).fill(null);
-      group[key].forEach((x, i) => { if (group.accuracy[i] != null) column[index.get(x)] = group.accuracy[i]; });
+      group[key].forEach((x, i) => { if (group.accuracy[i] !== null) column[index.get(x)] = group.accuracy[i]; });
       return column;
     });
     return [xs, ...columns];
   }
 
-  charts.show(() => {
-    const colours = charts.palette();
-    for (const { title, key, show } of by) {
-      const series = groups.map((group, i) => ({
-        label: group.name,
-        stroke: colours[i % colours.length],
-        dash: i >= colours.length ? [6, 4] : undefined,
-        width: 2,
-        spanGaps: true,
-        points: { show: false },
-        value: (_, v) => percent(v),
-      }));
-      charts.panel(title)({
-        height: 280,
-        axes: [
-          { ...charts.axis(), values: (_, ticks) => ticks.map(show) },
-          { ...charts.axis(), size: 64, values: (_, ticks) => ticks.map(percent) },
-        ],
-        series: [{ label: key, value: (_, v) => (v == null ? "-" : show(v)) }, ...series],
-      }, align(key));
-    }
+  root.hidden = !groups.some((group) => group.round.length);
+  if (root.hidden) return;
+  root.classList.add("runs");
+  const severalSeeds = groups.some((group) => group.seeds > 1);
+  const figures = CHARTS.map((chart, i) => {
+    const label = `${chart.title} of ${page.plural(groups.length, "group", "groups")} of runs. The numbers are in the tables.`;
+    const figure = page.figure(chart.title, severalSeeds ? "means over seeds" : "", label);
+    if (i === 0) figure.card.classList.add("wide");
+    return { chart, ...figure };
   });
+  root.append(...figures.map(({ card }) => card));
+  // Only when every figure has its place is its width known.
+  for (const { chart: { key, x, height }, node } of figures) {
+    page.draw(node, { x, y: { tick: ticks.percent, scale: { range: page.share } }, lines, height }, align(key));
+  }
 })();

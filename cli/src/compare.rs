@@ -1,24 +1,31 @@
 //! `fl compare`: several runs in one report, grouped by everything but their seeds.
 
+mod verdict;
+mod view;
+
+pub use view::write;
+
 use crate::{
-    output::{self, human_bytes},
-    report::{self, Run, escape},
+    output,
+    report::{Run, page::text_of},
 };
-use anyhow::Context;
 use clap::Args;
 use fl_app::exit::BadInput;
 use fl_protocol::HistoryRecord;
 use serde::Serialize;
+use serde_json::Value;
 use std::{
-    fmt::Write as _,
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
 
-const SCRIPT: &str = include_str!("../assets/compare.js");
-
-/// Evaluated rounds at a run's end whose mean counts as its accuracy: single rounds scatter.
+/// Evaluated rounds at the end of a run over which its accuracy is averaged, because single rounds scatter. Of a short
+/// run no more than half: its first rounds are no result.
 const LAST: usize = 10;
+
+/// Settings in which the runs of a group may differ: chance, places, and what does not change the result.
+const OWN: [&str; 4] = ["seed", "out", "threads", "shuffle_start"];
 
 /// Arguments of `fl compare`.
 #[derive(Debug, Args)]
@@ -84,42 +91,45 @@ struct ToTarget {
 /// Runs that differ in their seeds only.
 #[derive(Debug, Serialize)]
 pub struct Group {
-    /// Their name.
+    /// Their name, unlike that of any other group.
     pub name: String,
-    /// How many.
+    /// Runs, each with a seed of its own.
     pub seeds: usize,
     /// Mean accuracy at the end, 0 to 1.
     pub accuracy: f64,
-    /// Its standard deviation over the runs.
-    pub accuracy_sd: f64,
+    /// Standard deviation of the accuracy over the seeds; none with one seed.
+    pub accuracy_sd: Option<f64>,
     /// Rounds of the longest run.
     pub rounds: u64,
     /// Mean of all bytes sent up.
     pub bytes_up: f64,
     /// Mean of all bytes sent down.
     pub bytes_down: f64,
-    /// Mean seconds of the run's own clock: virtual ones for a simulation.
+    /// Mean duration by the run's own clock, virtual for a simulation, in seconds.
     pub time_s: f64,
-    /// Mean seconds on this machine.
+    /// Mean duration on this machine, in seconds.
     pub wall_s: f64,
     to_target: Option<ToTarget>,
     #[serde(skip)]
     curve: Curve,
+    /// Evaluated rounds that `accuracy` is a mean over.
+    #[serde(skip)]
+    averaged: usize,
 }
 
-/// Several groups side by side. The first one is what the others are measured against.
+/// Several groups side by side. The others are measured against the first one.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
-    /// Accuracy that is to be reached.
+    /// Accuracy to be reached, 0 to 1.
     pub target: f64,
     /// The groups, in the order of their first runs.
     pub groups: Vec<Group>,
-    /// Which group beats the first one, and by how much.
+    /// Which group beats the first one, by how much, and whether that is more than chance.
     pub verdict: String,
 }
 
 impl Comparison {
-    /// Compares runs.
+    /// Compares runs. Of several runs with the same settings and seed, the first counts.
     pub fn new(runs: &[Run], target: Option<f64>) -> Self {
         let best = |run: &Run| accuracies(run).map(|(_, accuracy)| accuracy).fold(0.0, f64::max);
         let target = target.unwrap_or_else(|| 0.95 * runs.iter().map(best).fold(1.0, f64::min));
@@ -127,78 +137,22 @@ impl Comparison {
         for run in runs {
             let key = group_key(run);
             match sorted.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, group)) if group.iter().any(|other| seed(other) == seed(run)) => {}
                 Some((_, group)) => group.push(run),
                 None => sorted.push((key, vec![run])),
             }
         }
-        let groups: Vec<Group> = sorted.into_iter().map(|(_, runs)| Group::new(&runs, target)).collect();
-        let verdict = verdict(&groups);
+        let sorted: Vec<Vec<&Run>> = sorted.into_iter().map(|(_, group)| group).collect();
+        let names = names(&sorted.iter().map(|group| group[0]).collect::<Vec<_>>());
+        let groups: Vec<Group> =
+            names.into_iter().zip(&sorted).map(|(name, runs)| Group::new(name, runs, target)).collect();
+        let verdict = verdict::verdict(&groups);
         Self { target, groups, verdict }
-    }
-
-    /// The table as Markdown.
-    pub fn markdown(&self) -> String {
-        let mut text = String::new();
-        let _ = writeln!(text, "| {} |\n|{}|", self.head().join(" | "), [" --- "; 10].join("|"));
-        for group in &self.groups {
-            let _ = writeln!(text, "| {} |", self.cells(group).join(" | "));
-        }
-        text
-    }
-
-    fn head(&self) -> [String; 10] {
-        let target = 100.0 * self.target;
-        [
-            "run".to_owned(),
-            "seeds".to_owned(),
-            "accuracy".to_owned(),
-            "against the first".to_owned(),
-            "rounds".to_owned(),
-            "sent up".to_owned(),
-            "sent down".to_owned(),
-            "time".to_owned(),
-            format!("rounds, bytes, time to {target:.1} %"),
-            "on this machine".to_owned(),
-        ]
-    }
-
-    fn cells(&self, group: &Group) -> [String; 10] {
-        let against = match self.groups.first() {
-            Some(first) if first.name != group.name => {
-                format!("{:+.2} points", 100.0 * (group.accuracy - first.accuracy))
-            }
-            _ => "-".to_owned(),
-        };
-        [
-            group.name.clone(),
-            group.seeds.to_string(),
-            format!("{:.2} ± {:.2} %", 100.0 * group.accuracy, 100.0 * group.accuracy_sd),
-            against,
-            group.rounds.to_string(),
-            human_bytes(group.bytes_up),
-            human_bytes(group.bytes_down),
-            format!("{:.0} s", group.time_s),
-            group.to_target.map_or("not reached".to_owned(), |t| {
-                format!("{:.0}, {}, {:.0} s", t.rounds, human_bytes(t.bytes_up), t.time_s)
-            }),
-            format!("{:.1} s", group.wall_s),
-        ]
-    }
-
-    fn html_table(&self) -> String {
-        let row = |cells: &[String], tag: &str| {
-            let cells =
-                cells.iter().map(|cell| format!("<{tag}>{}</{tag}>", escape(cell))).collect::<String>();
-            format!("<tr>{cells}</tr>")
-        };
-        let rows: String = self.groups.iter().map(|group| row(&self.cells(group), "td")).collect();
-        let head = row(&self.head(), "th");
-        format!("<table><thead>{head}</thead><tbody>{rows}</tbody></table><p>{}</p>", escape(&self.verdict))
     }
 }
 
 impl Group {
-    fn new(runs: &[&Run], target: f64) -> Self {
+    fn new(name: String, runs: &[&Run], target: f64) -> Self {
         let count = runs.len() as f64;
         let mean = |f: &dyn Fn(&Run) -> f64| runs.iter().map(|run| f(run)).sum::<f64>() / count;
         let accuracy = mean(&final_accuracy);
@@ -210,10 +164,10 @@ impl Group {
             time_s: all.iter().map(|t| t.time_s).sum::<f64>() / count,
         });
         Self {
-            name: runs[0].name.clone(),
+            name,
             seeds: runs.len(),
             accuracy,
-            accuracy_sd: if runs.len() > 1 { (squares / (count - 1.0)).sqrt() } else { 0.0 },
+            accuracy_sd: (runs.len() > 1).then(|| (squares / (count - 1.0)).sqrt()),
             rounds: runs.iter().filter_map(|run| run.history.last()).map(|r| r.round).max().unwrap_or(0),
             bytes_up: mean(&|run| run.history.iter().map(|r| r.bytes_up as f64).sum()),
             bytes_down: mean(&|run| run.history.iter().map(|r| r.bytes_down as f64).sum()),
@@ -221,7 +175,13 @@ impl Group {
             wall_s: mean(&|run| run.summary.wall_s),
             to_target,
             curve: Curve::new(runs),
+            averaged: runs.iter().map(|run| averaged(run)).max().unwrap_or(0),
         }
+    }
+
+    /// Squared standard error of the mean accuracy; none with one seed.
+    fn squared_error(&self) -> Option<f64> {
+        self.accuracy_sd.map(|sd| sd * sd / self.seeds as f64)
     }
 }
 
@@ -248,24 +208,51 @@ impl Curve {
     }
 }
 
-/// Runs with equal keys differ in seed and folder only.
+fn seed(run: &Run) -> Option<&Value> {
+    run.settings.get("seed")
+}
+
+/// Equal for runs of one group.
 fn group_key(run: &Run) -> String {
     let mut settings = run.settings.clone();
     if let Some(settings) = settings.as_object_mut() {
-        for own in ["seed", "out", "threads", "shuffle_start"] {
+        for own in OWN {
             settings.remove(own);
         }
     }
     format!("{} {settings}", run.name)
 }
 
+/// A name for each group, given a run of each: those that share a name get the settings in which they differ.
+fn names(runs: &[&Run]) -> Vec<String> {
+    let name = |run: &&Run| {
+        let same: Vec<&&Run> = runs.iter().filter(|other| other.name == run.name).collect();
+        let keys: BTreeSet<&str> = same
+            .iter()
+            .filter_map(|run| run.settings.as_object())
+            .flat_map(|settings| settings.keys().map(String::as_str))
+            .filter(|key| !OWN.contains(key))
+            .collect();
+        let own = |key: &&str| same.iter().any(|other| other.settings.get(*key) != run.settings.get(*key));
+        let value = |key: &str| text_of(run.settings.get(key).unwrap_or(&Value::Null));
+        let differing = keys.into_iter().filter(own).map(|key| format!("{key}={}", value(key)));
+        std::iter::once(run.name.clone()).chain(differing).collect::<Vec<_>>().join(" ")
+    };
+    runs.iter().map(name).collect()
+}
+
 fn accuracies(run: &Run) -> impl DoubleEndedIterator<Item = (&HistoryRecord, f64)> {
     run.history.iter().filter_map(|record| Some((record, record.test_accuracy?)))
 }
 
+/// Evaluated rounds at the end of the run that its accuracy is a mean over.
+fn averaged(run: &Run) -> usize {
+    accuracies(run).count().div_ceil(2).min(LAST)
+}
+
 fn final_accuracy(run: &Run) -> f64 {
-    let last: Vec<f64> = accuracies(run).rev().take(LAST).map(|(_, accuracy)| accuracy).collect();
-    last.iter().sum::<f64>() / last.len().max(1) as f64
+    let count = averaged(run);
+    accuracies(run).rev().take(count).map(|(_, accuracy)| accuracy).sum::<f64>() / count.max(1) as f64
 }
 
 /// Seconds from the run's start to the end of a round, by the run's own clock.
@@ -283,58 +270,16 @@ fn to_target(run: &Run, target: f64) -> Option<ToTarget> {
     })
 }
 
-/// Names the best group if its lead is clear: beyond twice the standard error of the difference.
-fn verdict(groups: &[Group]) -> String {
-    let Some((first, others)) = groups.split_first() else { return String::new() };
-    let Some(best) = others.iter().max_by(|a, b| a.accuracy.total_cmp(&b.accuracy)) else {
-        return format!("{} alone.", first.name);
-    };
-    let lead = 100.0 * (best.accuracy - first.accuracy);
-    let error = |group: &Group| (100.0 * group.accuracy_sd).powi(2) / group.seeds as f64;
-    let error = (error(best) + error(first)).sqrt();
-    if lead <= 0.0 {
-        return format!("None beats {}; {} comes nearest, {:.2} points below.", first.name, best.name, -lead);
-    }
-    let clear =
-        if first.seeds > 1 && best.seeds > 1 && lead > 2.0 * error { "clearly" } else { "not clearly" };
-    format!(
-        "{} beats {} by {lead:.2} points of accuracy, {clear}: the standard error of the difference is {error:.2} \
-         points. Accuracies are means over the last {LAST} evaluated rounds.",
-        best.name, first.name
-    )
-}
-
-/// Writes the report of a comparison.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn write(out: &Path, title: &str, comparison: &Comparison, runs: &[Run]) -> anyhow::Result<()> {
-    #[derive(Serialize)]
-    struct Drawn<'a> {
-        name: &'a str,
-        #[serde(flatten)]
-        curve: &'a Curve,
-    }
-    let drawn: Vec<_> =
-        comparison.groups.iter().map(|group| Drawn { name: &group.name, curve: &group.curve }).collect();
-    let subtitle = format!("{} runs in {} groups, means over seeds", runs.len(), comparison.groups.len());
-    let page = report::page(
-        title,
-        &subtitle,
-        &comparison.html_table(),
-        runs,
-        &serde_json::json!({ "groups": drawn }),
-        SCRIPT,
-    )?;
-    fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::report::Summary;
 
-    fn run(name: &str, seed: u64, accuracies: &[f64]) -> Run {
+    pub fn group(runs: &[Run]) -> Group {
+        Comparison::new(runs, None).groups.remove(0)
+    }
+
+    pub fn run(name: &str, seed: u64, accuracies: &[f64]) -> Run {
         let history: Vec<_> = accuracies
             .iter()
             .enumerate()
@@ -360,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_are_grouped_and_a_clear_lead_is_named() {
+    fn seeds_are_grouped_and_measured_against_the_first() {
         let runs = [
             run("fedavg", 1, &[0.5, 0.70]),
             run("scaffold", 1, &[0.6, 0.80]),
@@ -369,24 +314,29 @@ mod tests {
         ];
         let comparison = Comparison::new(&runs, Some(0.71));
         assert_eq!(comparison.groups.iter().map(|g| g.seeds).collect::<Vec<_>>(), [2, 2]);
-        assert!((comparison.groups[0].accuracy - 0.605).abs() < 1e-12);
+        assert!((comparison.groups[0].accuracy - 0.71).abs() < 1e-12, "the last half of a short run");
         assert!(comparison.groups[0].to_target.is_none(), "one of them does not reach it");
         let reached = comparison.groups[1].to_target.unwrap();
         assert_eq!((reached.rounds, reached.bytes_up, reached.time_s), (2.0, 200.0, 2.0));
-        assert!(
-            comparison.verdict.starts_with("scaffold beats fedavg by 10.00 points"),
-            "{}",
-            comparison.verdict
-        );
-        assert!(comparison.verdict.contains(", clearly"), "{}", comparison.verdict);
         assert!(comparison.markdown().contains("+10.00 points"));
     }
 
     #[test]
-    fn one_seed_is_never_clear_and_a_loser_is_no_winner() {
-        let better = Comparison::new(&[run("a", 1, &[0.5]), run("b", 1, &[0.9])], None);
-        assert!(better.verdict.contains("not clearly"));
-        let worse = Comparison::new(&[run("a", 1, &[0.9]), run("b", 1, &[0.5])], None);
-        assert!(worse.verdict.starts_with("None beats a"), "{}", worse.verdict);
+    fn a_seed_counts_once() {
+        let runs = [run("a", 1, &[0.5]), run("a", 1, &[0.5]), run("b", 1, &[0.9]), run("b", 1, &[0.9])];
+        let comparison = Comparison::new(&runs, None);
+        assert_eq!(comparison.groups.iter().map(|g| g.seeds).collect::<Vec<_>>(), [1, 1]);
+        assert!(comparison.groups.iter().all(|g| g.accuracy_sd.is_none()));
+    }
+
+    #[test]
+    fn groups_of_one_name_are_told_apart_by_their_settings() {
+        let mut runs = [run("a", 1, &[0.5]), run("a", 1, &[0.6]), run("b", 1, &[0.7])];
+        runs[0].settings["bits"] = 2.into();
+        runs[1].settings["bits"] = 4.into();
+        let comparison = Comparison::new(&runs, None);
+        let names: Vec<_> = comparison.groups.iter().map(|group| group.name.as_str()).collect();
+        assert_eq!(names, ["a bits=2", "a bits=4", "b"]);
+        assert!(comparison.markdown().contains("+10.00 points"), "{}", comparison.markdown());
     }
 }

@@ -22,3 +22,13 @@ pub fn human_bytes(bytes: f64) -> String {
         b => format!("{b:.0} B"),
     }
 }
+
+/// A length of time in seconds for people.
+pub fn human_seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.01 => format!("{:.1} ms", 1e3 * s),
+        s if s < 0.9995 => format!("{:.0} ms", 1e3 * s),
+        s if s < 9.95 => format!("{s:.1} s"),
+        s => format!("{s:.0} s"),
+    }
+}

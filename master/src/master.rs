@@ -1,7 +1,6 @@
 //! A running master: its parts are put together here, and taken apart.
 
 use crate::{
-    config::Config,
     http::server::{accept, tls},
     metrics::Metrics,
     service::{
@@ -12,19 +11,27 @@ use crate::{
         job::{Job, Parts, Published},
         recover::{self, Recovered},
     },
+    settings::Config,
     source::ModelSource,
     store::{Durable, Store},
 };
 use anyhow::Context;
 use bytes::Bytes;
 use fl_protocol::HistoryRecord;
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     sync::{broadcast, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
 };
 use tracing::{info, warn};
+
+/// Longest time between the end of readiness and the closing of the port.
+const MAX_GRACE: Duration = Duration::from_secs(2);
 
 /// A running master.
 #[derive(Debug)]
@@ -97,6 +104,14 @@ impl Master {
     /// The newest model, as the safetensors file of `GET /global`.
     pub fn global(&self) -> Bytes {
         self.job.global().bytes.clone()
+    }
+
+    /// Turns readiness off and serves on for a fifth of `DRAIN_S`, at most two seconds: whoever sends
+    /// requests here by `/readyz` can stop before a connection is refused.
+    pub async fn retire(&self) {
+        self.job.retiring.store(true, Ordering::Relaxed);
+        let grace = Duration::from_secs_f64(self.job.config.limits.drain_s / 5.0).min(MAX_GRACE);
+        tokio::time::sleep(grace).await;
     }
 
     /// Drains: turns readiness off, stops accepting, lets what is in flight finish for at most

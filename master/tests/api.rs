@@ -7,7 +7,7 @@ mod common;
 use common::{Fixture, body, body_of, client, config, delta, layout, refused};
 use fl_master::{
     Config,
-    config::{NormAction, Secret},
+    settings::{NormAction, Secret},
 };
 use fl_protocol::{GlobalJson, HistoryRecord, StatusBody, TaskAction, TaskBody, UpdateAck};
 use std::time::{Duration, Instant};
@@ -129,6 +129,38 @@ async fn a_retry_counts_once_and_a_late_update_is_stale() {
     let again = f.accepted(body(1, 0)).await;
     assert_eq!((again.duplicate, again.aggregated, again.global_round), (true, true, 1));
     assert_eq!(refused(f.post(body(2, 0)).await, 409, "stale_round").await.global_round, 1);
+}
+
+#[tokio::test]
+async fn aggregated_says_that_the_update_is_part_of_a_model_that_is_out() {
+    let (f, _dir) = fixture_with(|c| c.aggregation.strategy = "fedbuff:2".parse().unwrap()).await;
+    assert!(!f.accepted(body(0, 0)).await.aggregated);
+    assert!(f.accepted(body(1, 0)).await.aggregated, "it closed the round");
+    let again = f.accepted(body(0, 0)).await;
+    assert_eq!((again.duplicate, again.aggregated), (true, true), "its model is out");
+    // A late update is in the open round; so is its retry.
+    assert!(!f.accepted(body(2, 0)).await.aggregated);
+    let again = f.accepted(body(2, 0)).await;
+    assert_eq!((again.duplicate, again.aggregated, again.global_round), (true, false, 1));
+    assert!(f.accepted(body(3, 1)).await.aggregated);
+    let again = f.accepted(body(2, 0)).await;
+    assert_eq!((again.duplicate, again.aggregated, again.global_round), (true, true, 2));
+}
+
+#[tokio::test]
+async fn a_json_body_and_a_large_header_are_read_like_a_small_one() {
+    let (f, _dir) = fixture().await;
+    // Blanks after the header's JSON are allowed: beyond some kilobytes another thread reads it.
+    let small = body(0, 0);
+    let len = u64::from_le_bytes(small[..8].try_into().unwrap()) as usize;
+    let mut large = ((len + 20_000) as u64).to_le_bytes().to_vec();
+    large.extend(&small[8..8 + len]);
+    large.extend([b' '; 20_000]);
+    large.extend(&small[8 + len..]);
+    assert!(!f.accepted(large.clone()).await.duplicate);
+    assert!(f.accepted(small).await.duplicate);
+    large.truncate(large.len() - 1);
+    refused(f.post(large).await, 400, "malformed").await;
 }
 
 #[tokio::test]

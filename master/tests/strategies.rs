@@ -6,6 +6,8 @@
 mod common;
 
 use common::{Fixture, client, config, delta, layout, refused};
+use fl_master::settings::NormAction;
+use fl_model::GlobalModel;
 use fl_protocol::{UpdateAck, UpdateMeta, update, update::Encoded};
 use std::{
     io::BufRead,
@@ -220,4 +222,114 @@ async fn what_a_strategy_cannot_use_is_refused() {
     large.round.min_clients = 500;
     let error = fl_master::Master::start(large, None).await.unwrap_err().to_string();
     assert!(error.contains("MAX_BUFFER_MB"), "{error}");
+}
+
+/// A container of one value in every place.
+fn claim(worker: usize, num_samples: u64, local_steps: u32, value: f32, control: Option<f32>) -> Vec<u8> {
+    let meta = UpdateMeta {
+        num_samples,
+        local_steps: Some(local_steps),
+        ..update::peek_meta(&body(worker, 0, false)).unwrap()
+    };
+    let layout = layout();
+    let vectors: Vec<_> =
+        std::iter::once(value).chain(control).map(|value| vec![value; layout.parameters()]).collect();
+    let tensors: Vec<_> = vectors
+        .iter()
+        .flat_map(|vector| layout.tensors().iter().map(|t| Encoded::F32(&vector[t.offset..t.offset + t.len])))
+        .collect();
+    update::write(&meta, &layout, &tensors).unwrap()
+}
+
+/// The value in every place that has this norm.
+fn of_norm(norm: f64) -> f32 {
+    (norm / (layout().parameters() as f64).sqrt()) as f32
+}
+
+fn distance(before: &[u8], after: &[u8]) -> f64 {
+    let [before, after] = [before, after].map(|file| GlobalModel::from_safetensors(file).unwrap().parameters);
+    before.iter().zip(&after).map(|(b, a)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt()
+}
+
+/// How far one round of these updates moves the model under `MAX_UPDATE_NORM=10`.
+async fn moved(strategy: &str, bodies: &[Vec<u8>]) -> f64 {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(dir.path());
+    settings.aggregation.strategy = strategy.parse().unwrap();
+    settings.aggregation.max_update_norm = Some(10.0);
+    settings.round.min_clients = bodies.len();
+    settings.store.durable = false;
+    let f = Fixture::start(settings).await;
+    let before = f.master.global();
+    for body in bodies {
+        f.accepted(body.clone()).await;
+    }
+    distance(&before, &f.master.global())
+}
+
+#[tokio::test]
+async fn fednova_a_claim_of_local_steps_does_not_scale_the_others() {
+    let honest = claim(0, 10, 10, of_norm(0.01), None);
+    let alone = moved("fednova", std::slice::from_ref(&honest)).await;
+    assert!((alone - 0.01).abs() < 1e-6, "{alone}");
+    for num_samples in [1, 10, 100_000_000] {
+        let hostile = claim(1, num_samples, 10_000_000, 0.0, None);
+        let both = moved("fednova", &[honest.clone(), hostile]).await;
+        assert!(both <= alone, "{num_samples} samples: {both} instead of {alone}");
+    }
+}
+
+#[tokio::test]
+async fn fednova_few_local_steps_do_not_scale_an_update_beyond_the_limit() {
+    let mut bodies: Vec<_> = (0..3).map(|k| claim(k, 10, 1000, of_norm(0.01), None)).collect();
+    bodies.push(claim(3, 10, 1, of_norm(9.99), None));
+    let moved = moved("fednova", &bodies).await;
+    assert!(moved <= 10.0 / 4.0 + 0.01, "a quarter of the limit and the honest ones: {moved}");
+}
+
+#[tokio::test]
+async fn scaffold_control_variates_have_a_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(dir.path());
+    settings.aggregation.strategy = "scaffold:4".parse().unwrap();
+    settings.aggregation.max_update_norm = Some(10.0);
+    settings.round.min_clients = 1;
+    settings.store.durable = false;
+    let hostile = claim(0, 10, 10, of_norm(0.01), Some(of_norm(1e4)));
+    let f = Fixture::start(settings.clone()).await;
+    let error = refused(f.post(hostile.clone()).await, 422, "norm_too_large").await;
+    assert!(error.msg.contains("control variate"), "{error:?}");
+    f.accepted(claim(0, 10, 10, of_norm(0.01), Some(of_norm(9.99)))).await;
+    settings.aggregation.norm_action = NormAction::Clip;
+    let f = Fixture::start(settings).await;
+    let before = f.get("/control").await.bytes().await.unwrap();
+    f.accepted(hostile).await;
+    let moved = distance(&before, &f.get("/control").await.bytes().await.unwrap());
+    assert!((moved - 10.0 / 4.0).abs() < 1e-3, "the limit over four workers: {moved}");
+}
+
+#[tokio::test]
+async fn no_update_counts_for_more_samples_than_max_weight() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(dir.path());
+    settings.aggregation.max_weight = Some(30);
+    settings.store.durable = false;
+    let f = Fixture::start(settings).await;
+    let before = f.master.global();
+    f.accepted(claim(0, 10, 1, of_norm(0.0), None)).await;
+    f.accepted(claim(1, 100_000_000, 1, of_norm(1.0), None)).await;
+    let moved = distance(&before, &f.master.global());
+    assert!((moved - 0.75).abs() < 1e-5, "30 of 40 samples: {moved}");
+}
+
+/// With so many clients and samples the sum had room for 0.36 in every place.
+#[tokio::test]
+async fn many_clients_with_many_samples_have_room_in_the_sum() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = config(dir.path());
+    settings.round.min_clients = 100_000;
+    settings.store.durable = false;
+    let f = Fixture::start(settings).await;
+    f.accepted(claim(0, 60_000, 1, 0.75, None)).await;
+    f.accepted(claim(1, 100_000_000, 1, 65_536.0, None)).await;
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use fl_protocol::{
-    ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
+    Header, Kind, ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},
     update::{self, Encoded},
 };
@@ -219,4 +219,20 @@ fn writing_what_does_not_fit_the_layout_is_an_error() {
     let x = delta();
     assert!(update::write(&meta(), &layout(), &[Encoded::F32(&x)]).is_err());
     assert!(update::write(&meta(), &layout(), &[Encoded::F32(&x[..3]), Encoded::F32(&x[3..])]).is_err());
+}
+
+#[test]
+fn a_header_is_read_once_and_carried() {
+    let (body, layout) = (plain(), layout());
+    let header = Header::read(&body).unwrap();
+    assert_eq!((header.meta(), header.kind()), (&meta(), Kind::Update));
+    assert_eq!(header.update(&body, &layout).unwrap().to_flat(), delta());
+    // A header beside another body finds its tensors missing; it does not panic.
+    assert!(matches!(header.update(&body[..40], &layout), Err(UpdateError::WrongTensors(_))));
+
+    let notice = UpdateMeta { reuse: Some(6), ..meta() };
+    let header = Header::read(&update::write_notice(&notice).unwrap()).unwrap();
+    assert_eq!((header.meta(), header.kind()), (&notice, Kind::Notice { reuse: 6 }));
+    let both = with_weights(&[0.0; 12], &[("reuse", Some("6"))]);
+    assert!(matches!(Header::read(&both), Err(UpdateError::WrongTensors(_))), "a notice carries no tensors");
 }

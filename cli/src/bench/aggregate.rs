@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Different updates, so that no branch predictor learns one by heart.
+/// Number of different updates, so that the branch predictor does not learn a single one.
 const VARIANTS: usize = 8;
-/// The parts are measured in turns, so many each: another program's load falls on all of them.
+/// Number of turns in which the parts are measured: another program's load then falls on all of them.
 const TURNS: usize = 15;
 
 /// Arguments of `fl bench aggregate`.
@@ -152,7 +152,7 @@ fn whole(
 fn add(sum: &ExactSum, update: &Update<'_>, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
     let weight = update.meta.num_samples as f64;
     if sum.add(weight, update.max_abs, decode).is_err() {
-        // Millions of updates go into one sum here: it starts again when it is full.
+        // More updates than a round has go into one sum here: it starts again when it is full.
         sum.reset();
     }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use bytes::Bytes;
 use fl_model::ModelError;
-use fl_protocol::{HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
+use fl_protocol::{Header, HistoryRecord, ModelLayout, UpdateMeta, WorkerId};
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -177,7 +177,15 @@ impl Core {
     /// # Errors
     /// Why it is refused; nothing has changed then.
     pub fn add(&self, body: &[u8], wire_bytes: u64) -> Result<Added, Rejection> {
-        self.add_judged(body, wire_bytes, None)
+        self.add_read(&Header::read(body)?, body, wire_bytes)
+    }
+
+    /// [`Self::add`] for a body whose header has been read.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing has changed then.
+    pub fn add_read(&self, header: &Header, body: &[u8], wire_bytes: u64) -> Result<Added, Rejection> {
+        self.add_judged(header, body, wire_bytes, None)
     }
 
     /// Adds an update that was accepted before a restart, with the factor that its norm was clipped by then.
@@ -186,14 +194,21 @@ impl Core {
     /// # Errors
     /// If the settings of the open round have no use for it.
     pub fn add_again(&self, body: &Bytes, wire_bytes: u64, clip: Option<Clip>) -> Result<Added, Rejection> {
-        let added = self.add_judged(body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
+        let added =
+            self.add_judged(&Header::read(body)?, body, wire_bytes, Some(clip.unwrap_or(Clip::NONE)))?;
         self.confirm(&added.meta, body);
         Ok(added)
     }
 
-    fn add_judged(&self, body: &[u8], wire_bytes: u64, accepted: Option<Clip>) -> Result<Added, Rejection> {
+    fn add_judged(
+        &self,
+        header: &Header,
+        body: &[u8],
+        wire_bytes: u64,
+        accepted: Option<Clip>,
+    ) -> Result<Added, Rejection> {
         let open = self.open();
-        self.checks(&open, accepted).with_term(body, open.global.round, |term| {
+        self.checks(&open, accepted).with_term(header, body, open.global.round, |term| {
             term.add_to(&open.collector)?;
             Ok(Added {
                 meta: term.meta.clone(),
@@ -209,10 +224,10 @@ impl Core {
     }
 
     /// Takes an added update out again: the sum is as if it had never been there.
-    pub fn remove(&self, body: &[u8]) {
+    pub fn remove(&self, header: &Header, body: &[u8]) {
         let open = self.open();
         // It was checked when it was added: that it is refused now cannot be.
-        let _ = self.checks(&open, None).with_term(body, open.global.round, |term| {
+        let _ = self.checks(&open, None).with_term(header, body, open.global.round, |term| {
             term.take_from(&open.collector);
             Ok(())
         });
@@ -221,7 +236,8 @@ impl Core {
     /// Whether a notice can be taken: in this round it then is.
     pub fn takes_notice(&self, notice: &[u8]) -> bool {
         let open = self.open();
-        self.checks(&open, None).with_term(notice, open.global.round, |_| Ok(())).is_ok()
+        let Ok(header) = Header::read(notice) else { return false };
+        self.checks(&open, None).with_term(&header, notice, open.global.round, |_| Ok(())).is_ok()
     }
 
     fn checks<'a>(&'a self, open: &'a OpenRound, accepted: Option<Clip>) -> UpdateChecks<'a> {

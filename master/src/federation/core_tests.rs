@@ -12,7 +12,13 @@ fn core(settings: AggregationSettings) -> Core {
     let spec = spec();
     let parameters = init_parameters(&spec, 1);
     let normalization = Normalization { mean: vec![0.0], std: vec![1.0] };
-    let model = GlobalModel { round: 0, spec: spec.clone(), normalization, parameters };
+    let model = GlobalModel {
+        round: 0,
+        spec: spec.clone(),
+        normalization,
+        names: fl_protocol::DataNames::default(),
+        parameters,
+    };
     Core::new(spec.layout(), settings, Snapshot::initial(model.to_safetensors().unwrap().into())).unwrap()
 }
 
@@ -81,7 +87,8 @@ fn an_update_that_is_removed_leaves_no_trace() {
     let (with, without) = (core(AggregationSettings::default()), core(AggregationSettings::default()));
     with.add(&body("gone", 0, 7.25), 100).unwrap();
     let round = closed(&with, &[("a", 0.5), ("b", 1.5)]);
-    with.remove(&body("gone", 0, 7.25));
+    let gone = body("gone", 0, 7.25);
+    with.remove(&Header::read(&gone).unwrap(), &gone);
     with.close(&round).unwrap();
     without.close(&closed(&without, &[("a", 0.5), ("b", 1.5)])).unwrap();
     assert_eq!(with.global().bytes, without.global().bytes);

@@ -78,8 +78,7 @@ impl Global {
     /// # Errors
     /// If the file is no model.
     pub fn quantized(&self, compact: Compact) -> Result<Bytes, ModelError> {
-        let spec = Spec { entropy: true, seed: self.round, ..Spec::new(compact.scheme, compact.bits) };
-        Ok(GlobalModel::from_safetensors(&self.bytes)?.to_quantized(&spec)?.into())
+        quantize(&self.bytes, self.round, compact)
     }
 
     /// All parameters in canonical order.
@@ -89,6 +88,15 @@ impl Global {
     pub fn parameters(&self) -> Result<Vec<f32>, ModelError> {
         GlobalModel::from_safetensors(&self.bytes).map(|model| model.parameters)
     }
+}
+
+/// The quantized form of a round's model file. It takes a while: call it off the async threads.
+///
+/// # Errors
+/// If the file is no model.
+pub fn quantize(file: &[u8], round: u64, compact: Compact) -> Result<Bytes, ModelError> {
+    let spec = Spec { entropy: true, seed: round, ..Spec::new(compact.scheme, compact.bits) };
+    Ok(GlobalModel::from_safetensors(file)?.to_quantized(&spec)?.into())
 }
 
 /// The model after `global`, from its round's updates, and the server's state after it. If the result is

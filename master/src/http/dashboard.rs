@@ -4,7 +4,7 @@
 mod format;
 
 use super::{AppState, api::events::Snapshot};
-use crate::assets;
+use crate::assets::{self, ICON, STYLE};
 use axum::{
     Router,
     extract::{Path, State},
@@ -18,13 +18,13 @@ use std::sync::LazyLock;
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
+/// Missing workers of whom it is shown when they were heard from.
+const MAX_MISSING: usize = 5;
 /// Rounds whose median duration is shown.
 const RECENT: usize = 100;
 
 const PAGE: &str = include_str!("../../assets/index.html");
-const STYLE: &str = include_str!("../../assets/style.css");
 const SCRIPT: &str = include_str!("../../assets/app.js");
-const ICON: &str = include_str!("../../assets/icon.svg");
 
 /// Nothing but the page's own files runs or is loaded, and nobody frames it.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
@@ -33,7 +33,7 @@ base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Marks the addresses of the page's files, so that they can be cached for good and still change.
 static BUILD: LazyLock<String> = LazyLock::new(|| {
     let mut hash = crc32fast::Hasher::new();
-    for text in [PAGE, STYLE, SCRIPT, ICON, assets::UPLOT_JS, assets::UPLOT_CSS] {
+    for text in [PAGE, STYLE, SCRIPT, ICON, assets::COMMON_JS, assets::UPLOT_JS, assets::UPLOT_CSS] {
         hash.update(text.as_bytes());
     }
     format!("{:08x}", hash.finalize())
@@ -61,6 +61,7 @@ async fn get_page(State(shared): State<AppState>, headers: HeaderMap) -> Respons
 async fn get_asset(Path(name): Path<String>) -> Response {
     let (kind, body) = match name.as_str() {
         "app.js" => ("text/javascript; charset=utf-8", SCRIPT),
+        "common.js" => ("text/javascript; charset=utf-8", assets::COMMON_JS),
         "style.css" => ("text/css; charset=utf-8", STYLE),
         "icon.svg" => ("image/svg+xml", ICON),
         "uplot.js" => ("text/javascript; charset=utf-8", assets::UPLOT_JS),
@@ -141,6 +142,7 @@ fn status_value(name: &str, view: &Snapshot) -> Option<String> {
                 plural(status.min_clients, "update", "updates")
             )
         }
+        "waiting" => waiting(view),
         "refused" => refused(view),
         "accuracy" => percent(status.last_evaluation.map(|e| e.accuracy)),
         "num_workers" => count(view.num_workers as u64),
@@ -199,6 +201,19 @@ fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
         Some(best) if evaluated.len() > 1 => format!("loss {loss}, best {}", percent(Some(best))),
         _ => format!("loss {loss}"),
     }
+}
+
+/// Why a round waits, for how long, and when those that are missing were heard from.
+fn waiting(view: &Snapshot) -> String {
+    let Some(waiting) = &view.status.waiting else { return String::new() };
+    let missing: Vec<String> = waiting
+        .missing
+        .iter()
+        .take(MAX_MISSING)
+        .map(|missing| format!("{} heard from {}", missing.worker, age(view.now_ts - missing.last_seen_ts)))
+        .collect();
+    let missing = if missing.is_empty() { String::new() } else { format!(": {}", missing.join(", ")) };
+    format!("{}; the round opened {}{missing}", waiting.reason, age(view.now_ts - waiting.since_ts))
 }
 
 fn refused(view: &Snapshot) -> String {

@@ -1,4 +1,4 @@
-//! The HTTP side: routes, and what holds for all of them.
+//! The HTTP side: routes and the layers around them.
 
 pub(crate) mod api;
 mod auth;
@@ -6,30 +6,32 @@ mod dashboard;
 mod problem;
 pub mod server;
 
-use crate::service::state::Shared;
+use crate::service::state::{Peer, Shared};
 use api::{events, global, openapi, status, task, update};
 use axum::{
     Router,
-    extract::State,
-    http::{Method, Uri},
+    extract::{FromRequestParts, State},
+    http::{Method, Uri, request::Parts},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use fl_protocol::ErrorCode;
 use problem::Problem;
-use std::sync::Arc;
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// What every handler gets.
+/// State handed to every handler.
 pub(crate) type AppState = Arc<Shared>;
 
 /// All routes over a master's state.
 pub fn router(shared: Arc<Shared>) -> Router {
     let panicked = shared.clone();
     Router::new()
-        .route("/global", get(global::get_global))
-        .route("/control", get(global::get_control))
         .route("/update", post(update::post_update))
         .route("/task", get(task::get_task))
         .route("/status", get(status::get_status))
@@ -38,6 +40,7 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(status::get_healthz))
         .route("/readyz", get(status::get_readyz))
         .route("/openapi.json", get(openapi::get_openapi))
+        .merge(global::routes(&shared))
         .merge(dashboard::routes())
         .merge(events::routes())
         .fallback(not_found)
@@ -47,6 +50,23 @@ pub fn router(shared: Arc<Shared>) -> Router {
             Problem::new(&panicked, ErrorCode::Internal, "an internal fault").into_response()
         }))
         .with_state(shared)
+}
+
+/// The address that a request comes from.
+pub(crate) struct Sender(pub(crate) IpAddr);
+
+impl<S: Sync> FromRequestParts<S> for Sender {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<Peer>();
+        Ok(Self(peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip)))
+    }
+}
+
+/// The paths that are answered whatever clients do: without a token, and without a place.
+pub(crate) fn is_probe(path: &str) -> bool {
+    matches!(path, "/healthz" | "/readyz")
 }
 
 async fn not_found(State(shared): State<AppState>, uri: Uri) -> Response {

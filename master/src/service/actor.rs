@@ -4,12 +4,12 @@
 use super::{
     closing,
     events::MasterEvent,
-    handle::{Answer, Inbox, Message},
+    handle::{Answer, Inbox, Message, Refused},
     job::{Job, Published},
 };
 use crate::federation::{
     Global,
-    round::{ClosedRound, Contribution, Effect, Event, OfferId, RoundState},
+    round::{ClosedRound, Contribution, Effect, Event, OfferId, Refusal, RoundState},
 };
 use fl_protocol::{HistoryRecord, UpdateAck, WorkerId, WorkerStatus};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -29,12 +29,20 @@ pub(crate) struct Actor {
     job: Arc<Job>,
     published: watch::Sender<Published>,
     next_offer: OfferId,
-    offers: HashMap<OfferId, (WorkerId, oneshot::Sender<Answer>)>,
+    offers: HashMap<OfferId, Offered>,
     /// The update that closed the round is answered once the next model is there.
     closer: Option<oneshot::Sender<UpdateAck>>,
     round_lines: RoundLines,
     /// When the log says next what the round waits for.
     wait_line_at: f64,
+}
+
+/// An offer that waits for its answer.
+struct Offered {
+    worker: WorkerId,
+    /// The round that the update was trained from.
+    base: u64,
+    reply: oneshot::Sender<Answer>,
 }
 
 /// Rounds that were closed since the last line about them.
@@ -88,7 +96,8 @@ impl Actor {
         match message {
             Message::Offer { worker, round, reply } => {
                 self.next_offer += 1;
-                self.offers.insert(self.next_offer, (worker.clone(), reply));
+                let offered = Offered { worker: worker.clone(), base: round, reply };
+                self.offers.insert(self.next_offer, offered);
                 self.step(Event::Offer { id: self.next_offer, worker, round });
             }
             Message::Abort { worker } => {
@@ -142,11 +151,10 @@ impl Actor {
             for effect in self.state.step(event, now) {
                 match effect {
                     Effect::Admit(id) => {
-                        let answer = Answer::Admitted(self.state.round());
-                        events.extend(self.answer(id, answer).map(|worker| Event::Abort { worker }));
+                        events.extend(self.answer(id, None).map(|worker| Event::Abort { worker }));
                     }
                     Effect::Refuse(id, refusal) => {
-                        self.answer(id, Answer::Refused(refusal, self.state.round()));
+                        self.answer(id, Some(refusal));
                     }
                     Effect::Close => {
                         closes = true;
@@ -161,8 +169,16 @@ impl Actor {
     }
 
     /// Answers an offer; its worker if nobody waits for the answer any more.
-    fn answer(&mut self, id: OfferId, answer: Answer) -> Option<WorkerId> {
-        let (worker, reply) = self.offers.remove(&id)?;
+    fn answer(&mut self, id: OfferId, refusal: Option<Refusal>) -> Option<WorkerId> {
+        let Offered { worker, base, reply } = self.offers.remove(&id)?;
+        let global_round = self.state.round();
+        let answer = match refusal {
+            None => Answer::Admitted(global_round),
+            Some(refusal) => {
+                let is_out = refusal == Refusal::Duplicate && !self.state.has_accepted(&worker, base);
+                Answer::Refused(Refused { refusal, global_round, is_out })
+            }
+        };
         reply.send(answer).is_err().then_some(worker)
     }
 

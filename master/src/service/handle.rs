@@ -16,8 +16,19 @@ const QUEUE: usize = 1024;
 pub enum Admission {
     /// Go on in this round.
     Admitted(Place),
-    /// Not taken, and the round that the master is in.
-    Refused(Refusal, u64),
+    /// Not taken.
+    Refused(Refused),
+}
+
+/// Why an offer is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The reason.
+    pub refusal: Refusal,
+    /// The round that the master is in.
+    pub global_round: u64,
+    /// Of a duplicate: whether the update is part of a model that is out.
+    pub is_out: bool,
 }
 
 /// What the owner of the round is told.
@@ -51,7 +62,7 @@ pub(super) enum Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     Admitted(u64),
-    Refused(Refusal, u64),
+    Refused(Refused),
 }
 
 /// The actor is gone: the master has been shut down.
@@ -130,7 +141,7 @@ impl ActorHandle {
             Answer::Admitted(round) => {
                 Admission::Admitted(Place { handle: self.clone(), worker: Some(worker), round })
             }
-            Answer::Refused(refusal, round) => Admission::Refused(refusal, round),
+            Answer::Refused(refused) => Admission::Refused(refused),
         })
     }
 

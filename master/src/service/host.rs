@@ -2,10 +2,14 @@
 
 use super::{clock::Clock, pool::Pool};
 use crate::{
-    config::Config,
     http::server::{body::Budget, limiter::Limiter},
+    settings::Config,
 };
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::IpAddr,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::watch;
 
 /// One process.
@@ -19,6 +23,8 @@ pub struct Host {
     pub budget: Budget,
     /// Refusals per worker.
     pub limiter: Limiter,
+    /// True once no more requests should come here, though they are still answered.
+    pub retiring: AtomicBool,
     /// True once a shutdown has begun.
     pub draining: watch::Sender<bool>,
 }
@@ -34,8 +40,14 @@ impl Host {
             pool: Pool::new(config.decode_threads(), config.limits.max_queue)?,
             budget: Budget::new(&config.limits, parameters),
             limiter: Limiter::new(config.limits.refused_per_s),
+            retiring: AtomicBool::new(false),
             draining: watch::channel(false).0,
         })
+    }
+
+    /// Whether requests should come here.
+    pub fn is_ready(&self) -> bool {
+        !self.retiring.load(Ordering::Relaxed) && !self.is_draining()
     }
 
     /// Whether a shutdown has begun.

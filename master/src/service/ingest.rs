@@ -2,14 +2,18 @@
 //!
 //! It runs in a task of its own: a client that hangs up half-way cannot leave a half-done update.
 
-use super::{handle::Admission, job::Job, pool::PoolError};
+use super::{
+    handle::{self, Admission},
+    job::Job,
+    pool::PoolError,
+};
 use crate::{
     federation::{Added, intake::Rejection, round::Refusal},
     http::server::body::Received,
     store::{Record, RecordMeta},
 };
 use bytes::Bytes;
-use fl_protocol::{ErrorCode, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
+use fl_protocol::{ErrorCode, Header, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -18,6 +22,9 @@ use std::{
 
 /// How long an update waits for the outcome of others that may close the round without it.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A header up to this size is read on the async thread: handing it to another one costs more.
+const SMALL_HEADER_BYTES: u64 = 4 << 10;
 
 /// The two formats of an update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +69,8 @@ async fn take_in(
     worker: &mut Option<fl_protocol::WorkerId>,
 ) -> Result<UpdateAck, Rejection> {
     let wire_bytes = body.len() as u64;
-    let body = match format {
-        Format::Container => body.clone(),
-        Format::Json => container(job, body.clone()).await?,
-    };
-    let meta = update::peek_meta(&body)?;
+    let incoming = parse(job, format, body.clone()).await?;
+    let meta = incoming.header.meta().clone();
     *worker = Some(meta.worker_id.clone());
     if job.limiter.is_exhausted(ip, &meta.worker_id) {
         return Err(Rejection::new(
@@ -80,11 +84,12 @@ async fn take_in(
     let offer = tokio::time::timeout(PATIENCE, job.actor.offer(meta.worker_id.clone(), meta.round));
     let place = match offer.await.map_err(|_| undecided())?.map_err(|_| draining())? {
         Admission::Admitted(place) => place,
-        Admission::Refused(refusal, global_round) => return refuse(job, &meta, refusal, global_round),
+        Admission::Refused(refused) => return refuse(job, &meta, refused),
     };
     let received =
         RecordMeta { ip: ip.to_string(), received_ts: job.clock.now(), wire_bytes, ..RecordMeta::default() };
-    let added = admitted(job, body, &received, place.round).await?;
+    let added = admitted(job, incoming, &received, place.round).await?;
+    job.limiter.accepted(ip, &meta.worker_id);
     let status = worker_status(&added.meta, &received);
     place.commit(added.contribution, status).await.map_err(|_| draining())
 }
@@ -92,14 +97,15 @@ async fn take_in(
 /// Adds an admitted update and makes it durable, or leaves no trace of it.
 async fn admitted(
     job: &Arc<Job>,
-    body: Bytes,
+    Incoming { header, body }: Incoming,
     received: &RecordMeta,
     round: u64,
 ) -> Result<Added, Rejection> {
-    let (adding, bytes, wire_bytes) = (job.clone(), body.clone(), received.wire_bytes);
+    let (adding, wire_bytes) = (job.clone(), received.wire_bytes);
+    let (its_header, its_body) = (header.clone(), body.clone());
     let add = move || {
         let started = Instant::now();
-        let result = adding.core.add(&bytes, wire_bytes);
+        let result = adding.core.add_read(&its_header, &its_body, wire_bytes);
         adding.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
@@ -110,7 +116,7 @@ async fn admitted(
     }
     let removing = job.clone();
     // The place is given back only after this: a round must not close with half an update in its sum.
-    let _ = job.pool.run_always(move || removing.core.remove(&body)).await;
+    let _ = job.pool.run_always(move || removing.core.remove(&header, &body)).await;
     Err(storage_unavailable())
 }
 
@@ -122,29 +128,46 @@ async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, bod
     matches!(durable.journal.append(round, record).await, Ok(Ok(())))
 }
 
-/// The container of a JSON update: from here on both formats take one path.
-async fn container(job: &Arc<Job>, json: Bytes) -> Result<Bytes, Rejection> {
-    let converting = job.clone();
-    let convert = move || -> Result<Bytes, Rejection> {
-        let update: UpdateJson = serde_json::from_slice(&json).map_err(|error| {
-            Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an update: {error}"))
-        })?;
-        Ok(update::from_json(&update, converting.core.layout())?.into())
-    };
-    job.pool.run(convert).await.map_err(pool_rejection)?
+/// A container whose header has been read.
+struct Incoming {
+    header: Arc<Header>,
+    body: Bytes,
 }
 
-fn refuse(job: &Job, meta: &UpdateMeta, refusal: Refusal, global_round: u64) -> Result<UpdateAck, Rejection> {
+impl Incoming {
+    fn read(body: Bytes) -> Result<Self, Rejection> {
+        Ok(Self { header: Arc::new(Header::read(&body)?), body })
+    }
+}
+
+/// Reads the header. A JSON update becomes a container first: from here on both formats take one path.
+async fn parse(job: &Arc<Job>, format: Format, body: Bytes) -> Result<Incoming, Rejection> {
+    let is_small = update::declared_bytes(&body).is_none_or(|len| len <= SMALL_HEADER_BYTES);
+    if format == Format::Container && is_small {
+        return Incoming::read(body);
+    }
+    let parsing = job.clone();
+    let parse = move || match format {
+        Format::Container => Incoming::read(body),
+        Format::Json => Incoming::read(container(&body, &parsing)?),
+    };
+    job.pool.run(parse).await.map_err(pool_rejection)?
+}
+
+fn container(json: &[u8], job: &Job) -> Result<Bytes, Rejection> {
+    let update: UpdateJson = serde_json::from_slice(json).map_err(|error| {
+        Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an update: {error}"))
+    })?;
+    Ok(update::from_json(&update, job.core.layout())?.into())
+}
+
+fn refuse(job: &Job, meta: &UpdateMeta, refused: handle::Refused) -> Result<UpdateAck, Rejection> {
+    let handle::Refused { refusal, global_round, is_out } = refused;
     let round = meta.round;
     match refusal {
         Refusal::Duplicate => {
             job.metrics.duplicates.inc();
-            Ok(UpdateAck {
-                status: "ok".to_owned(),
-                aggregated: round < global_round,
-                global_round,
-                duplicate: true,
-            })
+            Ok(UpdateAck { status: "ok".to_owned(), aggregated: is_out, global_round, duplicate: true })
         }
         Refusal::Stale if round == global_round => {
             Err(Rejection::new(ErrorCode::StaleRound, "the training is over: no update is needed any more"))

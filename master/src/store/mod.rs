@@ -8,11 +8,14 @@
 //! Where all this is stored is behind two traits ([`Log`], [`Snapshots`]); what is stored is the same everywhere.
 
 mod chain;
+#[cfg(test)]
+mod chain_tests;
 pub mod checkpoint;
 mod error;
 pub mod folder;
 mod journal;
 mod journal_format;
+pub mod memory;
 mod record;
 mod traits;
 mod writer;
@@ -20,8 +23,10 @@ mod writer;
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
 pub use journal::Journal;
+pub(crate) use journal::RoundLog;
 pub use record::{Closed, Record, RecordMeta, Replayed};
 pub use traits::{Content, Log, Snapshots, Visit};
+pub(crate) use writer::Keeper;
 pub use writer::StoreWriter;
 
 use bytes::Bytes;
@@ -142,8 +147,8 @@ impl Store {
     ) -> io::Result<Durable> {
         let Self { log, snapshots, fingerprint } = self;
         let journal = Journal::start(log, committed)?;
-        let removes = journal.clone();
-        let writer = StoreWriter::start(snapshots.clone(), fingerprint, keep_rounds, removes, remade)?;
+        let keeper = Keeper::new(snapshots.clone(), fingerprint, keep_rounds);
+        let writer = StoreWriter::start(keeper, journal.clone(), remade)?;
         Ok(Durable { journal, writer, snapshots, fingerprint })
     }
 

@@ -78,6 +78,43 @@ pub struct Closed {
     pub bytes_down: u64,
 }
 
+/// An update that a test tells from others by `number`.
+#[cfg(test)]
+pub(super) fn sample_update(number: u64) -> Record {
+    let body = Bytes::from(format!("update {number}"));
+    let wire_bytes = body.len() as u64;
+    Record::Update {
+        meta: RecordMeta {
+            ip: "::1".into(),
+            received_ts: number as f64,
+            wire_bytes,
+            ..RecordMeta::default()
+        },
+        body,
+    }
+}
+
+/// The history's record of a round.
+#[cfg(test)]
+pub(super) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
+    fl_protocol::HistoryRecord {
+        round,
+        started_ts: 1.0,
+        finished_ts: 2.0,
+        duration_s: 1.0,
+        participants: 2,
+        num_samples: 3,
+        train_loss: None,
+        test_accuracy: None,
+        test_loss: None,
+        bytes_up: 4,
+        reused: 0,
+        bytes_saved: 0,
+        bytes_down: 5,
+        bits_per_param: 6.0,
+    }
+}
+
 /// Decimal numbers may be rounded when they are read, so they are written as their 64 bits.
 mod bits {
     use serde::{Deserialize, Deserializer, Serializer};

@@ -4,11 +4,7 @@ use super::{
     Dequantizer, QuantizerBuffers, TensorParams, for_each_scaled_block, inverse, scale_table::scale_table,
     symmetric_grid,
 };
-use crate::{
-    DecodeError,
-    byte_reader::ByteReader,
-    simd::{floor, to_integer},
-};
+use crate::{DecodeError, byte_reader::ByteReader, simd::floor_to_integer};
 
 /// The only width.
 const BITS: u8 = 8;
@@ -28,7 +24,7 @@ pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers
             let factor = half * inverse(scale);
             for (v, code) in values.iter().zip(codes) {
                 // Between 0.5 and 254.5, but for a rounding error: no clamp is needed.
-                *code = to_integer(floor(v * factor + half + 0.5)) as u8;
+                *code = floor_to_integer(v * factor + half + 0.5) as u8;
             }
         },
     );

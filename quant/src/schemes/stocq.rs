@@ -6,10 +6,7 @@
 use super::{
     QuantizerBuffers, TensorParams, for_each_scaled_block, inverse, scale_table::scale_table, symmetric_grid,
 };
-use crate::{
-    limits::BLOCK,
-    simd::{floor, to_integer},
-};
+use crate::{limits::BLOCK, simd::floor_to_integer};
 
 /// The side information and the levels are those of the symmetric grid.
 pub use super::symmetric_grid::parse;
@@ -37,7 +34,7 @@ pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers
                 // first: a code of -1 would wrap around to the other end.
                 let position = if position < top as f32 { position } else { top as f32 };
                 let position = if position > 0.0 { position } else { 0.0 };
-                *code = to_integer(floor(position)) as u8;
+                *code = floor_to_integer(position) as u8;
             }
             index += BLOCK as u32;
         },

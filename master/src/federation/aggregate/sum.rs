@@ -194,11 +194,14 @@ impl ExactSum {
             let (now, later) = values.split_at(values.len().min(STRIPE - start));
             let mut stripe = lock(&self.stripes[index]);
             term.reserve(index, &mut stripe);
-            let sums = start..start + now.len();
-            match term.width {
-                Width::Narrow => self.arch.dispatch(|| add_narrow(&mut stripe.low[sums], now, scale)),
-                Width::Word => add_word(&mut stripe.low[sums], now, scale),
-                Width::Wide => stripe.add_wide(start, now, scale),
+            if term.width == Width::Wide {
+                stripe.add_wide(start, now, scale);
+            } else {
+                let sums = &mut stripe.low[start..start + now.len()];
+                match term.width {
+                    Width::Narrow => self.arch.dispatch(|| add_narrow(sums, now, scale)),
+                    _ => add_word(sums, now, scale),
+                }
             }
             offset += now.len();
             values = later;

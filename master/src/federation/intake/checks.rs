@@ -1,11 +1,8 @@
 //! The checks of an update that need the settings.
 
-use super::{
-    lazy::UpdateCache,
-    term::{Clip, Term},
-};
+use super::lazy::UpdateCache;
 use crate::federation::{AggregationSettings, NormAction, Strategy};
-use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta, update};
+use fl_protocol::{ErrorCode, ModelLayout, Update, UpdateError, UpdateMeta};
 use fl_quant::DecodeError;
 
 /// Why an update is refused: a code and a sentence.
@@ -40,6 +37,20 @@ impl From<UpdateError> for Rejection {
     }
 }
 
+/// What the norms of an accepted update were clipped by; 1 where they were not.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Clip {
+    /// Factor of the update.
+    pub update: f64,
+    /// Factor of the change of the control variate.
+    pub control: f64,
+}
+
+impl Clip {
+    /// Nothing was clipped.
+    pub const NONE: Self = Self { update: 1.0, control: 1.0 };
+}
+
 /// What updates of a round are checked against.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateChecks<'a> {
@@ -53,39 +64,6 @@ pub struct UpdateChecks<'a> {
     pub effective_steps: Option<f64>,
     /// Of an update that was accepted before: what it was clipped by then. Its norm is not judged again.
     pub accepted: Option<Clip>,
-}
-
-impl UpdateChecks<'_> {
-    /// Calls `f` with the term that `body` stands for in the open round `round`: its own, or that of the
-    /// worker's last update if it is a notice.
-    ///
-    /// # Errors
-    /// What is wrong with it, or what `f` says.
-    pub fn with_term<T>(
-        &self,
-        body: &[u8],
-        round: u64,
-        f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
-    ) -> Result<T, Rejection> {
-        let term = |body| Term::new(body, self, round);
-        if update::peek_meta(body)?.reuse.is_none() {
-            return f(&term(body)?);
-        }
-        let notice = update::parse_notice(body)?;
-        let last = self.cache.get(&notice).ok_or_else(|| {
-            Rejection::new(ErrorCode::NoLastUpdate, "that update is not kept here: send this round's instead")
-        })?;
-        let mut term = term(&last)?;
-        term.reused_bytes = Some(last.len() as u64);
-        // The weight is that of the update which counts; what describes the round is new.
-        term.meta = UpdateMeta {
-            num_samples: term.meta.num_samples,
-            local_steps: term.meta.local_steps,
-            local_norm: term.meta.local_norm,
-            ..notice
-        };
-        f(&term)
-    }
 }
 
 /// Control variates come exactly when the strategy needs them.

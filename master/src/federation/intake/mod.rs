@@ -4,6 +4,6 @@ pub mod checks;
 pub mod lazy;
 pub mod term;
 
-pub use checks::{Rejection, UpdateChecks};
+pub use checks::{Clip, Rejection, UpdateChecks};
 pub use lazy::UpdateCache;
-pub use term::{Clip, Term};
+pub use term::Term;

@@ -1,25 +1,44 @@
 //! A checked update as a term of the sum.
 
-use super::checks::{Rejection, UpdateChecks, check_control, clip_factor, local_norm};
+use super::checks::{Clip, Rejection, UpdateChecks, check_control, clip_factor, local_norm};
 use crate::federation::{
     Strategy,
     aggregate::{Collector, Vector},
     step::UpdateWeight,
 };
-use fl_protocol::{ErrorCode, Update, UpdateMeta};
+use fl_protocol::{ErrorCode, Header, Kind, Update, UpdateMeta};
 
-/// What the norms of an accepted update were clipped by; 1 where they were not.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Clip {
-    /// Factor of the update.
-    pub update: f64,
-    /// Factor of the change of the control variate.
-    pub control: f64,
-}
-
-impl Clip {
-    /// Nothing was clipped.
-    pub const NONE: Self = Self { update: 1.0, control: 1.0 };
+impl UpdateChecks<'_> {
+    /// Calls `f` with the term that a body, whose header has been read, stands for in the open round `round`: its
+    /// own, or that of the worker's last update if it is a notice.
+    ///
+    /// # Errors
+    /// What is wrong with it, or what `f` says.
+    pub fn with_term<T>(
+        &self,
+        header: &Header,
+        body: &[u8],
+        round: u64,
+        f: impl FnOnce(&Term<'_>) -> Result<T, Rejection>,
+    ) -> Result<T, Rejection> {
+        if header.kind() == Kind::Update {
+            return f(&Term::new(header, body, self, round)?);
+        }
+        let notice = header.meta().clone();
+        let last = self.cache.get(&notice).ok_or_else(|| {
+            Rejection::new(ErrorCode::NoLastUpdate, "that update is not kept here: send this round's instead")
+        })?;
+        let mut term = Term::new(&Header::read(&last)?, &last, self, round)?;
+        term.reused_bytes = Some(last.len() as u64);
+        // The weight is that of the update which counts; what describes the round is new.
+        term.meta = UpdateMeta {
+            num_samples: term.meta.num_samples,
+            local_steps: term.meta.local_steps,
+            local_norm: term.meta.local_norm,
+            ..notice
+        };
+        f(&term)
+    }
 }
 
 /// A checked update as a term of the sum. The same body, checks and round always give the same term.
@@ -41,14 +60,19 @@ pub struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    /// Checks a body from its first byte to its last. `round` is the open round.
+    /// Checks the tensors of a body whose header has been read. `round` is the open round.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn new(body: &'a [u8], checks: &UpdateChecks<'a>, round: u64) -> Result<Self, Rejection> {
+    pub fn new(
+        header: &Header,
+        body: &'a [u8],
+        checks: &UpdateChecks<'a>,
+        round: u64,
+    ) -> Result<Self, Rejection> {
         let settings = checks.settings;
         let strategy = settings.strategy;
-        let update = Update::parse(body, checks.layout)?;
+        let update = header.update(body, checks.layout)?;
         let mut meta = update.meta.clone();
         meta.num_samples = meta.num_samples.min(settings.max_weight.unwrap_or(u64::MAX));
         check_control(&update, strategy)?;

@@ -131,6 +131,11 @@ impl RoundState {
         })
     }
 
+    /// Whether the open round has accepted an update of `worker` that was trained from round `base`.
+    pub fn has_accepted(&self, worker: &WorkerId, base: u64) -> bool {
+        matches!(self.slots.get(worker), Some(Slot::Accepted(update)) if update.base == base)
+    }
+
     /// When [`Event::Tick`] is due.
     pub fn next_wake(&self, now: f64) -> Option<f64> {
         if self.should_close(now) {

@@ -19,12 +19,7 @@ use axum::{
 use fl_protocol::{ErrorCode, StatusBody};
 use futures_util::stream;
 use serde::Serialize;
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError},
     time::Instant,
@@ -62,18 +57,17 @@ pub(in crate::http) struct Snapshot {
     pub status: StatusBody,
     /// Workers in all.
     pub num_workers: usize,
-    /// The master's clock, in seconds since 1970.
+    /// The master's clock, in seconds since 1970: the one that every other time here is read from.
     pub now_ts: f64,
 }
 
 impl Snapshot {
     /// The state at this moment.
     pub(in crate::http) fn take(shared: &Shared) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             status: shared.status_with(MAX_WORKERS),
             num_workers: shared.view().workers().len(),
-            now_ts: now.as_secs_f64(),
+            now_ts: shared.clock.now(),
         }
     }
 }
@@ -165,7 +159,7 @@ impl Reader {
 }
 
 async fn drained(draining: &mut tokio::sync::watch::Receiver<bool>) {
-    // An error means that the master is gone, which is as good.
+    // An error means that the master is gone: the stream ends as well.
     let _ = draining.wait_for(|draining| *draining).await;
 }
 

@@ -1,4 +1,4 @@
-//! What can be looked at: status, history, metrics, probes.
+//! Read-only endpoints: status, history, metrics, probes.
 
 use crate::http::{AppState, problem::Problem};
 use axum::{
@@ -30,15 +30,15 @@ pub(in crate::http) async fn get_metrics(State(shared): State<AppState>) -> Resp
     }
 }
 
-/// Alive as long as it answers.
+/// Liveness: the process answers.
 pub(in crate::http) async fn get_healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Ready from the loaded state to the beginning of a shutdown.
+/// Ready from the loaded state until a shutdown is asked for; the port stays open a little longer.
 pub(in crate::http) async fn get_readyz(State(shared): State<AppState>) -> Response {
-    match shared.is_draining() {
-        true => Problem::new(&shared, ErrorCode::Draining, "the master is shutting down").into_response(),
-        false => Json(json!({"status": "ok"})).into_response(),
+    match shared.is_ready() {
+        true => Json(json!({"status": "ok"})).into_response(),
+        false => Problem::new(&shared, ErrorCode::Draining, "the master is shutting down").into_response(),
     }
 }

@@ -1,6 +1,6 @@
 //! `GET /task`: a worker asks for work, and waits for it if there is none.
 
-use crate::http::{AppState, api::global, problem::Problem};
+use crate::http::{AppState, Sender, api::global, problem::Problem};
 use crate::{federation::round::Decision, setup};
 use axum::{
     Json,
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A place may get free at any time when workers are sampled: ask again that often.
+/// With sampling a place may become free at any time: the round's owner is asked again at this interval.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Deserialize)]
@@ -22,11 +22,16 @@ pub(in crate::http) struct Params {
 
 pub(in crate::http) async fn get_task(
     State(shared): State<AppState>,
+    Sender(ip): Sender,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<TaskBody>, Problem> {
     let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
     let worker: WorkerId =
         params.worker_id.parse().map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
+    if !shared.limiter.may_ask(ip, &worker) {
+        let msg = "this address asks for too many workers: try again in some minutes";
+        return Err(Problem::new(&shared, ErrorCode::RateLimited, msg));
+    }
     let until = Instant::now() + global::wait(&shared, params.wait)?;
     let mut published = shared.published.clone();
     let mut draining = shared.draining.subscribe();

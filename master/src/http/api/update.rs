@@ -1,23 +1,21 @@
 //! `POST /update`: one worker's result for one round.
 
-use crate::http::{AppState, problem::Problem};
-use crate::{
-    federation::intake::Rejection, service::ingest::Format, service::ingest::ingest, service::state::Peer,
-};
+use crate::http::{AppState, Sender, problem::Problem};
+use crate::{federation::intake::Rejection, service::ingest::Format, service::ingest::ingest};
 use axum::{
     Json,
     extract::{Request, State},
     http::{HeaderMap, header},
 };
 use fl_protocol::{ErrorCode, UpdateAck, WorkerId, limits};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use tracing::info;
 
 pub(in crate::http) async fn post_update(
     State(shared): State<AppState>,
+    Sender(ip): Sender,
     request: Request,
 ) -> Result<Json<UpdateAck>, Problem> {
-    let ip = request.extensions().get::<Peer>().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip);
     match take(&shared, request, ip).await {
         Ok(ack) => Ok(Json(ack)),
         Err((worker, rejection)) => {
@@ -25,9 +23,7 @@ pub(in crate::http) async fn post_update(
             shared.view().refused(rejection.code);
             let worker_name = worker.as_ref().map_or("", WorkerId::as_str);
             info!(%ip, worker = worker_name, code = rejection.code.as_str(), msg = rejection.msg, "update refused");
-            if let Some(worker) = worker
-                && rejection.code.http_status() < 500
-            {
+            if rejection.code.http_status() < 500 && rejection.code != ErrorCode::RateLimited {
                 shared.limiter.refused(ip, worker);
             }
             Err(Problem::from_rejection(&shared, rejection))
@@ -45,6 +41,10 @@ async fn take(
             None,
             Rejection::new(ErrorCode::Draining, "the master is shutting down: try again later"),
         ));
+    }
+    if shared.limiter.is_address_exhausted(ip) {
+        let msg = "too many updates from this address were refused: wait before the next one";
+        return Err((None, Rejection::new(ErrorCode::RateLimited, msg)));
     }
     let (parts, body) = request.into_parts();
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;

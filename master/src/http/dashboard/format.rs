@@ -1,39 +1,11 @@
-//! Numbers for people. `assets/app.js` formats the same way, so that the first live update changes only
+//! Numbers for people. `assets/common.js` formats the same way, so that the first live update changes only
 //! what has changed.
 
+pub(super) use crate::assets::{count, escape};
 use std::fmt::Write;
 
 /// What stands for a value that is not known.
 pub(super) const NONE: &str = "–";
-
-/// Writes text so that it is text in HTML, in and out of attributes.
-pub(super) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// `1234567` as `1,234,567`.
-pub(super) fn count(value: u64) -> String {
-    let digits = value.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
 
 /// `1 round`, `2 rounds`.
 pub(super) fn plural(value: u64, one: &str, many: &str) -> String {

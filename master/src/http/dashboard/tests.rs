@@ -1,5 +1,5 @@
 use super::*;
-use fl_protocol::{LastEvaluation, StatusBody};
+use fl_protocol::{LastEvaluation, MissingWorker, StatusBody, Waiting};
 use std::collections::BTreeMap;
 
 fn worker(round: u64, last_update_ts: f64) -> WorkerStatus {
@@ -124,6 +124,7 @@ fn the_whole_page_is_light() {
         + STYLE.len()
         + SCRIPT.len()
         + ICON.len()
+        + assets::COMMON_JS.len()
         + assets::UPLOT_JS.len()
         + assets::UPLOT_CSS.len();
     assert!(total <= 150_000, "{total} bytes");
@@ -135,4 +136,20 @@ fn workers_that_are_left_out_are_mentioned() {
     let view = Snapshot { num_workers: 1000, ..view(status(workers), 100.0) };
     let page = page(&view, &[], "http://localhost:5000");
     assert!(page.contains("The 200 heard from last of 1,000"));
+}
+
+#[test]
+fn a_round_that_waits_says_for_whom_and_why() {
+    let missing =
+        (0..7).map(|i| MissingWorker { worker: format!("<edge{i}>"), last_seen_ts: 40.0 }).collect();
+    let reason = "waiting for 7 more updates of 9".to_owned();
+    let waiting = Waiting { needed: 9, accepted: 2, since_ts: 70.0, reason, missing };
+    let status = StatusBody { waiting: Some(waiting), ..status(BTreeMap::new()) };
+    let page = page(&view(status, 100.0), &[], "http://localhost:5000");
+    let found = page.split("data-field=\"waiting\">").nth(1).unwrap().split("</p>").next().unwrap();
+    let text =
+        "waiting for 7 more updates of 9; the round opened 30 s ago: &lt;edge0&gt; heard from 60 s ago, ";
+    assert!(found.starts_with(text), "{found}");
+    assert_eq!(found.matches("heard from").count(), MAX_MISSING);
+    assert!(sample().contains("data-field=\"waiting\"></p>"), "nothing is shown while nothing waits");
 }

@@ -1,7 +1,7 @@
 //! Request bodies within bounds: of size, of time, and of all bodies' memory together.
 
 use super::buffers::Buffers;
-use crate::{config::Limits, federation::intake::Rejection};
+use crate::{federation::intake::Rejection, settings::Limits};
 use axum::body::Body;
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, limits};
@@ -18,13 +18,12 @@ const UNIT: usize = 1024;
 const MIN_RATE: f64 = 16_384.0;
 /// How long a body waits for memory before it is turned away.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Of a body that is too large, so much is read and dropped, so that its sender reads the answer.
-const MAX_DISCARD: usize = 32 << 20;
 
 /// Memory of the bodies that are being received or handled.
 #[derive(Debug)]
 pub struct Budget {
     units: Arc<Semaphore>,
+    all_units: usize,
     buffers: Arc<Buffers>,
     timeout: Duration,
 }
@@ -42,11 +41,18 @@ impl Budget {
     pub fn new(config: &Limits, parameters: usize) -> Self {
         let largest = limits::max_update_bytes(parameters).max(limits::max_update_json_bytes(parameters));
         let units = ((config.max_inflight_mb << 20).max(largest)).div_ceil(UNIT) + 1;
+        let all_units = units.min(Semaphore::MAX_PERMITS);
         Self {
-            units: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))),
+            units: Arc::new(Semaphore::new(all_units)),
+            all_units,
             buffers: Arc::default(),
             timeout: Duration::from_secs_f64(config.body_timeout_s),
         }
+    }
+
+    /// The share of the memory that is taken, 0 to 1.
+    pub fn load(&self) -> f64 {
+        1.0 - self.units.available_permits() as f64 / self.all_units as f64
     }
 
     /// Reads a body of at most `limit` bytes. `declared` is its `Content-Length`.
@@ -60,7 +66,6 @@ impl Budget {
         limit: usize,
     ) -> Result<Received, Rejection> {
         if declared.is_some_and(|len| len > limit as u64) {
-            self.discard(body).await;
             return Err(too_large(limit));
         }
         let start = Instant::now();
@@ -80,7 +85,6 @@ impl Budget {
                 }
             };
             if bytes.len() + data.len() > limit {
-                self.discard(body).await;
                 return Err(too_large(limit));
             }
             let owed = (bytes.len() + data.len()).div_ceil(UNIT);
@@ -102,19 +106,6 @@ impl Budget {
             || Rejection::new(ErrorCode::Overloaded, "too many updates are being received: try again later");
         let permits = self.units.clone().acquire_many_owned(units as u32);
         timeout(PATIENCE, permits).await.map_err(|_| busy())?.map_err(|_| busy())
-    }
-
-    async fn discard(&self, mut body: Body) {
-        let read = async {
-            let mut left = MAX_DISCARD;
-            while let Some(Ok(frame)) = body.frame().await {
-                match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-                    Some(rest) => left = rest,
-                    None => break,
-                }
-            }
-        };
-        let _ = timeout(self.timeout.min(PATIENCE), read).await;
     }
 }
 

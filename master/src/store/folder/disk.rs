@@ -33,6 +33,22 @@ pub(crate) enum SyncPoint {
     ArchivedFiles,
 }
 
+#[cfg(test)]
+impl SyncPoint {
+    pub(super) const ALL: [Self; 10] = [
+        Self::StateDir,
+        Self::JournalRecords,
+        Self::JournalEntry,
+        Self::CheckpointContent,
+        Self::CheckpointEntry,
+        Self::HistoryContent,
+        Self::HistoryEntry,
+        Self::ArchivedHistoryContent,
+        Self::ArchivedHistoryEntry,
+        Self::ArchivedFiles,
+    ];
+}
+
 /// A file system.
 pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Whether a folder exists.

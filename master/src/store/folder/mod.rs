@@ -8,11 +8,15 @@
 //!           archive-1/                 what the first `--rollback-to` has left
 //! ```
 
+#[cfg(test)]
+mod crash_tests;
 mod disk;
 mod history;
 mod log;
 #[cfg(test)]
 mod log_tests;
+#[cfg(test)]
+mod losing;
 mod snapshots;
 
 pub use log::FolderLog;
