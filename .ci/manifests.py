@@ -1,4 +1,4 @@
-"""What no schema knows: do the manifests and the binaries speak of the same settings, ports and images?"""
+"""Checks what no schema can: settings, ports, labels, images and metrics of the manifests against the binaries."""
 import json
 import pathlib
 import re
@@ -20,7 +20,7 @@ def pick(docs, kind, name):
 
 
 def settings(role):
-    """Every variable of the binary with its default, from its --help."""
+    """Every variable of the binary, from its --help."""
     text = subprocess.run([binaries / f"fl-{role}", "--help"], check=True, capture_output=True, text=True).stdout
     return set(re.findall(r"\[env: ([A-Z_0-9]+)[=\]]", text))
 
@@ -28,10 +28,10 @@ def settings(role):
 docs = load("manifests/master-deploy.yaml") + load("manifests/worker-daemonset.yaml")
 compose = yaml.safe_load(pathlib.Path("docker-compose.yaml").read_text())
 PORTS = {"master": 5000, "worker": 9100}
-# What has no default, belongs to one pod, or is a secret.
-UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR", "MU", "BITS", "PARTITION_ID",
-         "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA", "QUANTIZER",
-         "DOWN_QUANTIZER"}
+# Variables without a fixed default, of a single pod, and secrets.
+UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "MAX_CONNECTIONS_PER_IP", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR",
+         "MU", "BITS", "PARTITION_ID", "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA",
+         "QUANTIZER", "DOWN_QUANTIZER"}
 
 for role, kind in (("master", "Deployment"), ("worker", "DaemonSet")):
     known = settings(role)
@@ -46,7 +46,7 @@ for role, kind in (("master", "Deployment"), ("worker", "DaemonSet")):
     assert known - UNSET <= used, f"{role}: {sorted(known - UNSET - used)} are missing in the ConfigMap"
     assert all(isinstance(value, str) for value in config.values()), "a ConfigMap holds strings"
 
-    # The binary itself takes the values, together.
+    # The binary accepts all values together.
     with tempfile.TemporaryDirectory() as folder:
         moved = {"STATE_DIR": folder} if "STATE_DIR" in config else {"WORKER_ID": "node-1"}
         ran = subprocess.run([binaries / f"fl-{role}", "--check"], env=config | moved, capture_output=True, text=True)
@@ -85,7 +85,7 @@ for what, spare in (("requests", 60), ("limits", 200)):
 stages = [re.search(r"FROM rust.*?(?=FROM scratch)", pathlib.Path(f"Dockerfile.{r}").read_text(), re.S).group() for r in PORTS]
 assert stages[0] == stages[1], "the build stages of the two Dockerfiles differ: the second would be built again"
 
-# The rules and the dashboard's queries, unwrapped for promtool.
+# The alert rules and the queries of the dashboard as one file for promtool.
 rule = load("manifests/monitoring/alerts.yaml")[0]
 assert rule["kind"] == "PrometheusRule"
 board = json.loads(load("manifests/monitoring/grafana-dashboard.yaml")[0]["data"]["fl.json"])

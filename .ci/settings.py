@@ -1,5 +1,5 @@
-"""Writes the settings of both binaries, as their --help tells them, into the documents. A place for them begins with
-`<!-- settings:master -->` and ends with `<!-- /settings:master -->`; names in the first mark choose some of them.
+"""Writes the tables of settings in the documents from the --help of both binaries. A table stands between
+`<!-- settings:master -->` and `<!-- /settings:master -->`; names in the first mark select rows.
 
     python3 .ci/settings.py [--check] [FOLDER_OF_THE_BINARIES]
 """
@@ -13,7 +13,7 @@ folder = pathlib.Path(next((a for a in sys.argv[1:] if not a.startswith("--")), 
 
 
 def settings(role):
-    """Per variable its row of the table."""
+    """The table's row of each variable."""
     text = subprocess.run([folder / f"fl-{role}", "--help"], check=True, capture_output=True, text=True,
                           env={"COLUMNS": "4000"}).stdout
     rows = {}
@@ -51,7 +51,7 @@ for document, places in (("README.md", 2), ("docs/operators.md", 2)):
     new, found = re.subn(r"(<!-- settings:(\w+)((?: [A-Z_]+)*) -->)\n.*?(<!-- /settings:\2 -->)", table, old, flags=re.S)
     assert found == places, f"{document} has {found} of {places} places for settings"
     if check and new != old:
-        sys.exit(f"{document} does not tell the settings of today: run python3 .ci/settings.py")
+        sys.exit(f"{document} is out of date: run python3 .ci/settings.py")
     if new != old:
         path.write_text(new)
-    print(f"settings: {document} {'agrees with' if check else 'tells'} the binaries' --help")
+    print(f"settings: {document} {'agrees with' if check else 'is written from'} the binaries' --help")

@@ -173,6 +173,8 @@ impl FederationArgs {
         let mut args = vec![
             "fl-master".to_owned(),
             "--bind=127.0.0.1:0".to_owned(),
+            // All workers come from this machine.
+            "--max-connections-per-ip=0".to_owned(),
             format!("--model={}", self.model),
             format!("--model-dim={}", self.model_dim),
             format!("--seed={}", self.seed),

@@ -6,22 +6,20 @@
 //! - [`federation`] is the logic without I/O, usable without a server.
 
 pub mod assets;
-mod cli;
-pub mod config;
 mod exit;
 pub mod federation;
 pub mod http;
 mod master;
 mod metrics;
 mod service;
+pub mod settings;
 pub mod setup;
 mod source;
 pub mod store;
 
-pub use cli::Args;
-pub use config::{Config, SettingError};
 pub use exit::exit_of;
 pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
 pub use master::{Master, check, rollback_to};
 pub use service::MasterEvent;
+pub use settings::{Args, Config, SettingError};
 pub use source::ModelSource;

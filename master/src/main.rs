@@ -27,7 +27,7 @@ fn main() -> ExitCode {
             false => fail(NAME, Exit::Unreachable, &format!("no ready master at {url}")),
         };
     }
-    if let Err(error) = logging::init("RUST_LOG", &args.rust_log, args.log_format) {
+    if let Err(error) = logging::init("RUST_LOG", &args.observe.rust_log, args.observe.log_format) {
         return fail(NAME, Exit::Usage, &error.to_string());
     }
     match run(args) {

@@ -1,6 +1,6 @@
 //! `GET /metrics`: the predecessor's names and what operators ask for beside them.
 
-use crate::config::MetricsConfig;
+use crate::settings::MetricsConfig;
 use fl_protocol::{ErrorCode, WorkerId, WorkerStatus};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,

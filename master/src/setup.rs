@@ -1,8 +1,8 @@
 //! What the settings make of a federation: the rules of its rounds, and what workers are told.
 
 use crate::{
-    config::Config,
     federation::{Global, round::Rules},
+    settings::Config,
 };
 use fl_protocol::{TaskAction, TaskBody};
 use fl_quant::Bits;
@@ -15,7 +15,7 @@ pub fn rules(config: &Config) -> Rules {
         deadline_s: round.deadline_s,
         min_at_deadline: round.min_at_deadline,
         sample: round.sample(),
-        pause_s: 0.0,
+        pause_s: round.pause_s,
         task_timeout_s: round.task_timeout_s,
         rounds: round.rounds,
         seed: config.seed,

@@ -1,6 +1,6 @@
 //! Where the first model comes from.
 
-use crate::config::ModelConfig;
+use crate::settings::ModelConfig;
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};

@@ -7,7 +7,7 @@ mod common;
 use common::{Fixture, body, body_of, client, config, delta, layout, refused};
 use fl_master::{
     Config,
-    config::{NormAction, Secret},
+    settings::{NormAction, Secret},
 };
 use fl_protocol::{GlobalJson, HistoryRecord, StatusBody, TaskAction, TaskBody, UpdateAck};
 use std::time::{Duration, Instant};

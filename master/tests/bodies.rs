@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Fixture, body, config};
-use fl_master::{Config, config::Secret};
+use fl_master::{Config, settings::Secret};
 use fl_protocol::ErrorBody;
 use std::net::SocketAddr;
 use tokio::{

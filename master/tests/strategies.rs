@@ -6,7 +6,7 @@
 mod common;
 
 use common::{Fixture, client, config, delta, layout, refused};
-use fl_master::config::NormAction;
+use fl_master::settings::NormAction;
 use fl_model::GlobalModel;
 use fl_protocol::{UpdateAck, UpdateMeta, update, update::Encoded};
 use std::{

@@ -212,6 +212,7 @@ fn config(args: &ServeArgs, connections: usize, dir: &Path) -> Config {
     config.store.durable = !args.no_durability;
     config.store.state_dir = dir.join("state");
     config.limits.max_connections = config.limits.max_connections.max(connections + 1);
+    config.limits.max_connections_per_ip = None;
     config
 }
 

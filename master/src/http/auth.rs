@@ -1,7 +1,7 @@
 //! Who may call: the bearer token and the client certificate.
 
 use super::{AppState, is_probe, problem::Problem};
-use crate::{config::Secret, service::state::Peer};
+use crate::{service::state::Peer, settings::Secret};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},

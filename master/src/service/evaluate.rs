@@ -1,6 +1,6 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
-use crate::{config::ModelConfig, federation::Global};
+use crate::{federation::Global, settings::ModelConfig};
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
 use fl_protocol::HistoryRecord;

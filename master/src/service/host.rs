@@ -2,8 +2,8 @@
 
 use super::{clock::Clock, pool::Pool};
 use crate::{
-    config::Config,
     http::server::{body::Budget, limiter::Limiter},
+    settings::Config,
 };
 use std::{
     io,

@@ -8,9 +8,9 @@ use super::{
     view::StatusView,
 };
 use crate::{
-    config::Config,
     federation::{Core, Global},
     metrics::Metrics,
+    settings::Config,
     store::Durable,
 };
 use fl_datasets::Dataset;

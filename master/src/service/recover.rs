@@ -5,11 +5,11 @@
 
 use super::{ingest::worker_status, view::StatusView};
 use crate::{
-    config::Config,
     federation::{
         Added, AggregationSettings, Core, Snapshot,
         round::{ClosedRound, Event, RoundState},
     },
+    settings::Config,
     setup,
     source::ModelSource,
     store::{Closed, Found, Record, Replayed, Store, StoreError},

@@ -80,8 +80,8 @@ enum Seat {
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>) {
     let limits = &shared.config.limits;
     let head_timeout = Duration::from_secs_f64(limits.header_timeout_s);
-    let connections =
-        Arc::new(Connections::new(limits.max_connections, super::max_connections_per_ip(limits)));
+    let per_address = limits.max_connections_per_ip.unwrap_or(limits.max_connections);
+    let connections = Arc::new(Connections::new(limits.max_connections, per_address));
     let lane = Arc::new(Lane::default());
     let server = Arc::new(Server {
         router: router(shared.clone()),
@@ -89,7 +89,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAc
         lane_http: http(LANE_TIME, LANE_BUFFER_BYTES, false),
         tls,
         head_timeout,
-        write_timeout: super::write_timeout(limits),
+        write_timeout: Duration::from_secs_f64(limits.write_timeout_s),
         draining: shared.draining.subscribe(),
         shared: shared.clone(),
     });

@@ -1,7 +1,7 @@
 //! Request bodies within bounds: of size, of time, and of all bodies' memory together.
 
 use super::buffers::Buffers;
-use crate::{config::Limits, federation::intake::Rejection};
+use crate::{federation::intake::Rejection, settings::Limits};
 use axum::body::Body;
 use bytes::Bytes;
 use fl_protocol::{ErrorCode, limits};

@@ -75,9 +75,8 @@ pub struct Place {
 pub struct Busy(Arc<Place>);
 
 impl Connections {
-    /// At most `max` connections, and at most `max_per_address` of one address; 0 = no such cap.
+    /// At most `max` connections, and at most `max_per_address` of one address.
     pub fn new(max: usize, max_per_address: usize) -> Self {
-        let max_per_address = if max_per_address == 0 { max } else { max_per_address };
         Self { max, max_per_address, state: Mutex::default() }
     }
 
@@ -224,7 +223,7 @@ mod tests {
 
     #[test]
     fn the_longest_idle_connection_makes_room_and_one_that_served_goes_last() {
-        let connections = Arc::new(Connections::new(3, 0));
+        let connections = Arc::new(Connections::new(3, 3));
         let worker = connections.admit(ip(1)).unwrap();
         drop(worker.begin());
         let (first, second) = (connections.admit(ip(2)).unwrap(), connections.admit(ip(2)).unwrap());
@@ -239,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_busy_connection_stays_and_a_newcomer_has_to_go() {
-        let connections = Arc::new(Connections::new(2, 0));
+        let connections = Arc::new(Connections::new(2, 2));
         let places = [connections.admit(ip(1)).unwrap(), connections.admit(ip(1)).unwrap()];
         let request = places[0].begin().unwrap();
         places[1].set_writing(true);

@@ -135,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_stops_is_given_up() {
-        let connections = Arc::new(Connections::new(1, 0));
+        let connections = Arc::new(Connections::new(1, 1));
         let place = connections.admit([127, 0, 0, 1].into()).unwrap();
         let (near, mut far) = tokio::io::duplex(64);
         let mut near = Stalling::new(near, Duration::from_millis(50), Some(place.clone()));

@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn stalled_readers_of_many_rounds_hold_no_more_than_the_bound() {
         let downloads = Arc::new(Downloads::new(250));
-        let connections = Arc::new(Connections::new(100, 0));
+        let connections = Arc::new(Connections::new(100, 100));
         let mut stalled = Vec::new();
         for round in 0..20 {
             let etag = format!("\"{round}\"");

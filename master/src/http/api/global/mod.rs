@@ -120,11 +120,11 @@ async fn get_control(
 /// Checks `wait`.
 pub(in crate::http) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
     match seconds.unwrap_or(0.0) {
-        s if (0.0..=crate::config::MAX_WAIT).contains(&s) => Ok(Duration::from_secs_f64(s)),
+        s if (0.0..=crate::settings::MAX_WAIT).contains(&s) => Ok(Duration::from_secs_f64(s)),
         _ => Err(Problem::new(
             shared,
             ErrorCode::Malformed,
-            format!("wait must be 0 to {} seconds", crate::config::MAX_WAIT),
+            format!("wait must be 0 to {} seconds", crate::settings::MAX_WAIT),
         )),
     }
 }

@@ -1,0 +1,75 @@
+//! Model and data.
+
+use clap::Args;
+use fl_app::{
+    SettingError,
+    setting::{filled, parse, whole},
+};
+use fl_datasets::DatasetSpec;
+use fl_model::Backend;
+use fl_protocol::limits::MAX_PARAMETERS;
+use std::path::PathBuf;
+
+/// The flags of this group, as typed.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Model and data")]
+pub struct ModelArgs {
+    /// Network: softmax, mlp, cnn, mcmahan_cnn, or the path of a layer list in JSON
+    #[arg(long, env, default_value = "mlp")]
+    pub model: String,
+    /// Parameter budget of the mlp preset, 1 to 268435456; its hidden width is the largest that fits
+    #[arg(long, env, default_value_t = 100_000)]
+    pub model_dim: usize,
+    /// Data set that gives input shape, classes and test set: digits, fashion-mnist, mnist, idx:DIR,
+    /// cifar10, csv:FILE, safetensors:FILE
+    #[arg(long, env, default_value = "digits")]
+    pub dataset: String,
+    /// Folder of the data files [default: the data set's usual place]
+    #[arg(long, env)]
+    pub data_dir: Option<String>,
+    /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
+    /// CPU), ndarray, wgpu
+    #[arg(long, env, default_value = "auto")]
+    pub backend: String,
+    /// Rounds between two evaluations on the test set, 0 = never
+    #[arg(long, env, default_value_t = 1)]
+    pub eval_every: u64,
+}
+
+impl ModelArgs {
+    pub(super) fn resolve(self) -> Result<ModelConfig, SettingError> {
+        Ok(ModelConfig {
+            model: self.model,
+            model_dim: self.model_dim,
+            dataset: parse("DATASET", &self.dataset)?,
+            data_dir: filled(self.data_dir).map(PathBuf::from),
+            backend: parse("BACKEND", &self.backend)?,
+            eval_every: self.eval_every,
+        })
+    }
+}
+
+/// Which network is trained, and on what it is evaluated.
+#[derive(Debug, Clone)]
+pub struct ModelConfig {
+    /// `MODEL`: a preset, or the path of a layer list in JSON.
+    pub model: String,
+    /// `MODEL_DIM`: parameter budget of the `mlp` preset.
+    pub model_dim: usize,
+    /// `DATASET`: gives input shape, classes and the test set.
+    pub dataset: DatasetSpec,
+    /// `DATA_DIR`: where data files are looked for, if not in the data set's usual place.
+    pub data_dir: Option<PathBuf>,
+    /// `BACKEND`: what evaluates the model.
+    pub backend: Backend,
+    /// `EVAL_EVERY`: rounds between two evaluations; 0 = never.
+    pub eval_every: u64,
+}
+
+impl ModelConfig {
+    pub(super) fn check(&self) -> Result<(), SettingError> {
+        whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        let backend = self.backend;
+        backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))
+    }
+}
