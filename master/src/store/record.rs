@@ -84,7 +84,12 @@ pub(super) fn sample_update(number: u64) -> Record {
     let body = Bytes::from(format!("update {number}"));
     let wire_bytes = body.len() as u64;
     Record::Update {
-        meta: RecordMeta { ip: "::1".into(), received_ts: number as f64, wire_bytes, clip_bits: None },
+        meta: RecordMeta {
+            ip: "::1".into(),
+            received_ts: number as f64,
+            wire_bytes,
+            ..RecordMeta::default()
+        },
         body,
     }
 }
