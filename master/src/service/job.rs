@@ -16,12 +16,9 @@ use crate::{
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, ModelSpec};
 use fl_protocol::{HistoryRecord, LastEvaluation, StatusBody, Waiting};
-use std::{
-    ops::Deref,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use tokio::sync::{broadcast, watch};
 
@@ -255,13 +252,5 @@ impl Job {
     /// The body of `GET /history`.
     pub fn history(&self) -> Vec<HistoryRecord> {
         self.view().history().iter().cloned().collect()
-    }
-}
-
-impl Deref for Job {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        &self.host
     }
 }
