@@ -16,11 +16,19 @@ from check_global import read_test_set  # any samples do: here those that the fi
 
 
 def call(url, body=None):
+    """Sends a request; waits and sends it again if the master says so. An update counts once however often it is sent."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
-    request = urllib.request.Request(url, data, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    for _ in range(20):
+        request = urllib.request.Request(url, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code not in (429, 503):
+                raise
+            time.sleep(float(error.headers.get("Retry-After", 1)))
+    raise SystemExit(f"{url}: the master is overloaded")
 
 
 def train(weights, x, y, steps=20, lr=0.05):

@@ -49,9 +49,11 @@ impl RunArgs {
     }
 
     fn worker(&self, index: usize, master: SocketAddr) -> anyhow::Result<fl_worker::Config> {
-        let config = self.federation.worker(index, self.workers, &format!("http://{master}"))?;
+        let mut config = self.federation.worker(index, self.workers, &format!("http://{master}"))?;
         // Threads by the network and by this worker's share of the cores.
-        Ok(fl_worker::Config { workers: self.workers, threads: None, ..config })
+        config.workers = self.workers;
+        config.training.threads = None;
+        Ok(config)
     }
 
     fn start_order(&self) -> Vec<usize> {

@@ -1,6 +1,6 @@
 //! CIFAR-10's binary version: records of one label and 3 x 32 x 32 pixels, channel after channel.
 
-use crate::{Dataset, DatasetError, DatasetSpec, Features, Normalization, Part, Split};
+use crate::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Normalization, Part, Split};
 use std::{
     fs::File,
     io::{BufReader, Read},
@@ -41,6 +41,7 @@ pub(crate) fn load(data_dir: Option<&Path>, part: Part) -> Result<Dataset, Datas
     };
     Ok(Dataset {
         name: DatasetSpec::Cifar10.to_string(),
+        names: DataNames::default(),
         input_shape: vec![3, 32, 32],
         num_classes: 10,
         // Per channel, of the training pixels, 0 to 255.

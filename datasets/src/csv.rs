@@ -2,12 +2,14 @@
 //!
 //! The label column is the one named `label`, `class`, `target` or `y` (in any case), else the last.
 //! The first row is a header if it has such a name or holds no number at all. Labels that are all
-//! whole numbers are classes as they stand; others are numbered in the order of their names. Of
-//! every class each fifth row is for testing. Columns are standardised by the training rows.
+//! whole numbers are classes as they stand; others are numbered in the order of their names, which the data
+//! set keeps, so that tables with different labels can be brought to one numbering
+//! ([`Dataset::class_map`]). Of every class each fifth row is for testing. Columns are standardised by the
+//! training rows.
 
 use crate::{
-    Dataset, DatasetError, Features, Normalization, Part,
-    limits::{MAX_CLASSES, MAX_FEATURE_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
+    DataNames, Dataset, DatasetError, Features, Normalization, Part,
+    limits::{MAX_CLASSES, MAX_FEATURE_BYTES, MAX_NAMES_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
     split,
 };
 use csv::{ReaderBuilder, StringRecord, Trim};
@@ -17,16 +19,20 @@ const LABEL_NAMES: [&str; 4] = ["label", "class", "target", "y"];
 
 pub(crate) fn load(name: &str, path: &Path, part: Part) -> Result<Dataset, DatasetError> {
     let table = read(name, path)?;
-    let (labels, num_classes) = number_classes(&table, path)?;
-    let width = table.width;
-    let normalization = standardise(&table.values, width, &split::fifths(&labels));
-    let (train, test) = split::every_fifth_is_test(Features::F32(table.values), labels, width, part);
-    Ok(Dataset { name: name.to_owned(), input_shape: vec![width], num_classes, normalization, train, test })
+    let Classes { labels, num_classes, names } = number_classes(&table, path)?;
+    let Table { width, values, columns, .. } = table;
+    let normalization = standardise(&values, width, &split::fifths(&labels));
+    let (train, test) = split::every_fifth_is_test(Features::F32(values), labels, width, part);
+    let names = DataNames { labels: names, features: columns };
+    let name = name.to_owned();
+    Ok(Dataset { name, names, input_shape: vec![width], num_classes, normalization, train, test })
 }
 
 /// The rows of a file. Labels are indices into `names`.
 struct Table {
     width: usize,
+    /// Names of the feature columns; empty without a header, or if they are too long to travel.
+    columns: Vec<String>,
     values: Vec<f32>,
     labels: Vec<u32>,
     names: Vec<String>,
@@ -45,13 +51,22 @@ fn read(name: &str, path: &Path) -> Result<Table, DatasetError> {
         return Err(DatasetError::unusable(path, "it is empty"));
     }
     let label_column = label_column(&record);
-    let mut table =
-        Table { width: record.len() - 1, values: Vec::new(), labels: Vec::new(), names: Vec::new() };
+    let mut table = Table {
+        width: record.len() - 1,
+        columns: Vec::new(),
+        values: Vec::new(),
+        labels: Vec::new(),
+        names: Vec::new(),
+    };
     if table.width == 0 || table.width > MAX_SAMPLE_FEATURES {
         return Err(DatasetError::unusable(path, "it needs a label column and at least one other column"));
     }
     let mut ids = HashMap::new();
-    let mut more = if is_header(&record) { next(&mut record)? } else { true };
+    let mut more = true;
+    if is_header(&record) {
+        table.columns = column_names(&record, label_column);
+        more = next(&mut record)?;
+    }
     while more {
         table.push(&record, label_column, &mut ids, path)?;
         more = next(&mut record)?;
@@ -108,6 +123,17 @@ impl Table {
     }
 }
 
+fn column_names(header: &StringRecord, label_column: usize) -> Vec<String> {
+    let names: Vec<String> = header
+        .iter()
+        .enumerate()
+        .filter(|(column, _)| *column != label_column)
+        .map(|(_, name)| name.to_owned())
+        .collect();
+    let bytes: usize = names.iter().map(String::len).sum();
+    if bytes <= MAX_NAMES_BYTES { names } else { Vec::new() }
+}
+
 fn label_column(first: &StringRecord) -> usize {
     let is_label = |field: &str| LABEL_NAMES.iter().any(|name| field.eq_ignore_ascii_case(name));
     match is_header(first) {
@@ -122,24 +148,41 @@ fn is_header(first: &StringRecord) -> bool {
     first.iter().any(named) || first.iter().all(|field| field.parse::<f64>().is_err())
 }
 
-/// Turns provisional label ids into classes, and counts them.
-fn number_classes(table: &Table, path: &Path) -> Result<(Vec<u32>, usize), DatasetError> {
+/// The rows' classes.
+struct Classes {
+    labels: Vec<u32>,
+    num_classes: usize,
+    /// By class; empty if labels are numbers.
+    names: Vec<String>,
+}
+
+/// Turns provisional label ids into classes.
+fn number_classes(table: &Table, path: &Path) -> Result<Classes, DatasetError> {
     let numbers: Option<Vec<u32>> = table.names.iter().map(|name| name.parse().ok()).collect();
-    let classes = match numbers {
-        Some(numbers) => numbers,
-        None => {
-            let mut order: Vec<usize> = (0..table.names.len()).collect();
-            order.sort_by_key(|&id| &table.names[id]);
-            let mut classes = vec![0; order.len()];
-            order.iter().enumerate().for_each(|(class, &id)| classes[id] = class as u32);
-            classes
-        }
+    let (classes, names) = match numbers {
+        Some(numbers) => (numbers, Vec::new()),
+        None => by_name(&table.names, path)?,
     };
     let num_classes = classes.iter().max().map_or(0, |&max| max as usize + 1);
     if num_classes > MAX_CLASSES {
         return Err(DatasetError::unusable(path, format!("a label is beyond {}", MAX_CLASSES - 1)));
     }
-    Ok((table.labels.iter().map(|&id| classes[id as usize]).collect(), num_classes))
+    let labels = table.labels.iter().map(|&id| classes[id as usize]).collect();
+    Ok(Classes { labels, num_classes, names })
+}
+
+/// Numbers names in their order: the class of each, and the sorted names.
+fn by_name(names: &[String], path: &Path) -> Result<(Vec<u32>, Vec<String>), DatasetError> {
+    if names.iter().map(String::len).sum::<usize>() > MAX_NAMES_BYTES {
+        let what =
+            format!("its labels have names of more than {MAX_NAMES_BYTES} bytes: shorten or number them");
+        return Err(DatasetError::unusable(path, what));
+    }
+    let mut order: Vec<usize> = (0..names.len()).collect();
+    order.sort_by_key(|&id| &names[id]);
+    let mut classes = vec![0; order.len()];
+    order.iter().enumerate().for_each(|(class, &id)| classes[id] = class as u32);
+    Ok((classes, order.into_iter().map(|id| names[id].clone()).collect()))
 }
 
 /// Mean and standard deviation of every column over the training rows. A constant column keeps its

@@ -51,6 +51,36 @@ pub enum DatasetError {
         /// What the system said.
         source: io::Error,
     },
+    /// Labels that the model does not have.
+    #[error(
+        "{dataset} has the labels {unknown}, the model has {known}: leave those rows out, or give the master \
+         all labels, as in LABELS={all}"
+    )]
+    UnknownLabels {
+        /// Name of the data set.
+        dataset: String,
+        /// Its labels that the model lacks.
+        unknown: String,
+        /// What the model has.
+        known: String,
+        /// Both, separated by commas.
+        all: String,
+    },
+    /// Columns in another order than the model's, or other columns.
+    #[error(
+        "column {column} of {dataset} is `{found}`, the model's is `{expected}` (the label column not counted): \
+         use the same columns in the same order as the master's table"
+    )]
+    Columns {
+        /// Name of the data set.
+        dataset: String,
+        /// The first column that differs, from 1.
+        column: usize,
+        /// Its name.
+        found: String,
+        /// The model's name.
+        expected: String,
+    },
     /// A normalisation that does not fit the samples.
     #[error(
         "the normalisation has {mean} means and {std} deviations, which does not fit samples of {features} values"

@@ -5,7 +5,7 @@
 //! `t10k-images`, `t10k-labels` (or `test-images`, `test-labels`).
 
 use crate::{
-    Dataset, DatasetError, Features, Normalization, Part, Split,
+    DataNames, Dataset, DatasetError, Features, Normalization, Part, Split,
     limits::{MAX_CLASSES, MAX_DEFLATE_RATIO, MAX_FEATURE_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
 };
 use flate2::bufread::GzDecoder;
@@ -105,6 +105,7 @@ pub(crate) fn load_dir(name: &str, dir: &Path, part: Part) -> Result<Dataset, Da
         |loaded: Option<(_, Split)>| loaded.map_or_else(|| Split::empty(width), |(_, split)| split);
     Ok(Dataset {
         name: name.to_owned(),
+        names: DataNames::default(),
         num_classes,
         normalization: Normalization { mean: vec![0.0], std: vec![255.0] },
         train: or_empty(train),

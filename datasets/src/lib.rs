@@ -15,6 +15,7 @@ mod digits;
 mod error;
 mod idx;
 pub mod limits;
+mod names;
 mod partition;
 mod seed;
 mod spec;
@@ -27,7 +28,7 @@ pub use seed::{Purpose, seeded_rng};
 pub use spec::{DatasetSpec, Part};
 pub use split::{Features, Split};
 
-pub use fl_protocol::Normalization;
+pub use fl_protocol::{DataNames, Normalization};
 use std::path::Path;
 
 /// A data set in memory.
@@ -35,6 +36,8 @@ use std::path::Path;
 pub struct Dataset {
     /// What it was loaded from, as [`DatasetSpec`] prints it.
     pub name: String,
+    /// What its classes and columns are called, if they have names: those of a table.
+    pub names: DataNames,
     /// Dimensions of one sample: `[channels, height, width]` for images, `[features]` for tables.
     pub input_shape: Vec<usize>,
     /// Number of classes; every label is below it.

@@ -15,3 +15,6 @@ pub const MAX_CLASSES: usize = 1 << 16;
 /// Deflate cannot expand a byte of input to more than this many bytes: a compressed file that
 /// declares more is lying.
 pub const MAX_DEFLATE_RATIO: u64 = 1032;
+
+/// Most bytes that the names of all classes may take, or those of all columns: they travel with every model.
+pub const MAX_NAMES_BYTES: usize = 1 << 17;

@@ -65,6 +65,9 @@ impl FromStr for DatasetSpec {
 pub enum Part {
     /// Training samples only.
     Train,
+    /// The training samples of a set that has a test part of its own; of a `csv` or `safetensors` file
+    /// without one, every sample.
+    AllForTraining,
     /// Test samples only.
     Test,
     /// All.
@@ -79,7 +82,7 @@ impl Part {
 
     /// Whether test samples are wanted.
     pub fn has_test(self) -> bool {
-        self != Self::Train
+        !matches!(self, Self::Train | Self::AllForTraining)
     }
 }
 

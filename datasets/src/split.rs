@@ -54,6 +54,10 @@ impl Split {
         &self.labels
     }
 
+    pub(crate) fn labels_mut(&mut self) -> &mut [u32] {
+        &mut self.labels
+    }
+
     /// The raw values of every sample.
     pub fn features(&self) -> &Features {
         &self.features
@@ -134,12 +138,16 @@ fn normalise<T: Copy + Into<f32>>(raw: &[T], normalization: &Normalization, out:
 
 /// Divides samples that came as one list: of every class the fifth, tenth, fifteenth ... sample is
 /// for testing, the others are for training. No randomness, so that any program can do the same.
+/// [`Part::AllForTraining`] divides nothing.
 pub(crate) fn every_fifth_is_test(
     features: Features,
     labels: Vec<u32>,
     width: usize,
     part: Part,
 ) -> (Split, Split) {
+    if part == Part::AllForTraining {
+        return (Split::new(features, labels, width), Split::empty(width));
+    }
     let is_test = fifths(&labels);
     let pick = |wanted: bool, test: bool| match wanted {
         true => select(&features, &labels, width, |index| is_test[index] == test),

@@ -3,7 +3,7 @@
 //! is for testing. Bytes are scaled to 0 to 1, numbers are taken as they are.
 
 use crate::{
-    Dataset, DatasetError, Features, Normalization, Part, Split,
+    DataNames, Dataset, DatasetError, Features, Normalization, Part, Split,
     limits::{MAX_CLASSES, MAX_FEATURE_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
     split,
 };
@@ -38,7 +38,8 @@ pub(crate) fn load(name: &str, path: &Path, part: Part) -> Result<Dataset, Datas
             split::every_fifth_is_test(loaded.features, loaded.labels, width, part)
         }
     };
-    Ok(Dataset { name: name.to_owned(), input_shape, num_classes, normalization, train, test })
+    let names = DataNames::default();
+    Ok(Dataset { name: name.to_owned(), names, input_shape, num_classes, normalization, train, test })
 }
 
 fn read(name: &str, path: &Path) -> Result<Vec<u8>, DatasetError> {

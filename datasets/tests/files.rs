@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use fl_datasets::{Dataset, DatasetError, DatasetSpec, Features, Part, load};
+use fl_datasets::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Part, load};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use std::{
@@ -214,6 +214,109 @@ fn csv_labels_by_column_name_and_by_text() {
     assert_eq!(data.train.features(), &Features::F32(vec![1.5, 2.5, 3.5]));
     // Numbers are classes as they stand, so that nodes with different classes agree.
     assert_eq!(csv(&dir, "x,y\n1,2\n2,5\n").unwrap().num_classes, 6);
+}
+
+#[test]
+fn names_of_classes_and_columns_are_kept() {
+    let dir = TempDir::new().unwrap();
+    let data = csv(&dir, "width,label,height\n1,rose,2\n3,iris,4\n").unwrap();
+    assert_eq!(
+        (data.names.labels.clone(), data.names.features.clone()),
+        (names("iris rose"), names("width height"))
+    );
+    let bare = csv(&dir, "1,rose\n3,iris\n").unwrap();
+    assert_eq!((bare.names.labels, bare.names.features), (names("iris rose"), vec![]));
+    assert!(
+        csv(&dir, "x,y\n1,2\n2,5\n").unwrap().names.labels.is_empty(),
+        "numbers are classes as they stand"
+    );
+    let long = "x".repeat(70_000);
+    let data = csv(&dir, &format!("{long}a,{long}b,label\n1,2,0\n")).unwrap();
+    assert!(data.names.features.is_empty(), "too long to travel with every model");
+    let error = csv(&dir, &format!("1,{long}a\n2,{long}b\n")).unwrap_err();
+    assert!(error.to_string().contains("shorten"), "{error}");
+}
+
+fn names(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+fn model(labels: &str, features: &str) -> DataNames {
+    DataNames {
+        labels: if labels.is_empty() { Vec::new() } else { names(labels) },
+        features: if features.is_empty() { Vec::new() } else { names(features) },
+    }
+}
+
+#[test]
+fn tables_with_other_labels_come_to_one_numbering() {
+    let dir = TempDir::new().unwrap();
+    let [a, b] = ["cat dog", "dog fox"].map(|labels| {
+        let (first, second) = labels.split_once(' ').unwrap();
+        csv(&dir, &format!("x,label\n1,{first}\n2,{second}\n")).unwrap()
+    });
+    assert_eq!(a.train.labels(), b.train.labels(), "the premise: alone, both number their labels 0 and 1");
+    let all = model("cat dog fox", "");
+    assert_eq!(a.class_map(&all).unwrap(), Some(vec![0, 1]));
+    assert_eq!(b.class_map(&all).unwrap(), Some(vec![1, 2]));
+    assert_eq!(a.class_map(&a.names).unwrap(), None, "the same names need no map");
+    let error = b.class_map(&model("cat dog", "")).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("labels fox") && text.contains("cat, dog") && text.contains("LABELS=cat,dog,fox"),
+        "{text}"
+    );
+    let text = a.class_map(&model("", "")).unwrap_err().to_string();
+    assert!(text.contains("only numbers") && text.contains("LABELS=cat,dog"), "{text}");
+    // Numbers are looked up like names: 1 is no class of this model.
+    let numbered = csv(&dir, "x,label\n1,1\n2,1\n").unwrap();
+    assert!(numbered.class_map(&all).unwrap_err().to_string().contains("labels 1"));
+    assert_eq!(numbered.class_map(&model("one 1", "")).unwrap(), Some(vec![0, 1]));
+    assert_eq!(numbered.class_map(&model("", "")).unwrap(), None);
+}
+
+#[test]
+fn columns_must_be_the_models() {
+    let dir = TempDir::new().unwrap();
+    let data = csv(&dir, "width,height,label\n1,2,cat\n3,4,dog\n").unwrap();
+    assert!(data.class_map(&model("cat dog", "width height")).is_ok());
+    assert!(data.class_map(&model("cat dog", "")).is_ok(), "a model without column names cannot be compared");
+    let text = data.class_map(&model("cat dog", "height width")).unwrap_err().to_string();
+    assert!(text.contains("column 1") && text.contains("`width`") && text.contains("`height`"), "{text}");
+}
+
+#[test]
+fn a_list_of_labels_sets_the_order_and_the_number() {
+    let dir = TempDir::new().unwrap();
+    let rows: String = (0..10).map(|i| format!("{i},{}\n", if i % 2 == 0 { "dog" } else { "fox" })).collect();
+    let mut data = csv(&dir, &rows).unwrap();
+    let before = (data.train.labels().to_vec(), data.test.labels().to_vec());
+    data.set_labels(names("fox cat dog")).unwrap();
+    assert_eq!((data.num_classes, &data.names.labels), (3, &names("fox cat dog")));
+    let expected = |labels: &[u32]| labels.iter().map(|l| [2, 0][*l as usize]).collect::<Vec<u32>>();
+    assert_eq!(data.train.labels(), expected(&before.0));
+    assert_eq!(data.test.labels(), expected(&before.1));
+    assert!(data.set_labels(names("fox cat")).unwrap_err().to_string().contains("dog"));
+    let mut numbered = csv(&dir, "x,label\n1,0\n2,1\n").unwrap();
+    numbered.set_labels(names("0 1 2")).unwrap();
+    assert_eq!((numbered.num_classes, numbered.names.labels.len()), (3, 0));
+}
+
+#[test]
+fn all_rows_of_a_table_can_train() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("table.csv");
+    let rows: String = (0..10).map(|i| format!("{i},0\n")).collect();
+    fs::write(&path, rows).unwrap();
+    let spec = DatasetSpec::Csv(path);
+    let sizes = |part| load(&spec, None, part).map(|data| (data.train.len(), data.test.len())).unwrap();
+    assert_eq!(sizes(Part::Train), (8, 0));
+    assert_eq!(sizes(Part::AllForTraining), (10, 0));
+    // A set with a test part of its own keeps it.
+    let digits = load(&DatasetSpec::Digits, None, Part::AllForTraining).unwrap();
+    assert_eq!((digits.train.len(), digits.test.len()), (1442, 0));
+    let folder = idx_folder();
+    assert_eq!(load_idx(folder.path(), Part::AllForTraining).unwrap().train.len(), 6);
 }
 
 #[test]

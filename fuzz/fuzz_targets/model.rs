@@ -38,7 +38,13 @@ fn layer_list(text: &str) {
     let parameters = spec.num_parameters();
     if parameters <= MAX_PARAMETERS {
         let normalization = Normalization { mean: vec![0.0], std: vec![1.0] };
-        again(&GlobalModel { round: 1, spec, normalization, parameters: vec![0.5; parameters] });
+        again(&GlobalModel {
+            round: 1,
+            spec,
+            normalization,
+            names: Default::default(),
+            parameters: vec![0.5; parameters],
+        });
     }
 }
 

@@ -24,7 +24,10 @@ impl ModelSource {
     /// # Errors
     /// If data are missing, or the model does not fit.
     pub fn load(config: &ModelConfig) -> anyhow::Result<Self> {
-        let dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
+        let mut dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
+        if let Some(labels) = &config.labels {
+            dataset.set_labels(labels.clone())?;
+        }
         let spec =
             ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
         Ok(Self { layout: spec.layout(), spec, dataset })
@@ -39,6 +42,7 @@ impl ModelSource {
             round: 0,
             spec: self.spec.clone(),
             normalization: self.dataset.normalization.clone(),
+            names: self.dataset.names.clone(),
             parameters: fl_model::init_parameters(&self.spec, seed),
         };
         Ok(model.to_safetensors()?.into())
@@ -55,6 +59,16 @@ impl ModelSource {
             ModelError::BadFile(
                 "STATE_DIR holds another network: use another folder, or the MODEL and DATASET it was made with".into()
             )
+        );
+        let (saved, given) = (&model.names.labels, &self.dataset.names.labels);
+        anyhow::ensure!(
+            saved.is_empty() || given.is_empty() || saved == given,
+            ModelError::BadFile(format!(
+                "STATE_DIR was trained with the labels {}, DATASET and LABELS give {}: use those it was made with, \
+                 or another folder",
+                saved.join(","),
+                given.join(",")
+            ))
         );
         Ok(())
     }

@@ -8,9 +8,12 @@
 mod common;
 
 use common::{Fixture, Running, client, config, free_port, ready, setting};
+use fl_master::config::TlsConfig;
 use fl_model::ModelSpec;
 use fl_protocol::{ErrorBody, ModelLayout, UpdateAck, UpdateMeta, update, update::Encoded};
+use rcgen::{CertificateParams, KeyPair};
 use reqwest::Client;
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -20,10 +23,11 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
     time::sleep,
 };
+use tokio_rustls::TlsConnector;
 
 const ROUNDS: u64 = 40;
 const PARAMETERS: usize = 200_000;
@@ -40,7 +44,10 @@ async fn connect(port: u16, from: u8) -> TcpStream {
 }
 
 /// Sends a request and reads its answer to the end of its body; `None` if the connection ends before.
-async fn ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, Vec<u8>)> {
+async fn ask<S>(stream: &mut S, path: &str) -> Option<(u16, String, Vec<u8>)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut bytes = Vec::new();
@@ -56,6 +63,20 @@ async fn ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, Vec<u8>
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
             return None;
         }
+    }
+}
+
+/// Begins a long poll. It is sent together with a probe: once that is answered, the poll has been read.
+async fn poll<S>(stream: &mut S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let poll =
+        "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /global?min_round=1&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(poll.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"}") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0);
     }
 }
 
@@ -79,8 +100,7 @@ async fn beyond_the_cap_probes_are_answered_and_the_rest_is_told_to_come_back() 
     let mut busy = Vec::new();
     for from in [2, 2, 3, 3] {
         let mut stream = connect(port, from).await;
-        assert_eq!(status_of(&mut stream, "/healthz").await, 200);
-        stream.write_all(b"GET /global?min_round=1&wait=60 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        poll(&mut stream).await;
         busy.push(stream);
     }
     // The polls have begun once nobody gives way.
@@ -127,6 +147,45 @@ async fn the_longest_idle_connection_gives_way() {
     for stream in [1, 3] {
         assert_eq!(status_of(&mut idle[stream], "/status").await, 200, "the others go on");
     }
+    f.master.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn beyond_the_cap_a_client_of_tls_is_answered_within_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate =
+        CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let (cert, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
+    std::fs::write(&cert, certificate.pem()).unwrap();
+    std::fs::write(&key_file, key.serialize_pem()).unwrap();
+    let mut settings = config(&dir.path().join("state"));
+    settings.limits.max_connections = 1;
+    settings.tls = Some(TlsConfig { cert, key: key_file, client_ca: None });
+    let f = Fixture::start(settings).await;
+    let port = f.master.local_addr().port();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.der().clone()).unwrap();
+    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(client));
+    let connect_tls = async || {
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        connector.connect(name, connect(port, 1).await).await.expect("the handshake is made")
+    };
+
+    let mut busy = connect_tls().await;
+    poll(&mut busy).await;
+    loop {
+        match ask(&mut connect_tls().await, "/status").await {
+            Some((200, ..)) => panic!("the poll gave way"),
+            Some(answer) => break assert!(is_refusal(&answer)),
+            None => tokio::task::yield_now().await,
+        }
+    }
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(ask(&mut connect_tls().await, path).await.unwrap().0, 200, "{path}");
+    }
+    drop(busy);
     f.master.shutdown().await.unwrap();
 }
 

@@ -42,7 +42,7 @@ fn a_model_that_does_not_exist_is_64_and_lists_those_that_do() {
     let dir = tempfile::tempdir().unwrap();
     for args in [&[][..], &["--check"]] {
         let output = ends(dir.path(), &[("MODEL", "lstm")], args);
-        fails(&output, 64, &["lstm", "softmax", "mcmahan_cnn"]);
+        fails(&output, 64, &["unknown model `lstm`", "softmax", "mcmahan_cnn"]);
     }
 }
 

@@ -1,12 +1,12 @@
 //! The global model as a safetensors file in PyTorch's layout, exact or quantized.
 
 use crate::{error::ModelError, spec::ModelSpec};
-use fl_protocol::{Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
+use fl_protocol::{DataNames, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// A model at the end of a round, with all that is needed to use it.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,6 +17,8 @@ pub struct GlobalModel {
     pub spec: ModelSpec,
     /// How raw features become its inputs.
     pub normalization: Normalization,
+    /// What its classes and inputs are called, if they have names.
+    pub names: DataNames,
     /// All parameters in canonical order.
     pub parameters: Vec<f32>,
 }
@@ -24,8 +26,12 @@ pub struct GlobalModel {
 /// `__metadata__` of the file; every value is a string, as the format demands.
 #[derive(Serialize)]
 struct Metadata {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    features: Option<String>,
     format: &'static str,
     input_shape: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<String>,
     model: String,
     normalization: String,
     num_classes: String,
@@ -42,7 +48,7 @@ impl GlobalModel {
         self.check()?;
         let tensors: Vec<_> =
             self.spec.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
-        let mut file = self.header(&tensors);
+        let mut file = self.header(&tensors)?;
         for value in &self.parameters {
             file.extend_from_slice(&value.to_le_bytes());
         }
@@ -66,7 +72,7 @@ impl GlobalModel {
         )
         .map_err(|error| ModelError::BadFile(error.to_string()))?;
         let tensors: Vec<_> = streams.iter().map(|stream| ("U8", vec![stream.len()], stream.len())).collect();
-        let mut file = self.header(&tensors);
+        let mut file = self.header(&tensors)?;
         streams.iter().for_each(|stream| file.extend_from_slice(stream));
         Ok(file)
     }
@@ -80,16 +86,20 @@ impl GlobalModel {
             )));
         }
         check_finite(&self.parameters)?;
-        check_normalization(&self.normalization, &self.spec)
+        check_normalization(&self.normalization, &self.spec)?;
+        check_names(&self.names, &self.spec)
     }
 
     /// The file up to its data: type, shape and bytes of each tensor are given.
-    fn header(&self, tensors: &[(&str, Vec<usize>, usize)]) -> Vec<u8> {
+    fn header(&self, tensors: &[(&str, Vec<usize>, usize)]) -> Result<Vec<u8>, ModelError> {
         // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
         // from process to process, and the bytes must not.
+        let list = |names: &[String]| (!names.is_empty()).then(|| json!(names).to_string());
         let metadata = Metadata {
+            features: list(&self.names.features),
             format: "pt",
             input_shape: json!(self.spec.input_shape).to_string(),
+            labels: list(&self.names.labels),
             model: self.spec.to_json(),
             normalization: serde_json::to_string(&self.normalization).unwrap_or_default(),
             num_classes: self.spec.num_classes.to_string(),
@@ -111,7 +121,9 @@ impl GlobalModel {
         let mut file = Vec::with_capacity(8 + header.len() + end);
         file.extend_from_slice(&(header.len() as u64).to_le_bytes());
         file.extend_from_slice(header.as_bytes());
-        file
+        // Long names could make a file that no reader takes.
+        check_header_size(&file)?;
+        Ok(file)
     }
 
     /// Reads and checks a file from anywhere, exact or quantized: names, shapes, types and finite values.
@@ -133,11 +145,16 @@ impl GlobalModel {
         let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
             .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
         check_normalization(&normalization, &spec)?;
+        let names = DataNames {
+            labels: read_names(metadata, "labels")?,
+            features: read_names(metadata, "features")?,
+        };
+        check_names(&names, &spec)?;
         let round =
             required(metadata, "round")?.parse().map_err(|_| bad("its round is not a number".into()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
         let parameters = read_parameters(&file, &spec)?;
-        Ok(Self { round, spec, normalization, parameters })
+        Ok(Self { round, spec, normalization, names, parameters })
     }
 }
 
@@ -156,6 +173,14 @@ fn required<'a>(metadata: &'a HashMap<String, String>, key: &str) -> Result<&'a 
         .get(key)
         .map(String::as_str)
         .ok_or_else(|| ModelError::BadFile(format!("its metadata lacks `{key}`")))
+}
+
+/// A JSON list of names; an absent one is empty.
+fn read_names(metadata: &HashMap<String, String>, key: &str) -> Result<Vec<String>, ModelError> {
+    metadata.get(key).map_or(Ok(Vec::new()), |text| {
+        serde_json::from_str(text)
+            .map_err(|error| ModelError::BadFile(format!("its {key} cannot be read: {error}")))
+    })
 }
 
 /// One tensor of a file, checked but for its values.
@@ -218,6 +243,30 @@ fn check_normalization(normalization: &Normalization, spec: &ModelSpec) -> Resul
              feature, and no standard deviation of zero"
                 .into(),
         ));
+    }
+    Ok(())
+}
+
+/// At most a name for each class, none of them twice, and one for every input or none.
+fn check_names(names: &DataNames, spec: &ModelSpec) -> Result<(), ModelError> {
+    let DataNames { labels, features } = names;
+    if labels.len() > spec.num_classes {
+        return Err(ModelError::BadFile(format!(
+            "it names {} labels, its network has {} classes",
+            labels.len(),
+            spec.num_classes
+        )));
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = labels.iter().find(|label| !seen.insert(*label)) {
+        return Err(ModelError::BadFile(format!("its label `{twice}` stands there twice")));
+    }
+    if !features.is_empty() && features.len() != spec.num_features() {
+        return Err(ModelError::BadFile(format!(
+            "it names {} features, its network has {} inputs",
+            features.len(),
+            spec.num_features()
+        )));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{gradients, learner, noise, norm, read, step};
 use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, SgdConfig, init_parameters};
-use fl_protocol::Normalization;
+use fl_protocol::{DataNames, Normalization};
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
     ModelSpec::preset(name, shape, 10, 100_000).unwrap()
@@ -19,8 +19,38 @@ fn global() -> GlobalModel {
         round: 3,
         spec,
         normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
+        names: DataNames::default(),
         parameters,
     }
+}
+
+#[test]
+fn names_travel_in_the_metadata_and_leave_no_trace_without_any() {
+    let plain = global();
+    let without = plain.to_safetensors().unwrap();
+    let text = String::from_utf8_lossy(&without).into_owned();
+    assert!(!text.contains("labels") && !text.contains("features"));
+    let names = DataNames {
+        labels: vec!["cat, wild".into(), "dog \"D\"".into(), "ünïcode".into()],
+        features: (0..64).map(|i| format!("pixel {i}")).collect(),
+    };
+    let named = GlobalModel { names, ..plain };
+    assert_eq!(GlobalModel::from_safetensors(&named.to_safetensors().unwrap()).unwrap(), named);
+    let quantized = named.to_quantized(&fl_quant::Spec::new(fl_quant::Scheme::F16, 8)).unwrap();
+    assert_eq!(GlobalModel::from_safetensors(&quantized).unwrap().names, named.names);
+}
+
+#[test]
+fn names_that_do_not_fit_the_network_are_refused() {
+    let refused = |labels: Vec<String>, features: Vec<String>| {
+        let model = GlobalModel { names: DataNames { labels, features }, ..global() };
+        model.to_safetensors().unwrap_err().to_string()
+    };
+    let numbered = |n: usize| (0..n).map(|i| format!("n{i}")).collect::<Vec<_>>();
+    assert!(refused(numbered(11), vec![]).contains("11 labels"));
+    assert!(refused(vec!["cat".into(), "cat".into()], vec![]).contains("`cat`"));
+    assert!(refused(vec![], numbered(63)).contains("63 features"));
+    assert!(refused(vec!["x".repeat(1 << 20)], vec![]).contains("header"), "no reader would take it");
 }
 
 #[test]

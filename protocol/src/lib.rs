@@ -20,8 +20,8 @@ pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
 pub use schedule::LrSchedule;
 pub use types::{
-    GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody, TaskAction,
-    TaskBody, UpdateAck, UpdateJson, Waiting, WorkerStatus,
+    DataNames, GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody,
+    TaskAction, TaskBody, UpdateAck, UpdateJson, Waiting, WorkerStatus,
 };
 pub use update::{Header, Kind, Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;

@@ -16,6 +16,17 @@ pub struct Normalization {
     pub std: Vec<f32>,
 }
 
+/// What the classes and the input columns of a data set are called; empty where they have only numbers.
+///
+/// The model's file carries them, so that every worker numbers its classes alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataNames {
+    /// Name of class 0, 1, 2 ...
+    pub labels: Vec<String>,
+    /// Name of input column 0, 1, 2 ...
+    pub features: Vec<String>,
+}
+
 /// `GET /global` with `Accept: application/json`: the predecessor's format.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GlobalJson {

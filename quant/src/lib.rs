@@ -52,7 +52,7 @@ mod uniform;
 pub use codec::{compress, decompress};
 pub use encoder::{Encoder, encode_update};
 pub use error::{DecodeError, EncodeError};
-pub use feedback::Feedback;
+pub use feedback::{Feedback, FeedbackRule};
 pub use packed::{Codes, Piece};
 pub use spec::{Bits, Scheme, Spec, Target};
 pub use stream::Stream;

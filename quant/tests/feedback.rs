@@ -5,7 +5,7 @@
 mod common;
 
 use common::{decode, delta, fresh_seed, specs};
-use fl_quant::{Encoder, Feedback, Scheme, Spec, Target, encode_update};
+use fl_quant::{Encoder, Feedback, FeedbackRule, Scheme, Spec, Target, encode_update};
 
 /// Three tensors: a matrix, one of a few blocks, one shorter than a block.
 const SHAPES: [&[usize]; 3] = [&[20, 50], &[150], &[7]];
@@ -42,7 +42,7 @@ impl Worker {
         let decoded: Vec<f32> =
             self.streams.iter().zip(LENGTHS).flat_map(|(stream, len)| decode(stream, len)).collect();
         self.sent.iter_mut().zip(decoded).for_each(|(sum, v)| *sum += f64::from(v));
-        self.feedback.settle(&x, &self.streams, LENGTHS).unwrap();
+        self.feedback.settle(FeedbackRule::Everything, &x, &self.streams, LENGTHS).unwrap();
     }
 }
 

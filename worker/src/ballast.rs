@@ -14,7 +14,7 @@ pub struct BallastError {
 pub struct Ballast {
     block: Vec<u8>,
     stride: usize,
-    rounds: u8,
+    touches: usize,
 }
 
 impl Ballast {
@@ -29,16 +29,21 @@ impl Ballast {
         block.try_reserve_exact(bytes).map_err(|_| refused)?;
         // Zeros would be shared pages: a value makes each page its own.
         block.resize(bytes, 1);
-        Ok(Self { block, stride: stride.max(1), rounds: 1 })
+        Ok(Self { block, stride: stride.max(1), touches: 0 })
     }
 
     /// Writes a byte every stride, so that no page looks unused.
     pub fn touch(&mut self) {
-        self.rounds = self.rounds.wrapping_add(1);
-        for byte in self.block.iter_mut().step_by(self.stride) {
-            *byte = self.rounds;
+        self.touches += 1;
+        for byte in self.block.iter_mut().step_by(self.stride.max(1)) {
+            *byte = self.touches as u8;
         }
         std::hint::black_box(&self.block);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn touches(&self) -> usize {
+        self.touches
     }
 }
 

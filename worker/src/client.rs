@@ -1,12 +1,15 @@
 //! The HTTP side: one keep-alive client for the master's API.
 
-use crate::config::{Config, SettingError};
+use crate::settings::{Download, MasterSettings};
 use bytes::Bytes;
-use fl_app::Secret;
+use fl_app::{Secret, SettingError};
 use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use thiserror::Error;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,6 +67,11 @@ impl CallError {
         matches!(self, Self::Refused { status: 409, .. })
     }
 
+    /// Whether the update is refused for its size: another one may be taken.
+    pub fn is_norm_too_large(&self) -> bool {
+        matches!(self, Self::Refused { code: Some(ErrorCode::NormTooLarge), .. })
+    }
+
     /// Whether a notice came to a master that does not have the update it names.
     pub fn is_no_last_update(&self) -> bool {
         matches!(self, Self::Refused { code: Some(ErrorCode::NoLastUpdate), .. })
@@ -91,6 +99,26 @@ impl From<reqwest::Error> for CallError {
     }
 }
 
+/// A certificate file that cannot be used.
+#[derive(Debug, Error)]
+#[error("{setting}={}: {what}", path.display())]
+pub struct CertificateError {
+    setting: &'static str,
+    path: PathBuf,
+    what: String,
+}
+
+/// Why no client can be made.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// A certificate that cannot be used.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// An address that is none.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+}
+
 /// A model as the master serves it.
 #[derive(Debug)]
 pub struct ServedModel {
@@ -106,16 +134,16 @@ pub struct MasterClient {
     http: Client,
     base: String,
     token: Option<Secret>,
-    /// What is asked for beside a model's round: its quantizer, if any.
-    form: String,
+    /// Asks for a quantized model; empty for the exact one.
+    query: String,
 }
 
 impl MasterClient {
-    /// Prepares the client; connects to nothing yet.
+    /// Prepares the client; connects to nothing yet. `download` asks for a quantized model.
     ///
     /// # Errors
-    /// Certificates that cannot be read.
-    pub fn new(config: &Config) -> Result<Self, SettingError> {
+    /// Certificates that cannot be used, an address that is none.
+    pub fn new(settings: &MasterSettings, download: Option<Download>) -> Result<Self, ClientError> {
         // A second worker of this process finds the provider installed: that is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder()
@@ -125,25 +153,21 @@ impl MasterClient {
             .pool_max_idle_per_host(2)
             .redirect(reqwest::redirect::Policy::none())
             .user_agent(concat!("fl-worker/", env!("CARGO_PKG_VERSION")));
-        builder = match &config.ca_cert {
+        builder = match &settings.ca_cert {
             Some(path) => builder.tls_certs_only(authorities(path)?),
             // Without TLS there is no reason to load the system's authorities.
-            None if config.master_addr.starts_with("http://") => builder.tls_certs_only([]),
+            None if settings.addr.starts_with("http://") => builder.tls_certs_only([]),
             None => builder,
         };
-        if let Some(path) = &config.client_cert {
+        if let Some(path) = &settings.client_cert {
             builder = builder.identity(identity(path)?);
         }
         let http = builder.build().map_err(|error| {
-            SettingError::new(
-                "MASTER_ADDR",
-                &config.master_addr,
-                format!("no client can be made for it: {error}"),
-            )
+            SettingError::new("MASTER_ADDR", &settings.addr, format!("no client can be made for it: {error}"))
         })?;
-        let form =
-            config.down.map_or(String::new(), |down| format!("quantizer={}&bits={}", down.scheme, down.bits));
-        Ok(Self { http, base: config.master_addr.clone(), token: config.token.clone(), form })
+        let query =
+            download.map_or(String::new(), |down| format!("quantizer={}&bits={}", down.scheme, down.bits));
+        Ok(Self { http, base: settings.addr.clone(), token: settings.token.clone(), query })
     }
 
     /// `GET /task`: what to do next; waits at the master while there is nothing to do.
@@ -160,7 +184,7 @@ impl MasterClient {
     /// # Errors
     /// See [`CallError`].
     pub async fn global(&self) -> Result<Bytes, CallError> {
-        self.model(&format!("global?{}", self.form)).await
+        self.model(&format!("global?{}", self.query)).await
     }
 
     /// `GET /control`: the server's control variate, in a file like the model's.
@@ -183,7 +207,7 @@ impl MasterClient {
     /// # Errors
     /// See [`CallError`]; that it did not come in time, too.
     pub async fn next_global(&self, min_round: u64) -> Result<ServedModel, CallError> {
-        let url = format!("{}/global?min_round={min_round}&wait={WAIT_S}&{}", self.base, self.form);
+        let url = format!("{}/global?min_round={min_round}&wait={WAIT_S}&{}", self.base, self.query);
         let response = self.send(self.http.get(url).timeout(TRANSFER_TIMEOUT)).await?;
         let round =
             response.headers().get(headers::FL_ROUND).and_then(|value| value.to_str().ok()?.parse().ok());
@@ -257,19 +281,24 @@ async fn body(mut response: Response, limit: usize) -> Result<Bytes, CallError> 
     Ok(bytes.into())
 }
 
-fn authorities(path: &Path) -> Result<Vec<Certificate>, SettingError> {
-    Certificate::from_pem_bundle(&read("CA_CERT", path)?).map_err(|error| {
-        SettingError::new("CA_CERT", path.display(), format!("not certificates in PEM: {error}"))
+fn authorities(path: &Path) -> Result<Vec<Certificate>, CertificateError> {
+    const SETTING: &str = "CA_CERT";
+    Certificate::from_pem_bundle(&read(SETTING, path)?)
+        .map_err(|error| certificate_error(SETTING, path, format!("not certificates in PEM: {error}")))
+}
+
+fn identity(path: &Path) -> Result<Identity, CertificateError> {
+    const SETTING: &str = "CLIENT_CERT";
+    Identity::from_pem(&read(SETTING, path)?).map_err(|error| {
+        certificate_error(SETTING, path, format!("not a certificate and key in PEM: {error}"))
     })
 }
 
-fn identity(path: &Path) -> Result<Identity, SettingError> {
-    Identity::from_pem(&read("CLIENT_CERT", path)?).map_err(|error| {
-        SettingError::new("CLIENT_CERT", path.display(), format!("not a certificate and key in PEM: {error}"))
-    })
-}
-
-fn read(name: &'static str, path: &Path) -> Result<Vec<u8>, SettingError> {
+fn read(setting: &'static str, path: &Path) -> Result<Vec<u8>, CertificateError> {
     std::fs::read(path)
-        .map_err(|error| SettingError::new(name, path.display(), format!("cannot read it: {error}")))
+        .map_err(|error| certificate_error(setting, path, format!("the file cannot be read: {error}")))
+}
+
+fn certificate_error(setting: &'static str, path: &Path, what: String) -> CertificateError {
+    CertificateError { setting, path: path.to_owned(), what }
 }

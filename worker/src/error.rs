@@ -1,13 +1,59 @@
 //! Why a worker ends, what to do about it, and its exit code.
 
-use crate::{ballast::BallastError, client::CallError, config::SettingError, local::SetupError};
-use fl_app::{Exit, exit};
+use crate::{
+    ballast::BallastError,
+    client::{CallError, ClientError},
+};
+use fl_app::{Exit, SettingError, exit};
 use fl_datasets::DatasetError;
 use fl_model::ModelError;
 use fl_protocol::ErrorCode;
-use std::{error::Error, io};
+use std::{error::Error, io, path::PathBuf};
 use thiserror::Error;
 use tokio::task::JoinError;
+
+/// Why a worker cannot train the master's model.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// The model is larger than this node takes.
+    #[error(
+        "the master's model has {found} parameters, MODEL_DIM allows {allowed}: raise MODEL_DIM, or lower the master's"
+    )]
+    ModelTooLarge {
+        /// Parameters of the model.
+        found: usize,
+        /// The limit.
+        allowed: usize,
+    },
+    /// The local data are not what the model takes.
+    #[error(
+        "the master's model takes inputs of shape {model:?} and {model_classes} classes, {dataset} has {data:?} and {data_classes}: set DATASET as on the master"
+    )]
+    Data {
+        /// Name of the local data set.
+        dataset: String,
+        /// The model's input shape.
+        model: Vec<usize>,
+        /// The data's input shape.
+        data: Vec<usize>,
+        /// The model's classes.
+        model_classes: usize,
+        /// The data's classes.
+        data_classes: usize,
+    },
+    /// The model's normalisation does not fit the data.
+    #[error("the master's model cannot be fed with these data: {0}")]
+    Normalization(String),
+    /// Labels or columns of the local data are not the model's.
+    #[error(transparent)]
+    Names(DatasetError),
+    /// This worker's part holds no sample.
+    #[error("this worker's part of the data is empty: lower NUM_PARTITIONS or take a larger data set")]
+    NoData,
+    /// The network cannot be built here.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
 
 /// Why a worker ends other than by a shutdown or the end of the training.
 #[derive(Debug, Error)]
@@ -15,13 +61,16 @@ pub enum WorkerError {
     /// A setting that turned out bad.
     #[error(transparent)]
     Setting(#[from] SettingError),
+    /// A certificate or an address that cannot be used.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The data are missing or damaged.
     #[error(transparent)]
     Dataset(#[from] DatasetError),
     /// The model does not fit here.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// Training failed.
+    /// The master's model cannot be read, or training failed.
     #[error(transparent)]
     Model(#[from] ModelError),
     /// The system refuses the ballast.
@@ -43,11 +92,27 @@ pub enum WorkerError {
         /// Its answer.
         error: CallError,
     },
+    /// The task names what this worker does not know.
+    #[error(
+        "the master's task cannot be done: {reason}: master and worker are probably of different versions"
+    )]
+    BadTask {
+        /// What it is.
+        reason: String,
+    },
     /// The port of `METRICS_ADDR` cannot be opened.
     #[error("METRICS_ADDR={addr}: the port cannot be opened: {error}")]
     Metrics {
         /// The address.
         addr: std::net::SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The folder of `WORKER_STATE_DIR` cannot be used.
+    #[error("WORKER_STATE_DIR={}: nothing can be written there: {error}", dir.display())]
+    StateDir {
+        /// The folder.
+        dir: PathBuf,
         /// What the system said.
         error: io::Error,
     },
@@ -64,9 +129,6 @@ fn advice(error: &CallError) -> &'static str {
         CallError::Refused { code: Some(ErrorCode::Unauthorized), .. } => {
             "set FL_TOKEN to the master's token"
         }
-        CallError::Refused { code: Some(ErrorCode::NormTooLarge), .. } => {
-            "lower LR, or raise the master's MAX_UPDATE_NORM"
-        }
         _ => "master and worker are probably of different versions",
     }
 }
@@ -76,14 +138,22 @@ impl WorkerError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Setting(_) => Exit::Usage,
+            Self::Client(error) => client_exit(error),
             Self::Dataset(error) => exit::of(error, &[]),
             Self::Setup(_) => Exit::NoInput,
-            Self::GaveUp { .. } | Self::Refused { .. } => Exit::Unreachable,
+            Self::GaveUp { .. } | Self::Refused { .. } | Self::BadTask { .. } => Exit::Unreachable,
             Self::Model(error) => exit::of(error, &[]),
             Self::Runtime(_) | Self::Internal(_) => Exit::Internal,
             Self::Ballast(_) => Exit::Memory,
-            Self::Metrics { .. } => Exit::Io,
+            Self::Metrics { .. } | Self::StateDir { .. } => Exit::Io,
         }
+    }
+}
+
+fn client_exit(error: &ClientError) -> Exit {
+    match error {
+        ClientError::Setting(_) => Exit::Usage,
+        ClientError::Certificate(_) => Exit::NoInput,
     }
 }
 
@@ -91,6 +161,8 @@ impl WorkerError {
 pub fn exit_of(cause: &(dyn Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<WorkerError>() {
         Some(error.exit())
+    } else if let Some(error) = cause.downcast_ref::<ClientError>() {
+        Some(client_exit(error))
     } else if cause.is::<SetupError>() {
         Some(Exit::NoInput)
     } else if cause.is::<BallastError>() {

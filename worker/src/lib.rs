@@ -1,31 +1,38 @@
 //! The federated-learning worker: pull, train, compress, push.
 //!
-//! - [`Args`] are the raw settings, [`Config`] the checked ones.
-//! - [`LocalClient`] is a worker without a network: global model in, update container out.
-//! - [`Engine`] and [`ClientState`] are its two halves: what trains, and what one client carries on.
+//! - [`Args`] are the raw settings, [`Config`] the checked ones; with a master's task they make a [`Plan`].
+//! - [`Engine`] trains and encodes, [`ClientState`] is what one client carries from round to round.
+//! - [`LocalClient`] is both: a worker without a network. Global model in, update container out.
 //! - [`run`] is the loop around it over HTTP.
 //!
 //! `fl run` starts several of them in one process over one shared data set.
 
 mod backoff;
 mod ballast;
-mod batches;
-mod cli;
+mod calls;
 mod client;
-mod config;
+mod client_state;
+mod engine;
 mod error;
-mod local;
+mod local_client;
 mod metrics;
+mod pauses;
+mod plan;
 mod prefetch;
-mod run;
+mod report;
+mod samples;
+mod session;
+pub mod settings;
+mod state_file;
+mod update;
 
-pub use backoff::Backoff;
-pub use ballast::Ballast;
-pub use cli::Args;
-pub use client::{CallError, MasterClient, ServedModel};
-pub use config::{Config, Down, ErrorFeedback, Own, Plan, SettingError, Work};
-pub use error::{WorkerError, exit_of};
-pub use local::{
-    Carried, ClientState, Engine, LastUpdate, LocalClient, LocalUpdate, Sent, SetupError, StartingPoint,
-};
-pub use run::{RoundReport, Summary, run};
+pub use client::{CallError, CertificateError, ClientError};
+pub use client_state::{ClientMemory, ClientState, LastUpdate};
+pub use engine::Engine;
+pub use error::{SetupError, WorkerError, exit_of};
+pub use local_client::LocalClient;
+pub use plan::{Plan, StartingPoint, Work};
+pub use report::{RoundReport, Summary};
+pub use session::run;
+pub use settings::{Args, Config, Download, ErrorFeedback};
+pub use update::{LocalUpdate, Sent};

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
             false => fail(NAME, Exit::Unreachable, &format!("no healthy worker at {url}")),
         };
     }
-    if let Err(error) = logging::init("RUST_LOG", &args.rust_log, args.log_format) {
+    if let Err(error) = logging::init("RUST_LOG", &args.observe.rust_log, args.observe.log_format) {
         return fail(NAME, Exit::Usage, &error.to_string());
     }
     match run(args) {
@@ -58,6 +58,7 @@ async fn work(config: Config) -> Result<(), WorkerError> {
     tracing::info!(
         rounds = summary.rounds,
         refused = summary.refused,
+        dropped = summary.dropped,
         sent_bytes = summary.bytes_up,
         "worker stopped"
     );

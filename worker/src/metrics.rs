@@ -1,19 +1,23 @@
-//! `METRICS_ADDR`: Prometheus metrics and a health probe, and the probe's client.
+//! `METRICS_ADDR`: Prometheus metrics, a liveness and a readiness probe.
 
-use crate::run::RoundReport;
+use crate::{pauses::Stop, report::RoundReport};
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry, TextEncoder, exponential_buckets,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    exponential_buckets,
 };
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::Semaphore,
     time::timeout,
 };
 
@@ -37,10 +41,35 @@ pub struct Metrics {
     train_seconds: Histogram,
     encode_seconds: Histogram,
     upload_seconds: Histogram,
+    dropped: IntCounterVec,
     /// Updates that came for the wrong round.
     pub refused: IntCounter,
     /// Calls that had to be repeated.
     pub retries: IntCounter,
+    /// Failed writes to `WORKER_STATE_DIR`.
+    pub state_failures: IntCounter,
+    /// Whether the master has ever answered.
+    ready: AtomicBool,
+}
+
+/// Why an update was made in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// The training ended with values that are not finite.
+    Diverged,
+    /// The master refused the update's norm.
+    NormTooLarge,
+}
+
+impl DropReason {
+    const ALL: [Self; 2] = [Self::Diverged, Self::NormTooLarge];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Diverged => "diverged",
+            Self::NormTooLarge => "norm_too_large",
+        }
+    }
 }
 
 impl Metrics {
@@ -53,7 +82,18 @@ impl Metrics {
             let buckets = exponential_buckets(0.001, 4.0, 12).unwrap_or_default();
             register(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
         };
+        let dropped = register(
+            &registry,
+            IntCounterVec::new(
+                Opts::new("fl_worker_dropped_updates_total", "Updates that were made in vain, by reason"),
+                &["reason"],
+            ),
+        );
+        for reason in DropReason::ALL {
+            dropped.with_label_values(&[reason.label()]);
+        }
         Self {
+            dropped,
             round: register(&registry, IntGauge::new("fl_worker_round", "Round of the last accepted update")),
             rounds: counter("fl_worker_updates_total", "Updates that the master accepted"),
             loss: register(
@@ -79,14 +119,25 @@ impl Metrics {
                 "Updates that came for a round that was not open",
             ),
             retries: counter("fl_worker_retries_total", "Calls to the master that had to be repeated"),
+            state_failures: counter(
+                "fl_worker_state_write_failures_total",
+                "Writes to WORKER_STATE_DIR that failed",
+            ),
+            ready: AtomicBool::new(false),
             registry,
         }
     }
 
     /// The master has answered.
-    pub fn seen(&self) {
+    pub fn reached(&self) {
+        self.ready.store(true, Ordering::Relaxed);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.last_contact.set(now.as_secs_f64());
+    }
+
+    /// An update was made in vain.
+    pub fn dropped(&self, reason: DropReason) {
+        self.dropped.with_label_values(&[reason.label()]).inc();
     }
 
     /// A round is done.
@@ -100,7 +151,7 @@ impl Metrics {
         self.upload_seconds.observe(report.upload_ms / 1e3);
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
@@ -114,15 +165,11 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(
     series
 }
 
-/// Opens the port and answers in the background until `stopped`.
+/// Opens the port and answers in the background until `stop`.
 ///
 /// # Errors
 /// If the port cannot be opened.
-pub async fn serve(
-    addr: SocketAddr,
-    metrics: Arc<Metrics>,
-    mut stopped: watch::Receiver<bool>,
-) -> io::Result<SocketAddr> {
+pub async fn serve(addr: SocketAddr, metrics: Arc<Metrics>, stop: Stop) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(addr).await?;
     let local = listener.local_addr()?;
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -130,7 +177,7 @@ pub async fn serve(
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                _ = stopped.wait_for(|stopped| *stopped) => return,
+                () = stop.wait() => return,
             };
             let Ok((stream, _)) = accepted else {
                 // Out of descriptors, most likely: accepting at once would spin.
@@ -162,7 +209,13 @@ async fn answer(mut stream: TcpStream, metrics: &Metrics) -> io::Result<()> {
     let (status, kind, body) = match path {
         Some(b"/metrics") => ("200 OK", "text/plain; version=0.0.4; charset=utf-8", metrics.text()),
         Some(b"/healthz") => ("200 OK", "text/plain", "ok\n".to_owned()),
-        Some(_) => ("404 Not Found", "text/plain", "there are /metrics and /healthz\n".to_owned()),
+        Some(b"/readyz") if metrics.ready.load(Ordering::Relaxed) => {
+            ("200 OK", "text/plain", "ok\n".to_owned())
+        }
+        Some(b"/readyz") => {
+            ("503 Service Unavailable", "text/plain", "the master has not answered yet\n".to_owned())
+        }
+        Some(_) => ("404 Not Found", "text/plain", "there are /metrics, /healthz and /readyz\n".to_owned()),
         None => ("405 Method Not Allowed", "text/plain", "only GET\n".to_owned()),
     };
     let response = format!(
@@ -187,12 +240,23 @@ mod tests {
 
     #[tokio::test]
     async fn it_answers_probes_and_scrapers_and_nobody_else() {
-        let (_stop, stopped) = watch::channel(false);
-        let addr = serve(([127, 0, 0, 1], 0).into(), Arc::new(Metrics::new()), stopped).await.unwrap();
+        let (_sender, stop) = Stop::channel();
+        let addr = serve(([127, 0, 0, 1], 0).into(), Arc::new(Metrics::new()), stop).await.unwrap();
         assert!(get(addr, "GET /healthz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200"));
         assert!(get(addr, "GET /metrics HTTP/1.1\r\n\r\n").await.contains("# HELP fl_worker_retries_total"));
         assert!(get(addr, "GET /x HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
         assert!(get(addr, "POST / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405"));
         assert_eq!(get(addr, &"x".repeat(MAX_HEAD_BYTES + 1)).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_ready_once_it_has_reached_the_master() {
+        let (_sender, stop) = Stop::channel();
+        let metrics = Arc::new(Metrics::new());
+        let addr = serve(([127, 0, 0, 1], 0).into(), metrics.clone(), stop).await.unwrap();
+        assert!(get(addr, "GET /healthz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200"), "it lives");
+        assert!(get(addr, "GET /readyz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 503"));
+        metrics.reached();
+        assert!(get(addr, "GET /readyz HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 200"));
     }
 }

@@ -74,7 +74,7 @@ mod tests {
             }
         });
         let config = Args::parse_from(["fl-worker", "--worker-id=w", &addr]).check().unwrap();
-        MasterClient::new(&config).unwrap()
+        MasterClient::new(&config.master, None).unwrap()
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use fl_master::{
 };
 use fl_model::{GlobalModel, ModelSpec};
 use fl_protocol::{TaskBody, WorkerId};
-use fl_worker::{Args, Carried, ClientState, Config, Engine, Sent, StartingPoint};
+use fl_worker::{Args, ClientMemory, ClientState, Config, Engine, Plan, Sent, StartingPoint};
 use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
 const CLIENTS: usize = 5;
@@ -44,7 +44,7 @@ impl Problem {
         let layout = spec.layout();
         let parameters = vec![0.0; layout.parameters()];
         let normalization = data.normalization.clone();
-        let global = GlobalModel { round: 0, spec, normalization, parameters };
+        let global = GlobalModel { round: 0, spec, normalization, names: data.names.clone(), parameters };
         let configs: Vec<Config> = (0..CLIENTS)
             .map(|k| {
                 let own = [format!("--worker-id=w{k}"), format!("--local-steps={}", 2 + k)];
@@ -59,7 +59,7 @@ impl Problem {
                 worker_id: configs[k].worker_id.clone(),
                 seed: 1,
                 indices: (k as u32..samples).step_by(CLIENTS).take(40 + 30 * k).collect(),
-                carried: Carried::default(),
+                memory: ClientMemory::default(),
             })
             .collect();
         let master = fl_master::Args::parse_from([
@@ -94,7 +94,7 @@ impl Problem {
             control: control.as_ref().map(|control| control.parameters.as_slice()),
         };
         let task = TaskBody { lazy_below: global.lazy_below, ..TaskBody::train(model.round) };
-        let plan = self.configs[k].plan(&task).unwrap();
+        let plan = Plan::new(&self.configs[k], &task).unwrap();
         let trained = self.engine.train(&self.clients[k], &from, &plan, || ControlFlow::Continue(()));
         let update = trained.unwrap().unwrap();
         let (body, sent): (Bytes, _) = match update.notice {

@@ -7,7 +7,7 @@ use clap::Parser;
 use fl_datasets::{DatasetSpec, Part};
 use fl_model::{GlobalModel, Layer, ModelSpec, init_parameters};
 use fl_protocol::{TaskBody, Update};
-use fl_worker::{Args, Carried, ClientState, Engine, StartingPoint};
+use fl_worker::{Args, ClientMemory, ClientState, Engine, Plan, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// The update of one step on the same two samples, whoever trains and in whatever round.
@@ -22,6 +22,7 @@ fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
         round,
         spec,
         normalization: data.normalization.clone(),
+        names: data.names.clone(),
         parameters: parameters.clone(),
     };
     let backend = format!("--backend={backend}");
@@ -32,10 +33,10 @@ fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
         seed,
         // One sample twice: the order of the batches, which is drawn too, changes nothing.
         indices: vec![3, 3],
-        carried: Carried::default(),
+        memory: ClientMemory::default(),
     };
     let from = StartingPoint { round, parameters: &parameters, control: None };
-    let plan = config.plan(&TaskBody::train(round)).unwrap();
+    let plan = Plan::new(&config, &TaskBody::train(round)).unwrap();
     let mut engine = Engine::new(&config, data, &global).unwrap();
     let made = engine.train(&client, &from, &plan, || ControlFlow::Continue(())).unwrap().unwrap();
     let mut values = Vec::new();

@@ -7,7 +7,7 @@ use fl_datasets::{Dataset, DatasetSpec, Part};
 use fl_master::aggregate::ExactSum;
 use fl_model::{Backend, Batch, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, init_parameters};
 use fl_protocol::{TaskBody, Update};
-use fl_worker::{Args, LocalClient, Sent, StartingPoint};
+use fl_worker::{Args, LocalClient, Plan, Sent, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
 const WORKERS: usize = 4;
@@ -28,7 +28,8 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
     let spec = ModelSpec::preset("mlp", &data.input_shape, data.num_classes, 10_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
-    let mut global = GlobalModel { round: 0, spec, normalization: data.normalization.clone(), parameters };
+    let normalization = data.normalization.clone();
+    let mut global = GlobalModel { round: 0, spec, normalization, names: data.names.clone(), parameters };
     let configs: Vec<_> = (0..WORKERS)
         .map(|id| {
             let args = [
@@ -53,7 +54,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
         let task = TaskBody::train(round);
         let mut samples = 0.0;
         for (client, config) in clients.iter_mut().zip(&configs) {
-            let plan = config.plan(&task).unwrap();
+            let plan = Plan::new(config, &task).unwrap();
             let from = StartingPoint { round, parameters: &global.parameters, control: None };
             let trained = client.train(&from, &plan, || ControlFlow::Continue(()));
             let update = trained.unwrap().unwrap();

@@ -5,7 +5,7 @@ use crate::federation::worker_id;
 use fl_app::SettingError;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_protocol::WorkerId;
-use fl_worker::{Carried, ClientState, Plan, Work};
+use fl_worker::{ClientMemory, ClientState, Plan, Work};
 use rand::RngExt;
 use std::{
     collections::HashMap,
@@ -124,7 +124,7 @@ impl Clients {
             worker_id: self.names[client].clone(),
             seed: self.seed,
             indices: self.samples[client].clone(),
-            carried: self.store().get(client)?,
+            memory: self.store().get(client)?,
         })
     }
 
@@ -132,7 +132,7 @@ impl Clients {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn settle(&self, client: usize, carried: Carried) -> io::Result<()> {
+    pub fn settle(&self, client: usize, carried: ClientMemory) -> io::Result<()> {
         self.store().put(client, carried)
     }
 

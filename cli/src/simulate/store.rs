@@ -1,7 +1,7 @@
 //! What clients carry from round to round, within a bound of memory: beyond it, on disk.
 
 use fl_quant::Feedback;
-use fl_worker::{Carried, LastUpdate};
+use fl_worker::{ClientMemory, LastUpdate};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
@@ -13,7 +13,7 @@ use std::{
 #[derive(Debug)]
 pub struct CarriedStore {
     parameters: usize,
-    memory: HashMap<usize, Carried>,
+    memory: HashMap<usize, ClientMemory>,
     /// Bytes that may still be taken.
     budget: usize,
     /// What the file has of the clients that are in it.
@@ -49,30 +49,30 @@ impl CarriedStore {
     }
 
     /// Takes out what `client` carries; nothing at first.
-    pub fn take(&mut self, client: usize) -> io::Result<Carried> {
+    pub fn take(&mut self, client: usize) -> io::Result<ClientMemory> {
         if let Some(carried) = self.memory.remove(&client) {
             self.budget += bytes(&carried);
             return Ok(carried);
         }
         match self.on_disk.remove(&client) {
             Some(place) => self.read(client, place),
-            None => Ok(Carried::default()),
+            None => Ok(ClientMemory::default()),
         }
     }
 
     /// A copy of what `client` carries.
-    pub fn get(&mut self, client: usize) -> io::Result<Carried> {
+    pub fn get(&mut self, client: usize) -> io::Result<ClientMemory> {
         if let Some(carried) = self.memory.get(&client) {
             return Ok(carried.clone());
         }
         match self.on_disk.get(&client).copied() {
             Some(place) => self.read(client, place),
-            None => Ok(Carried::default()),
+            None => Ok(ClientMemory::default()),
         }
     }
 
     /// Keeps what `client` carries from now on.
-    pub fn put(&mut self, client: usize, mut carried: Carried) -> io::Result<()> {
+    pub fn put(&mut self, client: usize, mut carried: ClientMemory) -> io::Result<()> {
         self.take(client)?;
         // A lossless update leaves nothing behind.
         if carried.feedback.residual().iter().all(|value| *value == 0.0) {
@@ -90,7 +90,7 @@ impl CarriedStore {
         let vectors = vectors(&carried);
         let place = Place {
             lengths: vectors.map(<[f32]>::len),
-            last_round: carried.last.as_ref().map(|last| last.round),
+            last_round: carried.last_update.as_ref().map(|last| last.round),
         };
         let record: Vec<u8> = vectors.into_iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
         let start = self.start(client);
@@ -101,7 +101,7 @@ impl CarriedStore {
         Ok(())
     }
 
-    fn read(&mut self, client: usize, place: Place) -> io::Result<Carried> {
+    fn read(&mut self, client: usize, place: Place) -> io::Result<ClientMemory> {
         let start = self.start(client);
         let mut record = vec![0; size_of::<f32>() * place.lengths.iter().sum::<usize>()];
         let file = self.file()?;
@@ -111,7 +111,11 @@ impl CarriedStore {
         let mut values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
         let [residual, control, last] = place.lengths.map(|len| values.by_ref().take(len).collect());
         let last = place.last_round.map(|round| LastUpdate { round, values: last });
-        Ok(Carried { feedback: Feedback::from_residual(residual), control, last })
+        Ok(ClientMemory {
+            feedback: Feedback::from_residual(residual),
+            control_variate: control,
+            last_update: last,
+        })
     }
 
     fn start(&self, client: usize) -> u64 {
@@ -135,12 +139,12 @@ impl Drop for CarriedStore {
     }
 }
 
-fn vectors(carried: &Carried) -> [&[f32]; VECTORS] {
-    let last = carried.last.as_ref().map_or(&[][..], |last| &last.values);
-    [carried.feedback.residual(), &carried.control, last]
+fn vectors(carried: &ClientMemory) -> [&[f32]; VECTORS] {
+    let last = carried.last_update.as_ref().map_or(&[][..], |last| &last.values);
+    [carried.feedback.residual(), &carried.control_variate, last]
 }
 
-fn bytes(carried: &Carried) -> usize {
+fn bytes(carried: &ClientMemory) -> usize {
     size_of::<f32>() * vectors(carried).iter().map(|vector| vector.len()).sum::<usize>()
 }
 
@@ -148,12 +152,16 @@ fn bytes(carried: &Carried) -> usize {
 mod tests {
     use super::*;
 
-    fn carried(seed: usize, control: bool) -> Carried {
+    fn carried(seed: usize, control: bool) -> ClientMemory {
         let values = |from: usize| (0..10).map(|i| (from + i) as f32).collect::<Vec<f32>>();
         let last =
             seed.is_multiple_of(2).then(|| LastUpdate { round: seed as u64, values: values(seed + 200) });
         let control = if control { values(seed + 100) } else { Vec::new() };
-        Carried { feedback: Feedback::from_residual(values(seed + 1)), control, last }
+        ClientMemory {
+            feedback: Feedback::from_residual(values(seed + 1)),
+            control_variate: control,
+            last_update: last,
+        }
     }
 
     #[test]
@@ -172,8 +180,12 @@ mod tests {
             let found = store.take(client).unwrap();
             for found in [copy, found] {
                 assert_eq!(
-                    (found.feedback, found.control, found.last),
-                    (expected.feedback.clone(), expected.control.clone(), expected.last.clone())
+                    (found.feedback, found.control_variate, found.last_update),
+                    (
+                        expected.feedback.clone(),
+                        expected.control_variate.clone(),
+                        expected.last_update.clone()
+                    )
                 );
             }
             assert!(store.take(client).unwrap().feedback.residual().is_empty(), "it is taken out");
@@ -185,7 +197,7 @@ mod tests {
     #[test]
     fn a_residual_of_zeros_takes_no_room() {
         let mut store = CarriedStore::new(10, 0, Path::new("/nowhere/file"));
-        let zeros = Carried { feedback: Feedback::new(10), ..Carried::default() };
+        let zeros = ClientMemory { feedback: Feedback::new(10), ..ClientMemory::default() };
         store.put(3, zeros).unwrap();
         assert!(store.take(3).unwrap().feedback.residual().is_empty());
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use fl_datasets::Dataset;
 use fl_master::{Compact, Global, round::Contribution};
 use fl_model::{Batch, BatchEvaluation, Evaluation, GlobalModel, ModelError};
-use fl_worker::{Carried, Down, Engine, Plan, Sent, StartingPoint};
+use fl_worker::{ClientMemory, Download, Engine, Plan, Sent, StartingPoint};
 use std::{
     ops::ControlFlow,
     sync::{Mutex, PoisonError},
@@ -33,10 +33,10 @@ impl Base {
     ///
     /// # Errors
     /// Infallible for models that the core made.
-    pub fn of(global: &Global, down: Option<Down>) -> Result<Self, ModelError> {
+    pub fn of(global: &Global, down: Option<Download>) -> Result<Self, ModelError> {
         let control = global.control.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
         let compact =
-            down.map(|Down { scheme, bits }| global.quantized(Compact { scheme, bits })).transpose()?;
+            down.map(|Download { scheme, bits }| global.quantized(Compact { scheme, bits })).transpose()?;
         let received = compact.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
         let bytes =
             compact.as_ref().unwrap_or(&global.bytes).len() + global.control.as_ref().map_or(0, Bytes::len);
@@ -64,7 +64,7 @@ pub enum Outcome {
     /// The update is in the sum already, and its client's state is kept.
     Counted(Contribution),
     /// The update waits for its place in the round.
-    Ready(Bytes, Carried),
+    Ready(Bytes, ClientMemory),
     /// The training diverged: there is no update.
     Diverged,
 }
@@ -135,10 +135,10 @@ pub fn train(
     };
     engine.settle(&mut state, sent);
     if !eager {
-        return Ok(Outcome::Ready(body, state.carried));
+        return Ok(Outcome::Ready(body, state.memory));
     }
     let Some(contribution) = server.add(&body) else { return Ok(Outcome::Diverged) };
-    clients.settle(job.client, state.carried).context("what a client carries on cannot be written")?;
+    clients.settle(job.client, state.memory).context("what a client carries on cannot be written")?;
     Ok(Outcome::Counted(contribution))
 }
 

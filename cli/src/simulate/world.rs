@@ -13,7 +13,7 @@ use super::{
 use bytes::Bytes;
 use fl_master::round::{ClosedRound, Contribution, Decision, Effect, Event, OfferId, RoundState, draw};
 use fl_protocol::HistoryRecord;
-use fl_worker::{Carried, Engine};
+use fl_worker::{ClientMemory, Engine, Plan};
 use std::{
     cmp::Ordering,
     collections::{BinaryHeap, HashMap, HashSet},
@@ -31,7 +31,7 @@ struct Arrival {
 
 enum Payload {
     Counted(Contribution),
-    Ready(Bytes, Carried),
+    Ready(Bytes, ClientMemory),
     Nothing,
 }
 
@@ -85,7 +85,7 @@ pub struct World {
     busy: HashSet<usize>,
     /// Clients that were asked in this round.
     tried: HashSet<usize>,
-    offers: HashMap<OfferId, (usize, Bytes, Carried)>,
+    offers: HashMap<OfferId, (usize, Bytes, ClientMemory)>,
     next_offer: OfferId,
     bytes_down: u64,
     finished: Vec<HistoryRecord>,
@@ -103,7 +103,7 @@ impl World {
         let asynchronous = server.config.aggregation.strategy.is_asynchronous();
         Ok(Self {
             state: server.rounds(),
-            base: Base::of(&server.global(), common.down)?,
+            base: Base::of(&server.global(), common.updates.download)?,
             mode: if asynchronous { Mode::Asynchronous } else { Mode::Rounds },
             asked: args.asked(),
             timeout_s: args.network.task_timeout_s,
@@ -215,7 +215,7 @@ impl World {
     /// Lets clients train from the newest model, as far as the master gives them a task.
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
         let task = self.server.task();
-        let common = self.common.plan(&task).map_err(anyhow::Error::msg)?;
+        let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {
             let asked = self.state.ask(self.clients.name(client), self.now);
@@ -314,7 +314,7 @@ impl World {
                     let bytes_down = std::mem::take(&mut self.bytes_down);
                     let closed = ClosedRound::of(&self.state, self.now, bytes_down);
                     self.finished.push(self.server.core.close(&closed)?.record);
-                    self.base = Base::of(&self.server.global(), self.common.down)?;
+                    self.base = Base::of(&self.server.global(), self.common.updates.download)?;
                     self.step(Event::ModelReady)?;
                 }
                 // Those who may train are asked when a round opens or a client is missed.

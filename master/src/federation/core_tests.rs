@@ -12,7 +12,13 @@ fn core(settings: AggregationSettings) -> Core {
     let spec = spec();
     let parameters = init_parameters(&spec, 1);
     let normalization = Normalization { mean: vec![0.0], std: vec![1.0] };
-    let model = GlobalModel { round: 0, spec: spec.clone(), normalization, parameters };
+    let model = GlobalModel {
+        round: 0,
+        spec: spec.clone(),
+        normalization,
+        names: fl_protocol::DataNames::default(),
+        parameters,
+    };
     Core::new(spec.layout(), settings, Snapshot::initial(model.to_safetensors().unwrap().into())).unwrap()
 }
 

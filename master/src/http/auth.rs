@@ -12,7 +12,7 @@ use fl_protocol::ErrorCode;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-/// Lets a request through that is a probe, or that shows what the settings ask for.
+/// Passes probes, and requests with the token and the certificate that the settings demand.
 pub(super) async fn require(State(shared): State<AppState>, request: Request, next: Next) -> Response {
     if is_probe(request.uri().path()) {
         return next.run(request).await;
@@ -45,14 +45,14 @@ fn shows(headers: &HeaderMap, token: &Secret) -> bool {
     if scheme.eq_ignore_ascii_case("bearer") {
         return is_same(shown.trim().as_bytes(), token);
     }
-    // `Basic base64(user:password)`: the password is the token, the user is not looked at.
+    // `Basic base64(user:password)`: the password is the token, the user name is ignored.
     scheme.eq_ignore_ascii_case("basic")
         && decode_base64(shown.trim()).is_some_and(|pair| {
             pair.iter().position(|b| *b == b':').is_some_and(|colon| is_same(&pair[colon + 1..], token))
         })
 }
 
-/// Compares digests, so that neither content nor length shows in the time it takes.
+/// Compares digests in constant time: neither content nor length leaks.
 fn is_same(shown: &[u8], token: &Secret) -> bool {
     Sha256::digest(shown).ct_eq(&Sha256::digest(token.0.as_bytes())).into()
 }

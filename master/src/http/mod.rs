@@ -1,4 +1,4 @@
-//! The HTTP side: routes, and what holds for all of them.
+//! The HTTP side: routes and the layers around them.
 
 pub(crate) mod api;
 mod auth;
@@ -25,7 +25,7 @@ use std::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// What every handler gets.
+/// State handed to every handler.
 pub(crate) type AppState = Arc<Shared>;
 
 /// All routes over a master's state.

@@ -3,6 +3,8 @@
 pub(crate) mod actor;
 mod clock;
 pub(crate) mod closing;
+#[cfg(test)]
+mod crash_tests;
 mod evaluate;
 pub(crate) mod events;
 pub(crate) mod handle;

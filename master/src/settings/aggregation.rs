@@ -42,15 +42,17 @@ pub struct AggregationArgs {
     /// training begins to swing. 1e-6 to 1e6, 0 = off
     #[arg(long, env, default_value_t = 0.0)]
     pub lazy: f64,
-    /// Largest Euclidean norm of an update, 1e-9 to 1e9, 0 = no limit
+    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit: nobody outweighs all others by a
+    /// claim
+    #[arg(long, env, default_value_t = 0)]
+    pub max_weight: u64,
+    /// Largest Euclidean norm of an update as it is applied, and of the change of SCAFFOLD's control variate, 1e-9 to
+    /// 1e9, 0 = no limit
     #[arg(long, env, default_value_t = 0.0)]
     pub max_update_norm: f64,
     /// What happens to an update beyond MAX_UPDATE_NORM
     #[arg(long, env, value_enum, default_value_t = AggregationSettings::default().norm_action)]
     pub norm_action: NormAction,
-    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit
-    #[arg(long, env, default_value_t = 0)]
-    pub max_weight: u64,
 }
 
 impl AggregationArgs {

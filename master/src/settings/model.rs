@@ -8,7 +8,7 @@ use fl_app::{
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
 use fl_protocol::limits::MAX_PARAMETERS;
-use std::path::PathBuf;
+use std::{collections::HashSet, path::PathBuf};
 
 /// The flags of this group, as typed.
 #[derive(Debug, Clone, Args)]
@@ -27,6 +27,10 @@ pub struct ModelArgs {
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env)]
     pub data_dir: Option<String>,
+    /// Names of all classes, separated by commas, if the table here lacks some that workers have
+    /// [default: the labels of the csv file]
+    #[arg(long, env)]
+    pub labels: Option<String>,
     /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
     /// CPU), ndarray, wgpu
     #[arg(long, env, default_value = "auto")]
@@ -43,6 +47,7 @@ impl ModelArgs {
             model_dim: self.model_dim,
             dataset: parse("DATASET", &self.dataset)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
+            labels: filled(self.labels).map(|text| labels(&text)).transpose()?,
             backend: parse("BACKEND", &self.backend)?,
             eval_every: self.eval_every,
         })
@@ -60,6 +65,8 @@ pub struct ModelConfig {
     pub dataset: DatasetSpec,
     /// `DATA_DIR`: where data files are looked for, if not in the data set's usual place.
     pub data_dir: Option<PathBuf>,
+    /// `LABELS`: names of all classes, if not those of the data set.
+    pub labels: Option<Vec<String>>,
     /// `BACKEND`: what evaluates the model.
     pub backend: Backend,
     /// `EVAL_EVERY`: rounds between two evaluations; 0 = never.
@@ -71,5 +78,14 @@ impl ModelConfig {
         whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
         let backend = self.backend;
         backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))
+    }
+}
+
+fn labels(text: &str) -> Result<Vec<String>, SettingError> {
+    let labels: Vec<String> = text.split(',').map(|label| label.trim().to_owned()).collect();
+    let mut seen = HashSet::new();
+    match labels.iter().any(|label| label.is_empty() || !seen.insert(label)) {
+        true => Err(SettingError::new("LABELS", text, "give different names, separated by commas")),
+        false => Ok(labels),
     }
 }

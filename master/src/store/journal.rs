@@ -92,7 +92,7 @@ impl Journal {
 
 /// Appends groups of records to the logs of rounds.
 #[derive(Debug)]
-pub(super) struct RoundLog {
+pub(crate) struct RoundLog {
     log: Box<dyn Log>,
     /// Settings of the round that was opened last, until it has a record.
     opened: Option<(u64, Bytes)>,
@@ -103,16 +103,16 @@ pub(super) struct RoundLog {
 }
 
 impl RoundLog {
-    pub(super) fn new(log: Box<dyn Log>) -> Self {
+    pub(crate) fn new(log: Box<dyn Log>) -> Self {
         Self { log, opened: None, round: None, first: None }
     }
 
-    pub(super) fn open(&mut self, round: u64, settings: Bytes) {
+    pub(crate) fn open(&mut self, round: u64, settings: Bytes) {
         self.opened = Some((round, settings));
     }
 
     /// Makes records durable, all of them or none that counts.
-    pub(super) fn commit<'a>(
+    pub(crate) fn commit<'a>(
         &mut self,
         round: u64,
         records: impl IntoIterator<Item = &'a Record>,
@@ -134,7 +134,7 @@ impl RoundLog {
         Ok(())
     }
 
-    pub(super) fn remove_before(&mut self, round: u64) -> Result<(), StoreError> {
+    pub(crate) fn remove_before(&mut self, round: u64) -> Result<(), StoreError> {
         let rounds = self.log.rounds()?;
         rounds.into_iter().filter(|old| *old < round).try_for_each(|old| self.log.remove(old))
     }

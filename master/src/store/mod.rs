@@ -8,6 +8,8 @@
 //! Where all this is stored is behind two traits ([`Log`], [`Snapshots`]); what is stored is the same everywhere.
 
 mod chain;
+#[cfg(test)]
+mod chain_tests;
 pub mod checkpoint;
 mod error;
 pub mod folder;
@@ -21,9 +23,10 @@ mod writer;
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
 pub use journal::Journal;
+pub(crate) use journal::RoundLog;
 pub use record::{Closed, Record, RecordMeta, Replayed};
 pub use traits::{Content, Log, Snapshots, Visit};
-use writer::Keeper;
+pub(crate) use writer::Keeper;
 pub use writer::StoreWriter;
 
 use bytes::Bytes;
@@ -144,7 +147,7 @@ impl Store {
     ) -> io::Result<Durable> {
         let Self { log, snapshots, fingerprint } = self;
         let journal = Journal::start(log, committed)?;
-        let keeper = Keeper { snapshots: snapshots.clone(), fingerprint, keep_rounds };
+        let keeper = Keeper::new(snapshots.clone(), fingerprint, keep_rounds);
         let writer = StoreWriter::start(keeper, journal.clone(), remade)?;
         Ok(Durable { journal, writer, snapshots, fingerprint })
     }

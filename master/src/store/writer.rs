@@ -102,21 +102,32 @@ impl State {
 
 /// Writes checkpoints and removes those that no start needs.
 #[derive(Debug)]
-pub(super) struct Keeper {
-    pub(super) snapshots: Arc<dyn Snapshots>,
-    pub(super) fingerprint: [u8; 32],
-    pub(super) keep_rounds: usize,
+pub(crate) struct Keeper {
+    snapshots: Arc<dyn Snapshots>,
+    fingerprint: [u8; 32],
+    keep_rounds: usize,
 }
 
 impl Keeper {
-    pub(super) fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    pub(crate) fn new(snapshots: Arc<dyn Snapshots>, fingerprint: [u8; 32], keep_rounds: usize) -> Self {
+        Self { snapshots, fingerprint, keep_rounds }
+    }
+
+    /// Appends to the history, where a line that is lost loses no update.
+    pub(crate) fn record(&self, record: &HistoryRecord) {
+        if let Err(error) = self.snapshots.append_history(record) {
+            warn!("{error}");
+        }
+    }
+
+    pub(crate) fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         write(&*self.snapshots, &self.fingerprint, checkpoint)
     }
 
     /// Removes what no start needs once the checkpoint of round `newest` is durable, and gives the first round
     /// whose log is needed. The newest but one checkpoint and its log stay, so that a damaged newest one loses
     /// nothing.
-    pub(super) fn prune(&self, newest: u64) -> Result<u64, StoreError> {
+    pub(crate) fn prune(&self, newest: u64) -> Result<u64, StoreError> {
         let keep_from = (newest + 1).saturating_sub(self.keep_rounds.max(2) as u64);
         for round in self.snapshots.rounds()?.into_iter().filter(|round| *round < keep_from) {
             self.snapshots.remove(round)?;
@@ -141,7 +152,7 @@ impl Worker {
         while let Some(command) = commands.blocking_recv() {
             match command {
                 Command::Checkpoint(checkpoint, record) => self.checkpoint(&checkpoint, &record),
-                Command::Evaluated(record) => self.record(&record),
+                Command::Evaluated(record) => self.keeper.record(&record),
             }
         }
     }
@@ -150,13 +161,7 @@ impl Worker {
         // A later checkpoint would remove the logs of the rounds that were given up and be the only one.
         self.behind = self.behind || !self.persist(checkpoint);
         if !self.behind {
-            self.record(record);
-        }
-    }
-
-    fn record(&self, record: &HistoryRecord) {
-        if let Err(error) = self.keeper.snapshots.append_history(record) {
-            warn!("{error}");
+            self.keeper.record(record);
         }
     }
 
@@ -180,5 +185,60 @@ impl Worker {
             Err(error) => warn!("{error}"),
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, memory::Memory, record::sample_history};
+    use bytes::Bytes;
+
+    fn checkpoint(round: u64) -> Checkpoint {
+        Checkpoint { round, ..Checkpoint::initial(Bytes::from_static(b"model")) }
+    }
+
+    /// A round's end waits for room in the queue while the disk is full: the stop must not wait for it.
+    #[test]
+    fn a_stop_on_a_full_disk_ends() {
+        let memory = Memory::new(1);
+        let (log, snapshots) = memory.parts([1; 32]);
+        let store = Store::new(Box::new(log), Arc::new(snapshots), [1; 32]);
+        let durable = Arc::new(store.start(5, Vec::new(), |_, _| {}).unwrap());
+        memory.set_full(true);
+        let queueing = durable.clone();
+        let queued = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            for round in 1..5 {
+                runtime.block_on(queueing.writer.checkpoint(checkpoint(round), sample_history(round)));
+            }
+        });
+        while !durable.writer.is_failing() {
+            thread::yield_now();
+        }
+        durable.stop();
+        queued.join().unwrap();
+        assert_eq!(memory.parts([1; 32]).1.rounds().unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_queued_is_written_before_a_stop_ends_and_old_rounds_go() {
+        let memory = Memory::new(1);
+        let (log, snapshots) = memory.parts([1; 32]);
+        let store = Store::new(Box::new(log), Arc::new(snapshots), [1; 32]);
+        let remade = vec![(checkpoint(1), sample_history(1))];
+        let durable = store.start(2, remade, |_, _| {}).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for round in 2..5 {
+            runtime.block_on(durable.writer.checkpoint(checkpoint(round), sample_history(round)));
+        }
+        durable.writer.evaluated(sample_history(4));
+        durable.stop();
+        assert_eq!(&durable.model_of(4).unwrap().unwrap()[..], b"model");
+        assert_eq!(durable.model_of(2).unwrap(), None);
+        let snapshots = memory.parts([1; 32]).1;
+        assert_eq!(snapshots.rounds().unwrap(), [3, 4]);
+        let rounds: Vec<u64> = snapshots.history().unwrap().iter().map(|record| record.round).collect();
+        assert_eq!(rounds, [1, 2, 3, 4, 4]);
     }
 }

@@ -56,14 +56,19 @@ impl SideInfo {
         Ok(Self { step, largest, offsets, quantization, layout: RowLayout::parse(count, reader)? })
     }
 
-    /// An upper bound of the magnitude of every value.
+    /// An upper bound of the magnitude of every value, 0 only if all are 0.
     ///
     /// # Errors
     /// If the bound is not finite: some index could then decode to infinity.
     pub fn max_abs(&self) -> Result<f32, DecodeError> {
         let level = self.largest_level();
         let bound = (level as f32 + Offsets::LARGEST) * self.step.abs();
-        if bound.is_finite() { Ok(bound) } else { Err(DecodeError::NonFinite) }
+        match bound.is_finite() {
+            // Level 0 has no offset.
+            true if level == 0 => Ok(0.0),
+            true => Ok(bound),
+            false => Err(DecodeError::NonFinite),
+        }
     }
 
     fn largest_level(&self) -> i32 {

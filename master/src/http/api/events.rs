@@ -159,7 +159,7 @@ impl Reader {
 }
 
 async fn drained(draining: &mut tokio::sync::watch::Receiver<bool>) {
-    // An error means that the master is gone, which is as good.
+    // An error means that the master is gone: the stream ends as well.
     let _ = draining.wait_for(|draining| *draining).await;
 }
 

@@ -5,11 +5,11 @@ use std::ops::Range;
 /// What a `Range` header asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::http) enum Asked {
-    /// Everything: no range, or one that this server need not understand.
+    /// The whole body: no range, or a form that a server may ignore.
     Whole,
     /// These bytes.
     Part(Range<usize>),
-    /// Bytes that are not there.
+    /// A range outside of the body.
     Unsatisfiable,
 }
 

@@ -1,4 +1,4 @@
-//! What can be looked at: status, history, metrics, probes.
+//! Read-only endpoints: status, history, metrics, probes.
 
 use crate::http::{AppState, problem::Problem};
 use axum::{
@@ -30,7 +30,7 @@ pub(in crate::http) async fn get_metrics(State(shared): State<AppState>) -> Resp
     }
 }
 
-/// Alive as long as it answers.
+/// Liveness: the process answers.
 pub(in crate::http) async fn get_healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A place may get free at any time when workers are sampled: ask again that often.
+/// With sampling a place may become free at any time: the round's owner is asked again at this interval.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Deserialize)]

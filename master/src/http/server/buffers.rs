@@ -1,18 +1,18 @@
-//! Buffers of request bodies, used again and again.
+//! Reused buffers for request bodies.
 //!
-//! Bodies are large and short-lived, and what an accepted update leaves is small and stays. From one heap,
-//! the small pieces would keep the holes that the large ones leave from being filled: memory would grow
-//! with the number of clients.
+//! Bodies are large and short-lived; what an accepted update leaves is small and stays. Allocated from one
+//! heap, the small objects settle in the holes that bodies leave and fragment it: memory would grow with
+//! the number of clients.
 
 use std::{
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Bytes that may lie idle.
+/// Most bytes that idle buffers hold.
 const MAX_IDLE_BYTES: usize = 4 << 20;
 
-/// The idle buffers.
+/// A pool of idle buffers.
 #[derive(Debug, Default)]
 pub struct Buffers(Mutex<Idle>);
 
@@ -22,7 +22,7 @@ struct Idle {
     bytes: usize,
 }
 
-/// A buffer on loan; it goes back when it is dropped.
+/// A borrowed buffer; it returns to the pool on drop.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Vec<u8>,

@@ -110,12 +110,6 @@ impl Connections {
         Some(Arc::new(Place { id, home: self.clone(), signals }))
     }
 
-    /// Number of open connections.
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.lock().open.len()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -237,9 +231,9 @@ mod tests {
         assert!(!is_open(&connections, &first), "the longest idle one went");
         assert!(first.begin().is_none(), "it takes no request any more");
         assert!(is_open(&connections, &worker) && is_open(&connections, &second));
-        assert_eq!(connections.len(), 3);
+        assert_eq!(connections.lock().open.len(), 3);
         drop((first, second, third));
-        assert_eq!(connections.len(), 1);
+        assert_eq!(connections.lock().open.len(), 1);
     }
 
     #[test]

@@ -14,13 +14,13 @@ use rustls::{
 use std::{io, path::Path, sync::Arc};
 use tokio_rustls::TlsAcceptor;
 
-/// Reads the files and makes what accepts connections.
+/// Reads certificate and key and builds the TLS acceptor.
 ///
-/// With an authority for clients, a certificate of another one ends the handshake. One without any
-/// certificate gets as far as the probes: a kubelet has none.
+/// With `TLS_CLIENT_CA`, a client certificate of another authority fails the handshake. A client without
+/// a certificate reaches only the probes: a kubelet has none.
 ///
 /// # Errors
-/// If a file is missing or is not what it should be.
+/// If a file is missing, or is not valid PEM of its kind.
 pub fn acceptor(config: &TlsConfig) -> anyhow::Result<TlsAcceptor> {
     let provider = Arc::new(ring::default_provider());
     let builder =

@@ -7,10 +7,11 @@ use super::{
     Folder, FolderLog, FolderSnapshots, create_dir, disk::SyncPoint, history, losing::LosingDisk, parts,
 };
 use crate::store::{
-    Log, Record, Snapshots,
+    Checkpoint, Closed, Log, Record, Snapshots, Store, StoreError,
     memory::Random,
     record::{sample_history, sample_update},
 };
+use bytes::Bytes;
 use fl_protocol::HistoryRecord;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -351,4 +352,54 @@ fn no_sync_can_be_left_out() {
         println!("without {left_out:?}: {}", lost.as_deref().unwrap_or("nothing is lost"));
         assert!(lost.is_some(), "nothing is lost without {left_out:?}");
     }
+}
+
+/// Rounds 0 to 5 closed, each with a checkpoint and a journal, and checkpoint 6.
+fn used_disk(seed: u64) -> LosingDisk {
+    let disk = LosingDisk::new(seed, None, 0);
+    create_dir(&disk, Path::new(DIR)).unwrap();
+    let (mut log, snapshots) = opened(&disk);
+    for round in 0..=6 {
+        let checkpoint = Checkpoint { round, ..Checkpoint::initial(Bytes::from_static(b"model")) };
+        snapshots.write(round, &mut |out| checkpoint.encode(&FINGERPRINT, out)).unwrap();
+        snapshots.append_history(&sample_history(round)).unwrap();
+        log.append(round, &sample_update(round)).unwrap();
+        if round < 6 {
+            log.append(round, &Record::Closed(Closed { updates: 1, ..Closed::default() })).unwrap();
+        }
+        log.sync().unwrap();
+    }
+    disk
+}
+
+fn store_on(disk: &LosingDisk) -> Store {
+    let (log, snapshots) = opened(disk);
+    Store::new(Box::new(log), Arc::new(snapshots), FINGERPRINT)
+}
+
+/// A crash at any call of a rollback leaves the state as it was, or gone back, or refused; no file is lost, and
+/// the same rollback completes.
+#[test]
+fn a_rollback_can_be_repeated_after_a_crash_in_its_middle() {
+    let mut refusals = 0;
+    for (seed, calls) in seeds().zip((1..40).cycle()).take(2_000) {
+        let disk = used_disk(seed);
+        disk.stop_after(calls);
+        let done = store_on(&disk).rollback_to(3).is_ok();
+        let disk = disk.crash();
+        match store_on(&disk).load() {
+            Ok(found) if done => assert_eq!(found.open_round, 3, "FL_SEED={seed}"),
+            Ok(found) => assert!([3, 6].contains(&found.open_round), "FL_SEED={seed}: {}", found.open_round),
+            Err(StoreError::Incomplete { .. }) if !done => refusals += 1,
+            Err(error) => panic!("FL_SEED={seed}: {error}"),
+        }
+        store_on(&disk).rollback_to(3).unwrap();
+        let disk = disk.crash();
+        assert_eq!(store_on(&disk).load().unwrap().open_round, 3, "FL_SEED={seed}");
+        let everywhere: BTreeSet<String> =
+            disk.paths().into_iter().filter(|path| path.ends_with(".fl")).collect();
+        let names: BTreeSet<&str> = everywhere.iter().map(|path| path.rsplit('/').next().unwrap()).collect();
+        assert_eq!(names.len(), 14, "FL_SEED={seed}: a file is lost: {everywhere:?}");
+    }
+    assert!(refusals > 0);
 }

@@ -210,3 +210,61 @@ fn half_a_line_of_history_costs_that_line_alone() {
     snapshots.append_history(&record(9, Some(0.5))).unwrap();
     assert_eq!(snapshots.history().unwrap(), [record(1, None), record(2, None), record(9, Some(0.5))]);
 }
+
+/// A running master appends two lines a round; the file stays within a bound.
+#[test]
+fn the_history_of_100_000_rounds_stays_within_its_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, snapshots) = parts(dir.path());
+    let file = dir.path().join("history.jsonl");
+    let mut largest = 0;
+    for round in 1..=100_000 {
+        for test_accuracy in [None, Some(0.5)] {
+            let record = HistoryRecord { bits_per_param: 1.0 / 3.0, ..record(round, test_accuracy) };
+            snapshots.append_history(&record).unwrap();
+        }
+        if round % 100 == 0 {
+            largest = largest.max(fs::metadata(&file).unwrap().len());
+        }
+    }
+    assert!(largest < 5_000_000, "{largest} bytes");
+    let history = crate::store::newest_records(snapshots.history().unwrap(), u64::MAX);
+    assert!(
+        history.len() == 10_000
+            && history[9_999] == HistoryRecord { bits_per_param: 1.0 / 3.0, ..record(100_000, Some(0.5)) }
+    );
+}
+
+#[test]
+fn a_journal_of_version_1_is_read_and_finished_in_its_version() {
+    let whole = include_bytes!("../../../tests/fixtures/state-v1/journal-0000000000.fl");
+    let fingerprint: [u8; 32] = whole[16..48].try_into().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal-0000000000.fl");
+    let mut last = 0;
+    for len in 0..=whole.len() {
+        fs::write(&path, &whole[..len]).unwrap();
+        let (mut log, _snapshots) = open(dir.path(), fingerprint).unwrap();
+        let mut records = Vec::new();
+        log.replay(0, &mut |record| {
+            records.push(record);
+            Ok(())
+        })
+        .unwrap();
+        assert!(records.len() == last || records.len() == last + 1);
+        last = records.len();
+        let Some(Record::Closed(how)) = records.last() else { continue };
+        assert_eq!((how.updates, records.len(), len), (2, 3, whole.len()));
+        assert!(how.opened_ts > 1.7e9 && how.closed_ts >= how.opened_ts);
+    }
+    assert_eq!(last, 3);
+    // Without its close, it goes on.
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let (mut log, _snapshots) = open(dir.path(), fingerprint).unwrap();
+    log.append(0, &update(&b"third"[..])).unwrap();
+    log.append(0, &closed(3)).unwrap();
+    log.sync().unwrap();
+    let replayed = log.replay(0, &mut |_| Ok(())).unwrap().unwrap();
+    let Record::Closed(how) = closed(3) else { unreachable!() };
+    assert_eq!((replayed.updates, replayed.version, replayed.closed), (3, 1, Some(how)));
+}

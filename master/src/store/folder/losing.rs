@@ -25,6 +25,8 @@ struct State {
     left_out: Option<SyncPoint>,
     /// Every so many calls one is refused; 0 = none.
     refuse_one_in: usize,
+    /// Calls until the process crashes.
+    calls_left: usize,
     files: Vec<Content>,
     seen: Tree,
     durable: Tree,
@@ -95,6 +97,7 @@ impl LosingDisk {
             random: Random(seed),
             left_out,
             refuse_one_in,
+            calls_left: usize::MAX,
             files: Vec::new(),
             seen: root.clone(),
             durable: root,
@@ -107,6 +110,7 @@ impl LosingDisk {
     pub(super) fn crash(&self) -> Self {
         let state = &mut *self.state.lock().unwrap();
         state.crashes += 1;
+        state.calls_left = usize::MAX;
         let outcome = state.random.below(3);
         for change in std::mem::take(&mut state.pending) {
             if outcome == 1 || outcome == 2 && state.random.below(2) == 0 {
@@ -126,6 +130,17 @@ impl LosingDisk {
     /// Stops refusing calls.
     pub(super) fn repair(&self) {
         self.state.lock().unwrap().refuse_one_in = 0;
+    }
+
+    /// Lets so many calls happen, and none after them.
+    pub(super) fn stop_after(&self, calls: usize) {
+        self.state.lock().unwrap().calls_left = calls;
+    }
+
+    /// All files.
+    pub(super) fn paths(&self) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        state.seen.files.keys().map(|path| path.to_str().unwrap().to_owned()).collect()
     }
 
     fn lock(&self) -> io::Result<MutexGuard<'_, State>> {
@@ -165,7 +180,8 @@ impl LosingDisk {
 
 impl State {
     fn refuses(&mut self) -> bool {
-        self.refuse_one_in > 0 && self.random.below(self.refuse_one_in) == 0
+        self.calls_left = self.calls_left.saturating_sub(1);
+        self.calls_left == 0 || self.refuse_one_in > 0 && self.random.below(self.refuse_one_in) == 0
     }
 
     fn change(&mut self, change: Change) {

@@ -67,7 +67,7 @@ struct Entry {
 /// The cache. Work runs on blocking threads of the runtime, never on those that decode updates.
 pub(super) struct Representations {
     budget: usize,
-    /// Work that may run at a time: readers leave the cores to the updates.
+    /// Permits for concurrent work: readers must not take the cores from updates.
     makers: Semaphore,
     /// The least recently used first.
     entries: Mutex<Vec<Entry>>,

@@ -1,7 +1,27 @@
-//! Which samples each step of a round sees.
+//! Which samples are this worker's, and which of them each step of a round sees.
 
-use crate::config::{Plan, Work};
+use crate::{
+    plan::{Plan, Work},
+    settings::Config,
+};
+use fl_datasets::{Dataset, Purpose, seeded_rng};
 use rand::{rngs::ChaCha8Rng, seq::SliceRandom};
+
+/// The samples of this worker: an exact part if it is told which, else drawn from its id.
+pub(crate) fn own_samples(config: &Config, data: &Dataset) -> Vec<u32> {
+    let (labels, classes, seed) = (data.train.labels(), data.num_classes, config.seed);
+    let (worker, limit) = (config.worker_id.as_str(), config.data.dataset_size);
+    let Some(share) = config.data.share else {
+        return config.data.partition.draw(labels, classes, worker, seed, limit);
+    };
+    let mut own = config.data.partition.split(labels, classes, share.of, seed).swap_remove(share.id);
+    if own.len() > limit {
+        // Parts are sorted: their beginning would be biased where the file is sorted by class.
+        own.shuffle(&mut seeded_rng(seed, worker, 0, Purpose::Partition));
+        own.truncate(limit);
+    }
+    own
+}
 
 /// Draws batches without replacement, reshuffling after each pass.
 pub(crate) struct Batches {
@@ -9,19 +29,19 @@ pub(crate) struct Batches {
     rng: ChaCha8Rng,
     size: usize,
     next: usize,
-    left: Work,
+    work_left: Work,
 }
 
 impl Batches {
     pub(crate) fn new(order: Vec<u32>, plan: &Plan, rng: ChaCha8Rng) -> Self {
         let next = order.len();
-        Self { size: plan.batch_size.min(order.len()), order, rng, next, left: plan.work }
+        Self { size: plan.batch_size.min(order.len()), order, rng, next, work_left: plan.work }
     }
 
     /// The next batch's indices. With steps every batch is full; with epochs the last one of a pass may
     /// be smaller, so that each sample is seen once.
     pub(crate) fn next(&mut self) -> Option<&[u32]> {
-        match &mut self.left {
+        match &mut self.work_left {
             Work::Steps(0) => return None,
             Work::Steps(left) => {
                 *left -= 1;
@@ -54,7 +74,7 @@ impl Batches {
 mod tests {
     use super::*;
     use fl_model::SgdConfig;
-    use fl_quant::{Scheme, Spec};
+    use fl_quant::{FeedbackRule, Scheme, Spec};
     use rand::SeedableRng;
 
     fn batches(samples: u32, batch_size: usize, work: Work) -> Vec<Vec<u32>> {
@@ -63,7 +83,7 @@ mod tests {
             batch_size,
             sgd: SgdConfig::default(),
             encoding: Spec::new(Scheme::None, 8),
-            feedback: false,
+            feedback: FeedbackRule::Nothing,
             lazy_below: None,
             compute_factor: None,
         };

@@ -1,0 +1,187 @@
+//! Trains clients: the global model goes in, an update container comes out. Without a network.
+//!
+//! An [`Engine`] trains and holds nothing of a client; a [`ClientState`] is what one client carries from
+//! round to round. A worker has one of each, a simulator an engine per thread for all its clients.
+
+use crate::{
+    client_state::ClientState,
+    error::SetupError,
+    plan::{Plan, StartingPoint},
+    samples::Batches,
+    settings::Config,
+    update::{LocalUpdate, Sent, UpdateEncoder},
+};
+use fl_datasets::{Dataset, Purpose, seeded_rng};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec};
+use fl_protocol::{DataNames, ModelLayout, Normalization, UpdateMeta};
+use rand::RngExt;
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
+
+/// Trains clients, one after the other: network, buffers, shared data.
+pub struct Engine {
+    data: Arc<Dataset>,
+    spec: ModelSpec,
+    normalization: Normalization,
+    names: DataNames,
+    /// The model's class for each class of the data; none if they are the same.
+    classes: Option<Vec<u32>>,
+    learner: Box<dyn Learner>,
+    updates: UpdateEncoder,
+    /// SCAFFOLD's correction of every gradient.
+    drift: Vec<f32>,
+    batch: (Vec<f32>, Vec<u32>),
+}
+
+impl Engine {
+    /// Prepares the network of `global`.
+    ///
+    /// # Errors
+    /// If the model does not fit this worker's settings or data.
+    pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
+        let spec = &global.spec;
+        let layout = spec.layout();
+        let found = layout.parameters();
+        if let Some(allowed) = config.training.model_dim.filter(|allowed| found > *allowed) {
+            return Err(SetupError::ModelTooLarge { found, allowed });
+        }
+        let misfit = || SetupError::Data {
+            dataset: data.name.clone(),
+            model: spec.input_shape.clone(),
+            data: data.input_shape.clone(),
+            model_classes: spec.num_classes,
+            data_classes: data.num_classes,
+        };
+        if data.input_shape != spec.input_shape {
+            return Err(misfit());
+        }
+        let classes = data.class_map(&global.names).map_err(SetupError::Names)?;
+        if classes.is_none() && data.num_classes > spec.num_classes {
+            return Err(misfit());
+        }
+        data.train
+            .check_normalization(&global.normalization)
+            .map_err(|error| SetupError::Normalization(error.to_string()))?;
+        let convolutional = spec.layers.iter().any(|layer| matches!(layer, Layer::Conv2d { .. }));
+        let threads = config.training.threads_for(convolutional, config.workers);
+        Ok(Self {
+            learner: spec.learner(config.training.backend, threads)?,
+            updates: UpdateEncoder::new(layout),
+            drift: Vec::new(),
+            batch: (Vec::new(), Vec::new()),
+            normalization: global.normalization.clone(),
+            names: global.names.clone(),
+            classes,
+            spec: spec.clone(),
+            data,
+        })
+    }
+
+    /// The network, for other uses between two rounds.
+    pub fn learner(&mut self) -> &mut dyn Learner {
+        &mut *self.learner
+    }
+
+    /// Whether `global` is of the network and the data that this engine was made for.
+    pub fn fits(&self, global: &GlobalModel) -> bool {
+        self.spec == global.spec && self.normalization == global.normalization && self.names == global.names
+    }
+
+    /// Parameters of the network.
+    pub fn num_parameters(&self) -> usize {
+        self.updates.layout().parameters()
+    }
+
+    pub(crate) fn layout(&self) -> &ModelLayout {
+        self.updates.layout()
+    }
+
+    /// The shared data.
+    pub(crate) fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// Trains `client` from `from` for one round and encodes what changed. With the server's control
+    /// variate it trains by SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II).
+    ///
+    /// `before_step` is called before each step and may end the round early; then there is no update.
+    /// The same `(seed, worker id, round)`, model and memory give the same bytes, but for the
+    /// time that the training took.
+    ///
+    /// # Errors
+    /// If the training diverges.
+    pub fn train(
+        &mut self,
+        client: &ClientState,
+        from: &StartingPoint<'_>,
+        plan: &Plan,
+        mut before_step: impl FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<LocalUpdate>, ModelError> {
+        let started = Instant::now();
+        self.learner.load(from.parameters);
+        let rng_of = |purpose| seeded_rng(client.seed, client.worker_id.as_str(), from.round, purpose);
+        self.learner.begin_round(rng_of(Purpose::Masks).random());
+        if let Some(control) = from.control {
+            self.set_drift(control, &client.memory.control_variate);
+        }
+        let mut batches = Batches::new(client.indices.clone(), plan, rng_of(Purpose::Batches));
+        let (mut loss, mut steps) = (0.0f64, 0u32);
+        while let Some(indices) = batches.next() {
+            if before_step().is_break() {
+                return Ok(None);
+            }
+            let (x, y) = &mut self.batch;
+            self.data.train.gather(indices, &self.normalization, x, y);
+            if let Some(classes) = &self.classes {
+                y.iter_mut().for_each(|class| *class = classes[*class as usize]);
+            }
+            loss += f64::from(self.learner.step(Batch::new(x, y), &plan.sgd)?);
+            steps += 1;
+        }
+        let train_time = started.elapsed();
+        let meta = UpdateMeta {
+            worker_id: client.worker_id.clone(),
+            round: from.round,
+            num_samples: client.indices.len() as u64,
+            loss: Some(loss / f64::from(steps)),
+            accuracy: None,
+            compute_factor: plan.compute_factor.or(Some(train_time.as_secs_f64())),
+            local_steps: Some(steps),
+            local_norm: plan.local_norm(steps),
+            reuse: None,
+        };
+        let started = Instant::now();
+        let learner = &mut self.learner;
+        let trained = |local: &mut [f32]| learner.read(local);
+        let (body, notice) = self.updates.encode(client, from, plan, &meta, trained)?;
+        Ok(Some(LocalUpdate {
+            body,
+            notice,
+            loss: loss / f64::from(steps),
+            num_samples: meta.num_samples,
+            steps,
+            train_time,
+            encode_time: started.elapsed(),
+        }))
+    }
+
+    /// `c - c_i` goes into every gradient.
+    fn set_drift(&mut self, control: &[f32], own: &[f32]) {
+        self.drift.clear();
+        self.drift.extend_from_slice(control);
+        for (drift, own) in self.drift.iter_mut().zip(own) {
+            *drift -= own;
+        }
+        self.learner.set_drift(&self.drift);
+    }
+
+    /// The last update, which was `client`'s, counts: what its encoding lost goes into the next one as far
+    /// as the plan's rule keeps it, and the control variate moves by what the master decodes, so that the
+    /// master's stays their mean. Where a notice was `sent`, the whole difference to the earlier update is
+    /// lost, and is carried into the next residual.
+    ///
+    /// An update that the master refuses leaves both as they were. Its delta was made for a model that is
+    /// no more, and keeping the deltas of a worker that is always late would add up without end.
+    pub fn settle(&self, client: &mut ClientState, sent: Sent) {
+        self.updates.settle(&mut client.memory, sent);
+    }
+}

@@ -1,0 +1,80 @@
+//! A worker without a network.
+
+use crate::{
+    client_state::{ClientMemory, ClientState},
+    engine::Engine,
+    error::SetupError,
+    plan::{Plan, StartingPoint},
+    settings::Config,
+    update::{LocalUpdate, Sent},
+};
+use fl_datasets::Dataset;
+use fl_model::{GlobalModel, ModelError};
+use fl_protocol::ModelLayout;
+use std::{ops::ControlFlow, sync::Arc};
+
+/// An engine with its one client.
+pub struct LocalClient {
+    engine: Engine,
+    state: ClientState,
+}
+
+impl LocalClient {
+    /// Prepares the worker's part of the data and the network of `global`.
+    ///
+    /// # Errors
+    /// If the model does not fit this worker's settings or data.
+    pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
+        let engine = Engine::new(config, data, global)?;
+        let state = ClientState::new(config, engine.data())?;
+        Ok(Self { engine, state })
+    }
+
+    /// Whether `global` is of the network and the data that this client was made for.
+    pub fn fits(&self, global: &GlobalModel) -> bool {
+        self.engine.fits(global)
+    }
+
+    /// Samples of this worker.
+    pub fn num_samples(&self) -> usize {
+        self.state.indices.len()
+    }
+
+    /// Parameters of the network.
+    pub fn num_parameters(&self) -> usize {
+        self.engine.num_parameters()
+    }
+
+    /// The network's tensors.
+    pub fn layout(&self) -> &ModelLayout {
+        self.engine.layout()
+    }
+
+    /// What it carries from round to round.
+    pub fn memory(&self) -> &ClientMemory {
+        &self.state.memory
+    }
+
+    /// The same, to restore or to forget it.
+    pub fn memory_mut(&mut self) -> &mut ClientMemory {
+        &mut self.state.memory
+    }
+
+    /// See [`Engine::train`].
+    ///
+    /// # Errors
+    /// If the training diverges.
+    pub fn train(
+        &mut self,
+        from: &StartingPoint<'_>,
+        plan: &Plan,
+        before_step: impl FnMut() -> ControlFlow<()>,
+    ) -> Result<Option<LocalUpdate>, ModelError> {
+        self.engine.train(&self.state, from, plan, before_step)
+    }
+
+    /// See [`Engine::settle`].
+    pub fn settle(&mut self, sent: Sent) {
+        self.engine.settle(&mut self.state, sent);
+    }
+}

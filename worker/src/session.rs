@@ -1,0 +1,471 @@
+//! The loop: ask for work, pull the model, train, push the update.
+
+use crate::{
+    backoff::Backoff,
+    ballast::Ballast,
+    calls::{Calls, Interrupt, Verdict},
+    client::MasterClient,
+    client_state::ClientMemory,
+    error::WorkerError,
+    local_client::LocalClient,
+    metrics::{self, DropReason, Metrics},
+    pauses::{Pauses, Stop},
+    plan::{Plan, StartingPoint},
+    prefetch::Prefetch,
+    report::{RoundLog, RoundReport, Summary, WaitLog},
+    settings::{Config, cores},
+    state_file::{SavedState, StateFile},
+    update::{LocalUpdate, Sent},
+};
+use bytes::Bytes;
+use fl_datasets::{Dataset, Purpose, seeded_rng};
+use fl_model::{GlobalModel, ModelError};
+use fl_protocol::{TaskAction, TaskBody, UpdateAck};
+use std::{
+    future::Future,
+    ops::ControlFlow,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tracing::{info, warn};
+
+/// One training a core: with more workers in a process, more at a time would only evict one another's
+/// data from the caches.
+static TRAININGS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(cores()));
+
+/// Least time between two requests for work that are answered with "wait".
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// Works until the master says that the training is over, or until `shutdown`.
+///
+/// `data` is shared by the workers of one process; without it the worker loads its own. A shutdown
+/// abandons the step that is being trained and lets an upload finish, for at most `DRAIN_S`.
+///
+/// # Errors
+/// See [`WorkerError`].
+pub async fn run(
+    config: Config,
+    data: Option<Arc<Dataset>>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+) -> Result<Summary, WorkerError> {
+    let (stop_sender, stop) = Stop::channel();
+    let drain = Duration::from_secs_f64(config.master.drain_s);
+    let metrics = Arc::new(Metrics::new());
+    if let Some(addr) = config.observe.metrics_addr {
+        metrics::serve(addr, metrics.clone(), stop.clone())
+            .await
+            .map_err(|error| WorkerError::Metrics { addr, error })?;
+    }
+    tokio::pin!(shutdown);
+    let mut session = tokio::select! {
+        session = Session::start(config, data, stop, Pauses::Sleep, metrics, events) => session?,
+        () = &mut shutdown => {
+            let _ = stop_sender.send(true);
+            info!("stopping before the start was done");
+            return Ok(Summary::default());
+        }
+    };
+    let summary = session.summary.clone();
+    let work = session.work();
+    tokio::pin!(work);
+    let ended = tokio::select! {
+        result = &mut work => Some(result),
+        () = &mut shutdown => None,
+    };
+    if let Some(result) = ended {
+        return result.map(|()| *lock(&summary));
+    }
+    let _ = stop_sender.send(true);
+    info!("stopping: an upload in flight may finish");
+    match timeout(drain, work).await {
+        Ok(result) => result?,
+        Err(_) => warn!(drain_s = drain.as_secs_f64(), "the upload did not finish in time and is abandoned"),
+    }
+    Ok(*lock(&summary))
+}
+
+fn lock(summary: &Mutex<Summary>) -> MutexGuard<'_, Summary> {
+    summary.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Session {
+    config: Config,
+    data: Arc<Dataset>,
+    calls: Calls,
+    prefetch: Prefetch,
+    trainee: Trainee,
+    state_file: Option<StateFile>,
+    /// Whether the file holds anything that must not be restored any more.
+    state_is_saved: bool,
+    /// Pauses after updates that were dropped.
+    drop_backoff: Backoff,
+    dropped_in_a_row: u32,
+    /// The round of the last accepted update.
+    last_round: Option<u64>,
+    stop: Stop,
+    pauses: Pauses,
+    metrics: Arc<Metrics>,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+    round_log: RoundLog,
+    wait_log: WaitLog,
+    summary: Arc<Mutex<Summary>>,
+}
+
+/// What a training thread borrows: it comes back with the result.
+#[derive(Default)]
+struct Trainee {
+    /// None before the first round.
+    local: Option<LocalClient>,
+    ballast: Ballast,
+}
+
+/// How a training ended.
+enum Trained {
+    /// With an update of a round.
+    Update(u64, LocalUpdate),
+    /// With values that are not finite.
+    Diverged(u64),
+    /// Not begun: model and control variate are of different rounds.
+    OtherRounds,
+    /// Shutdown was requested.
+    Stopped,
+}
+
+impl Session {
+    async fn start(
+        config: Config,
+        data: Option<Arc<Dataset>>,
+        stop: Stop,
+        pauses: Pauses,
+        metrics: Arc<Metrics>,
+        events: Option<mpsc::UnboundedSender<RoundReport>>,
+    ) -> Result<Self, WorkerError> {
+        let client = MasterClient::new(&config.master, config.updates.download)?;
+        let state_file = match config.state.dir.clone() {
+            Some(dir) => Some(
+                StateFile::open(&dir, &config.worker_id)
+                    .map_err(|error| WorkerError::StateDir { dir, error })?,
+            ),
+            None => None,
+        };
+        let (mem_mb, stride) = (config.ballast.mem_mb, config.ballast.touch_stride_bytes);
+        let ballast = spawn_blocking(move || Ballast::new(mem_mb, stride)).await??;
+        let data = match data {
+            Some(data) => data,
+            None => {
+                let settings = config.data.clone();
+                let load =
+                    move || fl_datasets::load(&settings.dataset, settings.data_dir.as_deref(), settings.part);
+                Arc::new(spawn_blocking(load).await??)
+            }
+        };
+        info!(
+            worker = %config.worker_id, master = config.master.addr, dataset = data.name,
+            samples = data.train.len(), ballast_mb = mem_mb, "worker started"
+        );
+        let jitter = |stream| seeded_rng(config.seed, config.worker_id.as_str(), stream, Purpose::Jitter);
+        let calls =
+            Calls::new(client, &config.master, jitter(0), stop.clone(), pauses.clone(), metrics.clone());
+        Ok(Self {
+            drop_backoff: Backoff::for_training(jitter(1)),
+            config,
+            data,
+            calls,
+            prefetch: Prefetch::default(),
+            trainee: Trainee { local: None, ballast },
+            state_file,
+            state_is_saved: false,
+            dropped_in_a_row: 0,
+            last_round: None,
+            stop,
+            pauses,
+            metrics,
+            events,
+            round_log: RoundLog::default(),
+            wait_log: WaitLog::default(),
+            summary: Arc::default(),
+        })
+    }
+
+    async fn work(&mut self) -> Result<(), WorkerError> {
+        match self.rounds().await {
+            Ok(()) | Err(Interrupt::Stopped) => Ok(()),
+            Err(Interrupt::Failed(error)) => Err(error),
+        }
+    }
+
+    async fn rounds(&mut self) -> Result<(), Interrupt> {
+        let worker = self.config.worker_id.clone();
+        while !self.stop.is_set() {
+            let asked = Instant::now();
+            let task = self.calls.task(&worker).await?;
+            match task.action {
+                TaskAction::Stop => {
+                    info!(round = task.round, "the training is over");
+                    return Ok(());
+                }
+                TaskAction::Wait => {
+                    self.log_waiting(task.round, asked);
+                    // A master holds the request; one that answers at once must not be asked in a loop.
+                    self.pauses.wait(ASK_EVERY.saturating_sub(asked.elapsed()), &self.stop).await;
+                }
+                TaskAction::Train => {
+                    self.wait_log.reset();
+                    self.round(&task).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn log_waiting(&mut self, round: u64, asked: Instant) {
+        let Some(waited) = self.wait_log.due(asked, Instant::now()) else { return };
+        let waited_s = waited.as_secs();
+        if self.last_round == Some(round) {
+            info!(round, waited_s, "waiting for other workers: this worker's update of the round is in");
+        } else {
+            info!(round, waited_s, "waiting: the master has not asked this worker to train in the round");
+        }
+    }
+
+    async fn round(&mut self, task: &TaskBody) -> Result<(), Interrupt> {
+        let file = self.model(task.round).await?;
+        let control = match task.control {
+            true => Some(self.calls.control().await?),
+            false => None,
+        };
+        match self.train(file, control, task).await? {
+            Trained::Update(round, update) => self.hand_in(round, &update).await,
+            Trained::Diverged(round) => {
+                warn!(round, "the training diverged: nothing is sent (a lower LR or CLIP_NORM may help)");
+                self.dropped(DropReason::Diverged).await;
+                Ok(())
+            }
+            Trained::OtherRounds => Ok(()),
+            Trained::Stopped => Err(Interrupt::Stopped),
+        }
+    }
+
+    /// The model of `round`, as the task names it: pulled ahead, or pulled now.
+    async fn model(&mut self, round: u64) -> Result<Bytes, Interrupt> {
+        let ahead = tokio::select! {
+            ahead = self.prefetch.take(round) => ahead,
+            () = self.stop.wait() => return Err(Interrupt::Stopped),
+        };
+        match ahead {
+            Some(file) => Ok(file),
+            None => self.calls.global().await,
+        }
+    }
+
+    /// Trains on a thread of its own.
+    async fn train(
+        &mut self,
+        file: Bytes,
+        control: Option<Bytes>,
+        task: &TaskBody,
+    ) -> Result<Trained, WorkerError> {
+        let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
+        let mut trainee = std::mem::take(&mut self.trainee);
+        let (config, data) = (self.config.clone(), self.data.clone());
+        let (state_file, stop) = (self.state_file.clone(), self.stop.clone());
+        let work = move || -> Result<_, WorkerError> {
+            let global = GlobalModel::from_safetensors(&file)?;
+            drop(file);
+            let control = control.map(|file| GlobalModel::from_safetensors(&file)).transpose()?;
+            // Before the clock of `compute_factor` starts: the ballast is not training.
+            trainee.ballast.touch();
+            if !trainee.local.as_ref().is_some_and(|local| local.fits(&global)) {
+                let mut local = LocalClient::new(&config, data, &global)?;
+                if let Some(memory) = state_file.and_then(|file| restore(&file, &global)) {
+                    *local.memory_mut() = memory;
+                }
+                trainee.local = Some(local);
+            }
+            let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
+            Ok((trainee, trained))
+        };
+        // The semaphore is never closed.
+        let turn = TRAININGS.acquire().await;
+        let (trainee, trained) = spawn_blocking(work).await??;
+        drop(turn);
+        self.trainee = trainee;
+        Ok(trained)
+    }
+
+    /// Hands an update in, or the notice that stands for it.
+    async fn hand_in(&mut self, round: u64, update: &LocalUpdate) -> Result<(), Interrupt> {
+        // Workers of one process are next to their master: they win nothing.
+        if self.config.workers == 1 {
+            self.prefetch.start(self.calls.client(), round);
+        }
+        let started = Instant::now();
+        let (mut sent, mut body) = match &update.notice {
+            Some(notice) => (Sent::Notice, notice),
+            None => (Sent::Update, &update.body),
+        };
+        let mut verdict = self.calls.update(body).await?;
+        if sent == Sent::Notice && matches!(verdict, Verdict::NoLastUpdate) {
+            // A master that was set back, say. The update itself is needed then.
+            (sent, body) = (Sent::Update, &update.body);
+            verdict = self.calls.update(body).await?;
+        }
+        match verdict {
+            Verdict::Accepted(ack) => {
+                self.accepted(round, update, sent, body.len() as u64, started.elapsed(), &ack).await?;
+            }
+            Verdict::WrongRound(error) => {
+                info!(%error, "the update is dropped, the next round begins");
+                self.metrics.refused.inc();
+                lock(&self.summary).refused += 1;
+            }
+            Verdict::NoLastUpdate => {}
+            Verdict::NormTooLarge(error) => {
+                warn!(
+                    %error, round,
+                    "the update is dropped, and with it what was carried over from earlier ones (a lower LR, or a \
+                     higher MAX_UPDATE_NORM on the master, may help)"
+                );
+                if let Some(local) = &mut self.trainee.local {
+                    // It may be what makes the update too large, and would stay so for ever.
+                    local.memory_mut().feedback = fl_quant::Feedback::default();
+                }
+                self.dropped(DropReason::NormTooLarge).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts an update that was made in vain. The same model trained again most likely gives the same, so a
+    /// second one in a row is followed by a pause.
+    async fn dropped(&mut self, reason: DropReason) {
+        self.metrics.dropped(reason);
+        lock(&self.summary).dropped += 1;
+        self.dropped_in_a_row += 1;
+        if self.dropped_in_a_row > 1 {
+            let pause = self.drop_backoff.next(None);
+            info!(in_a_row = self.dropped_in_a_row, pause_ms = pause.as_millis() as u64, "pausing");
+            self.pauses.wait(pause, &self.stop).await;
+        }
+    }
+
+    async fn accepted(
+        &mut self,
+        round: u64,
+        update: &LocalUpdate,
+        sent: Sent,
+        bytes: u64,
+        upload: Duration,
+        ack: &UpdateAck,
+    ) -> Result<(), WorkerError> {
+        self.dropped_in_a_row = 0;
+        self.drop_backoff.reset();
+        self.last_round = Some(round);
+        let Some(local) = &mut self.trainee.local else { return Ok(()) };
+        local.settle(sent);
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        let report = RoundReport {
+            round,
+            loss: update.loss,
+            num_samples: update.num_samples,
+            steps: update.steps,
+            train_ms: ms(update.train_time),
+            encode_ms: ms(update.encode_time),
+            upload_ms: ms(upload),
+            bytes,
+            reused: sent == Sent::Notice,
+            bits_per_param: 8.0 * bytes as f64 / local.num_parameters() as f64,
+            duplicate: ack.duplicate,
+        };
+        self.save(round).await?;
+        self.round_log.log(&report, Instant::now());
+        self.metrics.record(&report);
+        let mut summary = lock(&self.summary);
+        summary.rounds += 1;
+        summary.bytes_up += bytes;
+        drop(summary);
+        if let Some(events) = &self.events {
+            let _ = events.send(report);
+        }
+        Ok(())
+    }
+
+    /// Writes what is carried on to `WORKER_STATE_DIR`, if there is anything or was. A failure is no reason
+    /// to end: only a restart would lose by it.
+    async fn save(&mut self, round: u64) -> Result<(), WorkerError> {
+        let (Some(file), Some(local)) = (self.state_file.clone(), &self.trainee.local) else { return Ok(()) };
+        let is_empty = local.memory().is_empty();
+        if is_empty && !self.state_is_saved && !file.path().exists() {
+            return Ok(());
+        }
+        let (layout, memory) = (local.layout().clone(), local.memory().clone());
+        let saved = spawn_blocking(move || file.save(&layout, &SavedState { round, memory })).await?;
+        match saved {
+            Ok(()) => self.state_is_saved = !is_empty,
+            Err(error) => {
+                self.metrics.state_failures.inc();
+                warn!(%error, "WORKER_STATE_DIR cannot be written: a restart would go on with an older state");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the file has for this model. A file that cannot be used is named and left alone until the next
+/// acknowledged update replaces it.
+fn restore(file: &StateFile, global: &GlobalModel) -> Option<ClientMemory> {
+    let path = file.path().display();
+    match file.load(&global.spec.layout()) {
+        Ok(None) => None,
+        Ok(Some(state)) if global.round < state.round => {
+            warn!(%path, round = global.round, saved_round = state.round, "the state is of a later round than the model, it is ignored");
+            None
+        }
+        Ok(Some(state)) => {
+            info!(%path, saved_round = state.round, "going on with the state of the last run");
+            Some(state.memory)
+        }
+        Err(error) => {
+            warn!(%path, %error, "the state of the last run is ignored");
+            None
+        }
+    }
+}
+
+fn train_round(
+    trainee: &mut Trainee,
+    global: &GlobalModel,
+    control: Option<&GlobalModel>,
+    plan: &Plan,
+    stop: &Stop,
+) -> Result<Trained, WorkerError> {
+    // A round may have closed between the two downloads.
+    if control.is_some_and(|control| control.round != global.round) {
+        return Ok(Trained::OtherRounds);
+    }
+    let Some(local) = &mut trainee.local else { return Ok(Trained::OtherRounds) };
+    let from = StartingPoint {
+        round: global.round,
+        parameters: &global.parameters,
+        control: control.map(|control| control.parameters.as_slice()),
+    };
+    let trained = local.train(&from, plan, || match stop.is_set() {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+    match trained {
+        Ok(Some(update)) => Ok(Trained::Update(global.round, update)),
+        Ok(None) => Ok(Trained::Stopped),
+        Err(ModelError::Diverged) => Ok(Trained::Diverged(global.round)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
