@@ -42,7 +42,7 @@ PORTS = {"master": 5000, "worker": 9100}
 # Variables without a fixed default, of a single pod, and secrets.
 UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "MAX_CONNECTIONS_PER_IP", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR",
          "MU", "BITS", "PARTITION_ID", "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA",
-         "QUANTIZER", "DOWN_QUANTIZER"}
+         "QUANTIZER", "DOWN_QUANTIZER", "HOLD_OUT"}
 
 for role in WORKLOADS:
     known = settings(role)
@@ -92,6 +92,12 @@ resources = pick(docs, "DaemonSet", "worker")["spec"]["template"]["spec"]["conta
 for what, spare in (("requests", 60), ("limits", 200)):
     size = int(resources[what]["memory"].removesuffix("Mi")) * 1048576 // 1000000
     assert size >= int(worker["MEM_MB"]) + spare, f"{what}: {size} MB do not leave room for MEM_MB"
+
+# Ready once the master was reached; alive and started without it.
+probes = pod_of(docs, "worker")["containers"][0]
+assert [probes[f"{p}Probe"]["httpGet"]["path"] for p in ("startup", "readiness", "liveness")] == ["/healthz", "/readyz", "/healthz"]
+assert mounted(pod_of(docs, "worker"), worker["WORKER_STATE_DIR"]) == {"emptyDir": {}}
+assert "--chown=65532:65532 /out/state /state\n" in pathlib.Path("Dockerfile.worker").read_text()
 
 # The overlays: who trains on a folder of the nodes needs a master that can read it, under the same name.
 for path in rendered:
