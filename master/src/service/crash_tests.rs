@@ -11,7 +11,6 @@ use crate::{
         Added, Core, Snapshot,
         round::{ClosedRound, Contribution, Effect, Event, Refusal, RoundState},
     },
-    setup,
     source::ModelSource,
     store::{
         Closed, Keeper, Record, RecordMeta, RoundLog, Store,
@@ -19,7 +18,7 @@ use crate::{
     },
 };
 use bytes::Bytes;
-use fl_protocol::{UpdateMeta, WorkerId, update, update::Encoded};
+use fl_protocol::{Header, UpdateMeta, WorkerId, update, update::Encoded};
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher, RandomState},
@@ -97,6 +96,7 @@ impl<'a> World<'a> {
         config.round.min_clients = TARGET;
         config.round.deadline_s = Some(5.0);
         config.round.min_at_deadline = 1;
+        config.round.pause_s = 0.0;
         config.store.keep_rounds = 2 + random.below(3);
         config.aggregation.strategy = ["fedavg", "fedavgm", "median"][random.below(3)].parse().unwrap();
         let memory = Memory::new(random.next());
@@ -255,7 +255,7 @@ impl Process {
                 self.core.confirm(&meta, &body);
                 Event::Commit { worker: worker.clone(), contribution }
             } else {
-                self.core.remove(&body);
+                self.core.remove(&Header::read(&body).unwrap(), &body);
                 Event::Abort { worker: worker.clone() }
             };
             let effects = self.state.step(event, world.clock);

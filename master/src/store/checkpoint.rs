@@ -40,6 +40,9 @@ struct Header {
     server: Vec<(String, usize)>,
     #[serde(default, skip_serializing)]
     vectors: Vec<usize>,
+    /// Older versions wrote the model's last steps here.
+    #[serde(default, skip_serializing)]
+    steps: Vec<f32>,
     /// Worker, round and length of the last updates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     last_updates: Vec<(WorkerId, u64, usize)>,
@@ -60,6 +63,7 @@ impl Checkpoint {
             newest: self.newest.clone(),
             server: vectors.iter().map(|(name, vector)| ((*name).to_owned(), vector.len())).collect(),
             vectors: Vec::new(),
+            steps: Vec::new(),
             last_updates: self
                 .last_updates
                 .iter()
@@ -139,6 +143,9 @@ impl Checkpoint {
             let names = header.server.into_iter().map(|(name, _)| name);
             checkpoint.server =
                 ServerState::from_vectors(names.zip(vectors)).map_err(|error| damaged(&error.to_string()))?;
+            if !header.steps.is_empty() {
+                checkpoint.server.squared_steps = header.steps;
+            }
             checkpoint.last_updates = read_updates(rest, header.last_updates)
                 .ok_or_else(|| damaged("its workers' last updates do not fit"))?;
         }

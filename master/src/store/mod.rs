@@ -23,6 +23,7 @@ mod writer;
 pub use checkpoint::Checkpoint;
 pub use error::StoreError;
 pub use journal::Journal;
+#[cfg(test)]
 pub(crate) use journal::RoundLog;
 pub use record::{Closed, Record, RecordMeta, Replayed};
 pub use traits::{Content, Log, Snapshots, Visit};
