@@ -5,6 +5,7 @@ and from what the server does to an object:
 - it sets defaults: inside of a list that is replaced as a whole, a default that we leave out is a difference;
 - it drops empty values of optional fields (`egress: []`), which are a difference then, and writes quantities anew
   (`1024Mi` becomes `1Gi`, `0.5` becomes `500m`, a number becomes a string);
+- kubectl sends a map with the patch strategy `replace` every time, changed or not;
 - server-side apply finds an element of a list by its keys (`port` and `protocol`), so each element must have them.
 
     canonical.py FILE...
@@ -88,6 +89,8 @@ def problems(value, name, path):
         empty = inner is None or inner in ("", [], {}) or inner is False or inner == 0 and inner is not False
         if inner is None or empty and not KEPT & {field, f"{field}/{short}"}:
             yield f"{where}: {inner!r} is dropped by the server; leave the field out"
+        if isinstance(inner, dict) and declared.get("x-kubernetes-patch-strategy") == "replace":
+            yield f"{where}: patch strategy replace, each `kubectl apply` reports a change"
         yield from field_problems(inner, declared, where)
 
 
@@ -161,6 +164,8 @@ BAD = {
                  spec: {containers: [{name: a, resources: {requests: {cpu: "0.5"}}}]}}""",
     "'2'": """{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, resources: {limits: {cpu: 2}}}]}}""",
     "hostNetwork": """{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {hostNetwork: false}}""",
+    "patch strategy": """{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: a},
+                          spec: {maxUnavailable: 1, selector: {matchLabels: {a: b}}}}""",
     "second element": """{apiVersion: v1, kind: Pod, metadata: {name: a},
                          spec: {containers: [{name: a, env: [{name: B, value: c}, {name: B, value: d}]}]}}""",
     "not a string": """{apiVersion: v1, kind: ConfigMap, metadata: {name: a}, data: {A: 1}}""",
