@@ -213,7 +213,8 @@ impl Job {
         if self.published.borrow().finished {
             return None;
         }
-        let stuck = self.storage_is_failing();
+        let journal_fails = self.durable.as_ref().is_some_and(|durable| durable.journal.is_failing());
+        let stuck = journal_fails || self.storage_is_failing();
         self.view().waiting(self.host.clock.now(), self.config.round.min_clients as u64, stuck)
     }
 
