@@ -3,9 +3,9 @@
 //! The label column is the one named `label`, `class`, `target` or `y` (in any case), else the last.
 //! The first row is a header if it has such a name or holds no number at all. Labels that are all
 //! whole numbers are classes as they stand; others are numbered in the order of their names, which the data
-//! set keeps, so that tables with different labels can be brought to one numbering
-//! ([`Dataset::class_map`]). Of every class each fifth row is for testing. Columns are standardised by the
-//! training rows.
+//! set keeps, so that tables with different labels can be mapped to one numbering
+//! ([`Dataset::class_map`]). Every fifth row of each class is test data. Columns are standardised with the
+//! mean and deviation of the training rows.
 
 use crate::{
     DataNames, Dataset, DatasetError, Features, Normalization, Part,
@@ -31,7 +31,7 @@ pub(crate) fn load(name: &str, path: &Path, part: Part) -> Result<Dataset, Datas
 /// The rows of a file. Labels are indices into `names`.
 struct Table {
     width: usize,
-    /// Names of the feature columns; empty without a header, or if they are too long to travel.
+    /// Names of the feature columns; empty without a header, or beyond [`MAX_NAMES_BYTES`].
     columns: Vec<String>,
     values: Vec<f32>,
     labels: Vec<u32>,
@@ -143,7 +143,7 @@ fn label_column(first: &StringRecord) -> usize {
 }
 
 fn is_header(first: &StringRecord) -> bool {
-    // `y` alone is no sign of a header: it may be the label of a row.
+    // `y` alone does not make a row a header: it may be the label of a data row.
     let named = |field: &str| LABEL_NAMES[..3].iter().any(|name| field.eq_ignore_ascii_case(name));
     first.iter().any(named) || first.iter().all(|field| field.parse::<f64>().is_err())
 }
@@ -185,12 +185,12 @@ fn by_name(names: &[String], path: &Path) -> Result<(Vec<u32>, Vec<String>), Dat
     Ok((classes, order.into_iter().map(|id| names[id].clone()).collect()))
 }
 
-/// Mean and standard deviation of every column over the training rows. A constant column keeps its
-/// scale.
+/// Mean and standard deviation of every column over the training rows. The deviation of a constant column
+/// is set to 1.
 fn standardise(values: &[f32], width: usize, is_test: &[bool]) -> Normalization {
     let mut sums = vec![(0.0f64, 0.0f64); width];
     let mut rows = 0.0f64;
-    // Sums are taken around the first row: large offsets would otherwise eat the precision.
+    // Sums are relative to the first row: with a large offset the difference of squares would cancel.
     let origin = &values[..width];
     for (row, _) in values.chunks_exact(width).zip(is_test).filter(|(_, test)| !**test) {
         rows += 1.0;

@@ -32,7 +32,7 @@ pub(crate) fn load(part: Part) -> Result<Dataset, DatasetError> {
             _ => return Err(DatasetError::damaged(path, "a row does not hold 64 pixels and a digit")),
         }
     }
-    // Its test part is as fixed as if it lay in a file of its own.
+    // The bundled digits always keep their test part, like a set with a test file of its own.
     let part = if part == Part::AllForTraining { Part::Train } else { part };
     let (train, test) = split::every_fifth_is_test(Features::U8(pixels), labels, PIXELS, part);
     Ok(Dataset {

@@ -9,12 +9,12 @@ use thiserror::Error;
 /// A data set that could not be loaded. Every message is one sentence that says what to do.
 #[derive(Debug, Error)]
 pub enum DatasetError {
-    /// A file that is not there.
+    /// A file was not found.
     #[error("the data set {dataset} was not found ({looked_in}): {hint}")]
     Missing {
         /// Name of the data set.
         dataset: String,
-        /// Where it was looked for.
+        /// The places that were searched.
         looked_in: String,
         /// How to get it.
         hint: String,
@@ -51,7 +51,7 @@ pub enum DatasetError {
         /// What the system said.
         source: io::Error,
     },
-    /// Labels that the model does not have.
+    /// The data have labels that the model lacks.
     #[error(
         "{dataset} has the labels {unknown}, the model has {known}: leave those rows out, or give the master \
          all labels, as in LABELS={all}"
@@ -61,12 +61,12 @@ pub enum DatasetError {
         dataset: String,
         /// Its labels that the model lacks.
         unknown: String,
-        /// What the model has.
+        /// The model's labels.
         known: String,
-        /// Both, separated by commas.
+        /// The union of both, separated by commas: a value for `LABELS`.
         all: String,
     },
-    /// Columns in another order than the model's, or other columns.
+    /// The columns' names or order differ from the model's.
     #[error(
         "column {column} of {dataset} is `{found}`, the model's is `{expected}` (the label column not counted): \
          use the same columns in the same order as the master's table"
@@ -108,7 +108,7 @@ impl DatasetError {
         Self::TooLarge { path: path.to_owned(), what: what.into() }
     }
 
-    /// Errors of reading: what the content is to blame for is damage, the rest is the system's.
+    /// Maps an error of reading: truncated or corrupt content is `Damaged`, anything else `Io`.
     pub(crate) fn reading(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::UnexpectedEof => Self::damaged(path, "it ends too early"),

@@ -15,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A data set whose files have a usual place and whose statistics are known.
+/// A data set with a well-known location and known statistics.
 pub(crate) struct Known {
     name: &'static str,
     classes: usize,
@@ -48,7 +48,7 @@ const SYSTEM_DIR: &str = "/usr/share/datasets";
 const TRAIN: [&str; 1] = ["train"];
 const TEST: [&str; 2] = ["t10k", "test"];
 
-/// Loads a known data set from `data_dir`, or from where the system keeps it.
+/// Loads a known data set from `data_dir`, or from the system's folder for it.
 pub(crate) fn load_known(
     known: &Known,
     data_dir: Option<&Path>,
@@ -92,7 +92,7 @@ pub(crate) fn load_dir(name: &str, dir: &Path, part: Part) -> Result<Dataset, Da
             format!("training images have shape {a:?}, test images {b:?}; they must be the same"),
         ));
     }
-    // Labels are small: both files are read, so that the number of classes does not depend on `part`.
+    // Both label files are read, so that the number of classes does not depend on `part`; labels are small.
     let num_classes = match (&train, &test) {
         (Some((_, a)), Some((_, b))) => classes(a.labels()).max(classes(b.labels())),
         (Some((_, a)), None) => classes(a.labels()).max(other_classes(dir, &TEST)?),
@@ -141,7 +141,7 @@ impl Pair {
     fn find(dir: &Path, prefixes: &[&str]) -> Option<Self> {
         let mut names: Vec<String> =
             fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        // Sorted, an uncompressed file comes before its compressed copy.
+        // Sorted, so that an uncompressed file is preferred to its compressed copy.
         names.sort();
         let find = |kind: &str| {
             let is_it = |name: &&String| prefixes.iter().any(|p| name.contains(&format!("{p}-{kind}")));

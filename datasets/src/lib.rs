@@ -1,8 +1,8 @@
 //! Data sets, and the ways to divide them among the workers of a federation.
 //!
-//! [`load`] reads a [`DatasetSpec`] into a [`Dataset`]: two [`Split`]s with a fixed border between
-//! training and test data. Pixels stay bytes in memory; [`Split::gather`] normalises a batch on its
-//! way to the network. A [`Partition`] tells which training samples a worker owns.
+//! [`load`] reads a [`DatasetSpec`] into a [`Dataset`]: two [`Split`]s, training and test data, whose
+//! division is fixed. Pixels stay bytes in memory; [`Split::gather`] normalises a batch for the network.
+//! A [`Partition`] selects the training samples of each worker.
 //!
 //! Files come from outside: sizes are checked against [`limits`] and against the file's length before
 //! anything is allocated, and every failure is a [`DatasetError`] that says what to do.
@@ -34,9 +34,9 @@ use std::path::Path;
 /// A data set in memory.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// What it was loaded from, as [`DatasetSpec`] prints it.
+    /// The [`DatasetSpec`] it was loaded from, as text.
     pub name: String,
-    /// What its classes and columns are called, if they have names: those of a table.
+    /// Names of its classes and columns; only tables have them.
     pub names: DataNames,
     /// Dimensions of one sample: `[channels, height, width]` for images, `[features]` for tables.
     pub input_shape: Vec<usize>,
@@ -44,9 +44,9 @@ pub struct Dataset {
     pub num_classes: usize,
     /// How raw values become network inputs, unless the global model brings its own.
     pub normalization: Normalization,
-    /// Training samples; empty if they were not asked for.
+    /// Training samples; empty if not requested.
     pub train: Split,
-    /// Test samples; empty if they were not asked for.
+    /// Test samples; empty if not requested.
     pub test: Split,
 }
 

@@ -1,4 +1,4 @@
-//! Bounds on the content of data files. They hold before anything is allocated.
+//! Bounds on the content of data files, checked before anything is allocated.
 
 /// Most bytes that the features of one split may take in memory.
 pub const MAX_FEATURE_BYTES: usize = 2 << 30;
@@ -13,8 +13,8 @@ pub const MAX_SAMPLE_FEATURES: usize = 1 << 24;
 pub const MAX_CLASSES: usize = 1 << 16;
 
 /// Deflate cannot expand a byte of input to more than this many bytes: a compressed file that
-/// declares more is lying.
+/// declares more is damaged or hostile.
 pub const MAX_DEFLATE_RATIO: u64 = 1032;
 
-/// Most bytes that the names of all classes may take, or those of all columns: they travel with every model.
+/// Most bytes of all class names together, and of all column names together: every model file carries them.
 pub const MAX_NAMES_BYTES: usize = 1 << 17;

@@ -1,4 +1,4 @@
-//! Class and column names: how a data set's own numbering is brought to the model's.
+//! Class and column names: maps a data set's class indices to the model's.
 
 use crate::{DataNames, Dataset, DatasetError, Split};
 use std::collections::{BTreeSet, HashMap};
@@ -7,14 +7,13 @@ use std::collections::{BTreeSet, HashMap};
 const LISTED: usize = 8;
 
 impl Dataset {
-    /// For each class of this data set its class in a model with these names; none if they are the same.
+    /// For each class of this data set its class in a model with these names; `None` if both number alike.
     ///
-    /// A data set may lack some of the model's classes. A class without a name of its own is looked up by
-    /// its number.
+    /// A data set may lack some of the model's classes. A class without a name is looked up by its number.
     ///
     /// # Errors
-    /// [`DatasetError::UnknownLabels`] if a label is not among the model's, or if the model's classes have
-    /// no names and these have; [`DatasetError::Columns`] if both have column names and they differ.
+    /// [`DatasetError::UnknownLabels`] if a label is not among the model's, or if only this data set names its
+    /// classes; [`DatasetError::Columns`] if both have column names and they differ.
     pub fn class_map(&self, model: &DataNames) -> Result<Option<Vec<u32>>, DatasetError> {
         self.check_columns(&model.features)?;
         if model.labels == self.names.labels {
@@ -70,7 +69,7 @@ impl Dataset {
     fn check_columns(&self, model: &[String]) -> Result<(), DatasetError> {
         let own = &self.names.features;
         if model.is_empty() || own.is_empty() || model.len() != own.len() {
-            // Nothing to compare; another number of columns is another input shape.
+            // A different number of columns is refused elsewhere, as a different input shape.
             return Ok(());
         }
         match (1..).zip(own.iter().zip(model)).find(|(_, (own, model))| own != model) {
@@ -84,7 +83,7 @@ impl Dataset {
         }
     }
 
-    /// Classes with a name; where there are none, classes that occur.
+    /// The named classes; without names, the classes that occur in the data.
     fn present_classes(&self) -> Vec<u32> {
         if !self.names.labels.is_empty() {
             return (0..self.names.labels.len() as u32).collect();

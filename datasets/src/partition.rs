@@ -1,4 +1,4 @@
-//! Who owns which training samples.
+//! Assigns training samples to workers.
 
 use crate::seed::{Purpose, seeded_rng};
 use rand::{Rng, RngExt, rngs::ChaCha8Rng, seq::SliceRandom};
@@ -80,8 +80,8 @@ impl Partition {
         assigned
     }
 
-    /// Draws the samples of one worker from its id alone, at most `limit` of them, when it is not known
-    /// who else there is: two workers may own the same sample.
+    /// Draws at most `limit` samples for one worker from its id alone, for use when the other workers are
+    /// unknown: two workers may own the same sample.
     ///
     /// # Panics
     /// If a label is not below `num_classes`.
@@ -118,7 +118,7 @@ fn shuffled(len: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
 
 /// Cuts a list into `parts` runs whose lengths differ by one at most.
 fn deal(indices: &[u32], parts: usize) -> Vec<Vec<u32>> {
-    // In 128 bits: the product may be beyond 64.
+    // 128 bits, because the product may overflow 64.
     let border = |part: usize| (part as u128 * indices.len() as u128 / parts as u128) as usize;
     (0..parts).map(|part| indices[border(part)..border(part + 1)].to_vec()).collect()
 }
@@ -133,7 +133,7 @@ fn pools(labels: &[u32], num_classes: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<u3
     pools
 }
 
-/// Moves one sample from the largest part to each empty one, while there is one to spare.
+/// Moves one sample from the largest part to each empty one, as long as the largest part has two.
 fn fill_empty(parts: &mut [Vec<u32>]) {
     while let Some(empty) = parts.iter().position(Vec::is_empty) {
         let largest = (0..parts.len()).max_by_key(|&part| parts[part].len()).unwrap_or(empty);
@@ -145,7 +145,7 @@ fn fill_empty(parts: &mut [Vec<u32>]) {
     }
 }
 
-/// Draws a mixture of classes; the classes' shares are those of the pools' sizes.
+/// Draws a mixture of classes whose expected shares are those of the pools' sizes.
 fn mixture(sizes: &[usize], alpha: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
     let total = sizes.iter().sum::<usize>().max(1) as f64;
     let classes = sizes.iter().filter(|&&size| size > 0).count() as f64;
@@ -155,7 +155,7 @@ fn mixture(sizes: &[usize], alpha: f64, rng: &mut ChaCha8Rng) -> Vec<f64> {
     };
     let mut weights: Vec<f64> = sizes.iter().map(|&size| draw(size)).collect();
     if weights.iter().sum::<f64>() <= 0.0 {
-        // With a tiny concentration all draws may underflow; the limit of the distribution is one class.
+        // With a tiny concentration all draws may underflow to 0; the distribution's limit is a single class.
         let sizes: Vec<f64> = sizes.iter().map(|&size| size as f64).collect();
         if let Some(class) = pick(&sizes, rng) {
             weights[class] = 1.0;
@@ -177,12 +177,12 @@ fn pick(weights: &[f64], rng: &mut ChaCha8Rng) -> Option<usize> {
         }
         rest -= weight;
     }
-    // Rounding may leave a crumb.
+    // Rounding may leave `rest` just above the last weight.
     weights.iter().rposition(|&weight| weight > 0.0)
 }
 
-/// Parts of equal size, each drawn without replacement by its own mixture. A class that is used up
-/// leaves the mixture; a part whose whole mixture is used up goes on with what is left.
+/// Parts of equal size, each drawn without replacement by its own mixture. An exhausted class leaves the
+/// mixture; a part whose classes are all exhausted draws from the remaining samples.
 fn split_dirichlet(pools: &mut [Vec<u32>], alpha: f64, parts: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<u32>> {
     let sizes: Vec<usize> = pools.iter().map(Vec::len).collect();
     let total: usize = sizes.iter().sum();
@@ -211,8 +211,8 @@ fn split_dirichlet(pools: &mut [Vec<u32>], alpha: f64, parts: usize, rng: &mut C
     (0..parts).map(fill).collect()
 }
 
-/// At most `count` samples by one mixture. A class that is used up ends there: filling the rest with
-/// others would turn a skewed mixture into the whole data set when `count` is large.
+/// At most `count` samples by one mixture. An exhausted class is not replaced by others, because a skewed
+/// mixture would then become the whole data set when `count` is large.
 fn draw_dirichlet(pools: &mut [Vec<u32>], alpha: f64, count: usize, rng: &mut ChaCha8Rng) -> Vec<u32> {
     let sizes: Vec<usize> = pools.iter().map(Vec::len).collect();
     let weights = mixture(&sizes, alpha, rng);
@@ -220,7 +220,7 @@ fn draw_dirichlet(pools: &mut [Vec<u32>], alpha: f64, count: usize, rng: &mut Ch
     drawn.collect()
 }
 
-/// `shards` shards at random places of the sorted samples, none longer than an average class.
+/// `shards` shards at random positions of the sorted samples, none longer than an average class.
 fn draw_shards(
     sorted: &[u32],
     shards: usize,

@@ -1,8 +1,8 @@
-//! Random generators that depend on nothing but the settings.
+//! Random generators seeded by settings alone.
 
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 
-/// What a generator is for: two purposes never share random numbers.
+/// What a generator is used for: two purposes never share random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
@@ -14,7 +14,7 @@ pub enum Purpose {
     Rounding = 3,
     /// Jitter of waiting times.
     Jitter = 4,
-    /// How much a virtual client trains in a round.
+    /// Amount of local work of a virtual client in a round.
     Work = 5,
     /// Speed and bandwidth of a virtual client.
     Hardware = 6,
@@ -26,8 +26,8 @@ pub enum Purpose {
 
 /// The generator of `(seed, name, round)` for one purpose.
 ///
-/// The four values fill the key side by side, so different inputs give unrelated generators
-/// (names up to a collision of 64-bit FNV-1a).
+/// The four values occupy separate bytes of the key, so different inputs give unrelated generators
+/// (except for names that collide under 64-bit FNV-1a).
 pub fn seeded_rng(seed: u64, name: &str, round: u64, purpose: Purpose) -> ChaCha8Rng {
     let mut key = [0u8; 32];
     let words = [seed, fnv1a(name.as_bytes()), round, purpose as u64];

@@ -1,4 +1,4 @@
-//! What to load.
+//! Names of data sets, and of the parts to load.
 
 use std::{
     fmt,
@@ -65,22 +65,22 @@ impl FromStr for DatasetSpec {
 pub enum Part {
     /// Training samples only.
     Train,
-    /// The training samples of a set that has a test part of its own; of a `csv` or `safetensors` file
-    /// without one, every sample.
+    /// Training samples only, but every sample of a `csv` or `safetensors` file that has no test part of
+    /// its own.
     AllForTraining,
     /// Test samples only.
     Test,
-    /// All.
+    /// Training and test samples.
     Both,
 }
 
 impl Part {
-    /// Whether training samples are wanted.
+    /// Whether training samples are requested.
     pub fn has_train(self) -> bool {
         self != Self::Test
     }
 
-    /// Whether test samples are wanted.
+    /// Whether test samples are requested.
     pub fn has_test(self) -> bool {
         !matches!(self, Self::Train | Self::AllForTraining)
     }

@@ -1,4 +1,4 @@
-//! Samples in memory, and batches out of them.
+//! Samples in memory, and batches drawn from them.
 
 use crate::{DatasetError, Part};
 use fl_protocol::Normalization;
@@ -114,10 +114,10 @@ fn row<T>(values: &[T], index: u32, width: usize) -> &[T] {
     &values[start..start + width]
 }
 
-/// `(raw - mean) / std`. One mean holds for a run of values: the sample, a channel, or one value.
+/// `(raw - mean) / std`. One mean applies to a run of values: the sample, a channel, or one value.
 ///
 /// This is on the training path. Multiplying by the inverse lets the compiler use vectors; a table of
-/// the 256 results of a byte took 1.6 to 2 times as long, as loads from a table do not vectorise.
+/// the 256 results of a byte took 1.6 to 2 times as long, because loads from a table do not vectorise.
 fn normalise<T: Copy + Into<f32>>(raw: &[T], normalization: &Normalization, out: &mut [f32]) {
     let (means, stds) = (&normalization.mean, &normalization.std);
     let run = raw.len() / means.len();
@@ -136,9 +136,9 @@ fn normalise<T: Copy + Into<f32>>(raw: &[T], normalization: &Normalization, out:
     }
 }
 
-/// Divides samples that came as one list: of every class the fifth, tenth, fifteenth ... sample is
-/// for testing, the others are for training. No randomness, so that any program can do the same.
-/// [`Part::AllForTraining`] divides nothing.
+/// Divides samples that came as one list: the fifth, tenth, fifteenth ... sample of each class is test
+/// data, the others are training data. Nothing is random, so that any program can reproduce the split.
+/// With [`Part::AllForTraining`] every sample is training data.
 pub(crate) fn every_fifth_is_test(
     features: Features,
     labels: Vec<u32>,

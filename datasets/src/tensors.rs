@@ -1,6 +1,6 @@
 //! Data in a safetensors file: `x` (`[samples, ...]`, U8, F32 or F64) and `y` (`[samples]`, any
-//! integer type); optionally `x_test` and `y_test`. Without them, of every class each fifth sample
-//! is for testing. Bytes are scaled to 0 to 1, numbers are taken as they are.
+//! integer type); optionally `x_test` and `y_test`. Without them every fifth sample of each class is test
+//! data. Bytes are scaled to 0 to 1, other numbers are used unchanged.
 
 use crate::{
     DataNames, Dataset, DatasetError, Features, Normalization, Part, Split,

@@ -1,4 +1,4 @@
-//! Partitions are exact and seeded, and as skewed as they say.
+//! Partitions are exact, seeded, and skewed as their parameter states.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

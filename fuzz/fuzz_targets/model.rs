@@ -1,5 +1,5 @@
-//! A model file, and the layer list in one: whatever comes in, reading does not panic, and what it accepts
-//! can be written again and is then the same.
+//! Model files and layer lists: reading arbitrary bytes does not panic, and an accepted model survives a
+//! round trip unchanged.
 #![no_main]
 
 use fl_model::{Backend, GlobalModel, ModelSpec};
@@ -7,7 +7,7 @@ use fl_protocol::Normalization;
 use libfuzzer_sys::fuzz_target;
 use safetensors::SafeTensors;
 
-/// Largest network that is made: a small quantized file may hold a large one.
+/// Largest network that is built: a small quantized file may declare a large one.
 const MAX_PARAMETERS: usize = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {

@@ -19,7 +19,7 @@ fn reseal(stream: &mut [u8]) {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The input as it is: mostly a wrong checksum.
+    // The unchanged input: its checksum is mostly wrong.
     let _ = Stream::parse(data, 320).map(|stream| check(&stream, 320));
     if data.len() < CHECKSUM.end {
         return;

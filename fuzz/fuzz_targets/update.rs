@@ -1,5 +1,5 @@
-//! The body of `POST /update`: whatever comes in, parsing neither panics nor lies. What it accepts can be
-//! decoded, is finite and within the bound that it promises.
+//! The body of `POST /update`: parsing arbitrary bytes does not panic, and an accepted update decodes to
+//! finite values within its declared bound.
 #![no_main]
 
 use fl_protocol::{ModelLayout, Update, UpdateMeta, update, update::Encoded};
@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 static LAYOUT: LazyLock<ModelLayout> =
     LazyLock::new(|| ModelLayout::new([("1.weight".into(), vec![8, 40]), ("1.bias".into(), vec![8])]));
 
-/// Good updates of every scheme: random bytes alone would hardly ever get past the container's header.
+/// Valid updates of every scheme: random bytes alone rarely get past the container's header.
 static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     Scheme::ALL.iter().flat_map(|scheme| [1, 3, 4, 8].map(|bits| good(*scheme, bits))).collect()
 });
@@ -36,7 +36,7 @@ fn good(scheme: Scheme, bits: u8) -> Vec<u8> {
 }
 
 fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
-    // Now and then a fresh good update, so that the search does not depend on a corpus from outside.
+    // Sometimes a fresh valid update, so that the search does not depend on a corpus.
     if seed % 16 == 0 {
         let start = &SEEDS[seed as usize / 16 % SEEDS.len()];
         if start.len() <= max_size.min(data.len()) {

@@ -40,9 +40,9 @@ pub enum ErrorCode {
     UnknownQuantizer,
     /// An update's magnitude is beyond the limit.
     NormTooLarge,
-    /// A notice of lazy upload names an update that is not kept: the update itself is needed.
+    /// A notice of lazy upload names an update that the server no longer keeps: send the update itself.
     NoLastUpdate,
-    /// This worker sends more than it may.
+    /// This worker exceeds its rate limit.
     RateLimited,
     /// The server is at its limit.
     Overloaded,
@@ -50,7 +50,7 @@ pub enum ErrorCode {
     StorageUnavailable,
     /// The server is shutting down.
     Draining,
-    /// A fault of the server's own.
+    /// An internal error of the server.
     Internal,
 }
 
@@ -142,7 +142,7 @@ impl ErrorCode {
     }
 }
 
-/// The body of every answer that is not a success: the predecessor's keys and a stable code.
+/// The body of every response that is not a success: the predecessor's keys and a stable code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
     /// Always `"error"`.

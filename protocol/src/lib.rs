@@ -6,7 +6,7 @@
 //! - [`error`]: the closed set of error codes and the body that carries them,
 //! - [`layout`]: names, shapes and flat order of a model's tensors,
 //! - [`update`]: the update container that a worker posts,
-//! - [`limits`]: the bounds that hold for everything that comes from outside.
+//! - [`limits`]: bounds on all input from outside.
 
 pub mod error;
 pub mod layout;

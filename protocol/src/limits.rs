@@ -1,10 +1,10 @@
-//! Bounds on what comes from outside. They hold before anything is allocated.
+//! Bounds on input from outside, checked before anything is allocated.
 
 /// Longest worker id, in bytes.
 pub const MAX_WORKER_ID_BYTES: usize = 64;
 
-/// Largest `num_samples` that one update may claim. The sum of all updates' samples weighs the
-/// average: a client must not be able to outweigh all others by an absurd count.
+/// Largest `num_samples` that one update may claim. Updates are averaged by their number of samples: a client
+/// must not be able to outweigh all others by an absurd count.
 pub const MAX_NUM_SAMPLES: u64 = 100_000_000;
 
 /// Largest magnitude of one element of a delta. A model whose parameters move by more in one round

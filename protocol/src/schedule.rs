@@ -2,7 +2,7 @@
 
 use std::{f64::consts::PI, fmt, str::FromStr};
 
-/// How the learning rate of a round follows from the setting `LR`: `lr * factor(round)`.
+/// The learning rate of a round, from the setting `LR`: `lr * factor(round)`.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum LrSchedule {
     /// `constant`: the same in every round.
@@ -12,8 +12,8 @@ pub enum LrSchedule {
     Exponential(f64),
     /// `step:N:F`: times `F` every `N` rounds.
     Step(u64, f64),
-    /// `cosine:N`: half a cosine from 1 to 0 over `N` rounds, and 1 % from there on, so that a run
-    /// which is longer than planned still moves (Loshchilov and Hutter 2017, eq. 5, without restarts).
+    /// `cosine:N`: half a cosine from 1 to 0 over `N` rounds with a floor of 1 %, so that a run
+    /// which is longer than planned still trains (Loshchilov and Hutter 2017, eq. 5, without restarts).
     Cosine(u64),
     /// `warmup:N`: in equal steps from `1/N` to 1 over `N` rounds.
     WarmUp(u64),
@@ -23,7 +23,7 @@ pub enum LrSchedule {
 const COSINE_FLOOR: f64 = 0.01;
 
 impl LrSchedule {
-    /// The factor for a round; the first one is 0. Above 0 but for underflow.
+    /// The factor for a round, counted from 0. Positive unless it underflows.
     pub fn factor(self, round: u64) -> f64 {
         match self {
             Self::Constant => 1.0,
@@ -37,7 +37,7 @@ impl LrSchedule {
         }
     }
 
-    /// The learning rate of a round; the smallest positive one where it would vanish.
+    /// The learning rate of a round; the smallest positive f32 where it would underflow.
     pub fn at(self, lr: f32, round: u64) -> f32 {
         match self {
             Self::Constant => lr,

@@ -1,4 +1,4 @@
-//! The JSON bodies of the API. Every field says its unit.
+//! The JSON bodies of the API. The documentation of every field names its unit.
 
 use crate::worker_id::WorkerId;
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ pub struct Normalization {
     pub std: Vec<f32>,
 }
 
-/// What the classes and the input columns of a data set are called; empty where they have only numbers.
+/// Names of a data set's classes and input columns; empty where they have only numbers.
 ///
-/// The model's file carries them, so that every worker numbers its classes alike.
+/// The model file carries them, so that all workers number their classes alike.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataNames {
     /// Name of class 0, 1, 2 ...
@@ -50,7 +50,7 @@ pub struct UpdateJson {
     pub loss: Option<f64>,
     /// `w_local - w_global`, all parameters in canonical order.
     pub delta: Vec<f32>,
-    /// Seconds that the local training took, or another measure of speed; shown, not used.
+    /// Seconds of local training, or another measure of speed; displayed, not used.
     #[serde(default)]
     pub compute_factor: Option<f64>,
 }
@@ -60,7 +60,7 @@ pub struct UpdateJson {
 pub struct UpdateAck {
     /// Always `"ok"`.
     pub status: String,
-    /// True if the update is part of a model that is out: it closed its round, or is a retry of one
+    /// True if the update is part of a published model: it closed its round, or is a retry of an update
     /// whose round is over.
     pub aggregated: bool,
     /// The master's round after this update.
@@ -111,14 +111,14 @@ pub struct TaskBody {
     /// Bits per code.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bits: Option<u8>,
-    /// Instead of `bits`: as few bytes as reach this `|sent - delta|^2 / |delta|^2`.
+    /// Instead of `bits`: the fewest bytes with at most this `|sent - delta|^2 / |delta|^2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_nmse: Option<f64>,
-    /// Instead of both: as little error as an update of so many bytes can have.
+    /// Instead of both: the least error in an update of at most this many bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_bytes: Option<u64>,
-    /// An upload may be left out whose squared distance to the last accepted one is at most this, the errors
-    /// of both encodings not counted: see [`crate::UpdateMeta::reuse`].
+    /// An upload may be left out if its squared distance to the last accepted one, after decoding both, is at
+    /// most this: see [`crate::UpdateMeta::reuse`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy_below: Option<f32>,
     /// Whether to train with control variates (SCAFFOLD): they are at `GET /control`.
@@ -130,7 +130,7 @@ pub struct TaskBody {
 }
 
 impl TaskBody {
-    /// The task to train for `round`, with no hints: workers go by their own settings.
+    /// The task to train for `round` without proposals: workers use their own settings.
     pub const fn train(round: u64) -> Self {
         Self {
             action: TaskAction::Train,
@@ -152,7 +152,7 @@ impl TaskBody {
     }
 }
 
-/// What the master knows of one worker.
+/// What the master knows about one worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct WorkerStatus {
     /// Address of the last update's sender.
@@ -165,7 +165,7 @@ pub struct WorkerStatus {
     pub loss: Option<f64>,
     /// Its `compute_factor`.
     pub compute_factor: Option<f64>,
-    /// When it came, in seconds since 1970.
+    /// When it arrived, in seconds since 1970.
     pub last_update_ts: f64,
     /// Its size on the wire, in bytes.
     pub bytes: u64,
@@ -189,13 +189,13 @@ pub struct LastEvaluation {
 pub struct Waiting {
     /// Updates that close the round.
     pub needed: u64,
-    /// Updates that are there.
+    /// Updates that have arrived.
     pub accepted: u64,
     /// When the round opened, in seconds since 1970.
     pub since_ts: f64,
-    /// A sentence for people.
+    /// The reason as a sentence for people.
     pub reason: String,
-    /// Workers that were heard of lately and whose update is not there, the latest first.
+    /// Recently active workers whose update is missing, the most recent first.
     pub missing: Vec<MissingWorker>,
 }
 
@@ -204,7 +204,7 @@ pub struct Waiting {
 pub struct MissingWorker {
     /// Its name.
     pub worker: String,
-    /// When it was heard of last, in seconds since 1970.
+    /// Time of its last request, in seconds since 1970.
     pub last_seen_ts: f64,
 }
 
@@ -276,7 +276,7 @@ pub struct HistoryRecord {
     /// Workers that left their upload out, so that their last update counted again (lazy upload).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub reused: u64,
-    /// Bytes that this saved: the reused bodies' less those of the notices.
+    /// Bytes that this saved: those of the reused bodies minus those of the notices.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub bytes_saved: u64,
     /// Bytes of the model bodies sent while the round was open.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The name of a worker: 1 to 64 of `A-Z a-z 0-9 . _ -`, so that it is safe in a file name, a log
-/// line, a metric label and a query string. Copies share the text: a master names each client in several places.
+/// line, a metric label and a query string. Clones share the text, since a master keeps each name in several places.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkerId(Arc<str>);

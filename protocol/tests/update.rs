@@ -1,4 +1,4 @@
-//! The update container: what is written reads back, what is damaged is refused with its reason.
+//! The update container: round trips, and damaged ones are refused with a reason.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

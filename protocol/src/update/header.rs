@@ -12,13 +12,13 @@ use safetensors::{
 };
 use std::{collections::HashMap, str::FromStr};
 
-/// Before the name of a model tensor: the change of SCAFFOLD's control variate.
+/// Prefix of the names of tensors that hold the change of SCAFFOLD's control variate.
 pub(super) const CONTROL_PREFIX: &str = "control.";
 
-/// Length of the number in front of the header.
+/// Size of the header's length field, in bytes.
 const PREFIX_BYTES: usize = 8;
 
-/// Who sent an update and what it weighs.
+/// Sender and weight of an update.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateMeta {
     /// Name of the worker.
@@ -35,11 +35,11 @@ pub struct UpdateMeta {
     pub compute_factor: Option<f64>,
     /// SGD steps that were made.
     pub local_steps: Option<u32>,
-    /// How far these steps go, in plain SGD steps: `|a_k|_1` of FedNova (Wang et al. 2020, section 4).
-    /// Left out where it equals `local_steps`.
+    /// Effective number of plain SGD steps: `|a_k|_1` of FedNova (Wang et al. 2020, section 4).
+    /// Omitted where it equals `local_steps`.
     pub local_norm: Option<f64>,
-    /// Lazy upload: the round of this worker's last accepted update, which is to count once more. The
-    /// container then is a notice, without tensors.
+    /// Lazy upload: the round of this worker's last accepted update, which counts once more. The container
+    /// is then a notice without tensors.
     pub reuse: Option<u64>,
 }
 
@@ -55,16 +55,16 @@ pub enum Kind {
     },
 }
 
-/// A container's checked header: who sent it, what kind it is, and where its tensors lie.
+/// A container's checked header: sender, kind, and positions of the tensors.
 ///
-/// It owns what it holds, so it can travel with the body from admission to the sum. The tensors
+/// It owns its data, so it can be passed along with the body from admission to the sum. The tensors
 /// themselves are checked by [`Header::update`].
 #[derive(Debug, Clone)]
 pub struct Header {
     meta: UpdateMeta,
     kind: Kind,
     tensors: Metadata,
-    /// The tensors' names in the order of their bytes.
+    /// Names of the tensors, in the order of their data.
     names: Vec<String>,
     /// Where the tensors' bytes begin.
     data_start: usize,
@@ -78,7 +78,7 @@ impl Header {
     pub fn read(body: &[u8]) -> Result<Self, UpdateError> {
         let declared = declared_bytes(body)
             .ok_or_else(|| UpdateError::Malformed("it is shorter than a header".to_owned()))?;
-        // The safetensors crate allows headers of 100 MB; ours name a few dozen tensors.
+        // The safetensors crate allows headers of 100 MB; an update names a few dozen tensors.
         if declared > MAX_CONTAINER_HEADER_BYTES as u64 {
             return Err(UpdateError::Malformed(format!(
                 "its header declares {declared} bytes, at most {MAX_CONTAINER_HEADER_BYTES} are allowed"
@@ -104,7 +104,7 @@ impl Header {
         Ok(Self { meta, kind, tensors, names, data_start: PREFIX_BYTES + len })
     }
 
-    /// Who sent it and what it weighs.
+    /// Sender and weight.
     pub fn meta(&self) -> &UpdateMeta {
         &self.meta
     }
@@ -116,10 +116,10 @@ impl Header {
 
     /// Checks the tensors of `body`, the container that this header was read from, against `layout`.
     ///
-    /// Allocates in proportion to the number of tensors, never by what the body declares.
+    /// Allocates in proportion to the model's number of tensors, whatever sizes the body declares.
     ///
     /// # Errors
-    /// If names, shapes, values or streams are not what the layout asks for.
+    /// If names, shapes, values or streams do not match the layout.
     pub fn update<'a>(&self, body: &'a [u8], layout: &'a ModelLayout) -> Result<Update<'a>, UpdateError> {
         let has_control = self.names.iter().any(|name| name.starts_with(CONTROL_PREFIX));
         self.check_names(layout, has_control)?;
@@ -159,10 +159,10 @@ impl Header {
     }
 }
 
-/// The metadata of a container, without a look at its tensors.
+/// The metadata of a container; its tensors are not checked.
 ///
 /// # Errors
-/// What [`Header::read`] refuses.
+/// Those of [`Header::read`].
 pub fn peek_meta(body: &[u8]) -> Result<UpdateMeta, UpdateError> {
     Header::read(body).map(|header| header.meta)
 }

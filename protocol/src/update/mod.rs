@@ -1,10 +1,10 @@
 //! The update container: a safetensors file with one entry per model tensor.
 //!
 //! An entry is either the plain delta (F32, F16 or BF16, with the model's shape) or an fl-quant
-//! stream (U8, one dimension). `__metadata__` carries who sent it and what it weighs.
+//! stream (U8, one dimension). `__metadata__` carries its sender and its weight.
 //!
-//! [`Update::parse`] checks everything: names, shapes, finite values, streams. What it returns can be
-//! added to a sum without a further check.
+//! [`Update::parse`] checks everything: names, shapes, finite values, streams. Its result can be added to
+//! a sum without further checks.
 
 mod header;
 mod write;
@@ -24,7 +24,7 @@ use thiserror::Error;
 /// Why a container was refused.
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum UpdateError {
-    /// Not a container at all, or one that is cut short.
+    /// Not a container, or a truncated one.
     #[error("the body is not an update container: {0}")]
     Malformed(String),
     /// The tensors are not the model's.
@@ -44,7 +44,7 @@ pub enum UpdateError {
         /// What is wrong with its stream.
         error: DecodeError,
     },
-    /// A value that no healthy training produces.
+    /// A magnitude above [`MAX_DELTA_ABS`], which only a diverged training produces.
     #[error("tensor `{0}` holds a magnitude above {MAX_DELTA_ABS}")]
     TooLarge(String),
 }
@@ -82,7 +82,7 @@ impl<'a> Update<'a> {
     /// Checks `body` against `layout`: [`Header::read`] and [`Header::update`] in one call.
     ///
     /// # Errors
-    /// If header, names, shapes, values or streams are not what they should be.
+    /// If header, names, shapes, values or streams are invalid or do not match the layout.
     pub fn parse(body: &'a [u8], layout: &'a ModelLayout) -> Result<Self, UpdateError> {
         Header::read(body)?.update(body, layout)
     }
@@ -102,7 +102,7 @@ impl<'a> Update<'a> {
         }
     }
 
-    /// [`Self::for_each_chunk`] for whoever can use packed codes as they are: `f(offset, piece)`.
+    /// Like [`Self::for_each_chunk`], but passes packed codes undecoded: `f(offset, piece)`.
     pub fn for_each_piece(&self, f: &mut dyn FnMut(usize, Piece<'_>)) {
         self.pieces(&self.payloads, f);
     }

@@ -1,4 +1,4 @@
-//! Writing containers: what a worker sends.
+//! Writes the containers that a worker sends.
 
 use super::{UpdateError, UpdateMeta, check_flat_delta, header::CONTROL_PREFIX, header::check_num_samples};
 use crate::layout::ModelLayout;
@@ -18,7 +18,7 @@ pub enum Encoded<'a> {
 /// worker's control variate in their second half.
 ///
 /// # Errors
-/// If the lengths do not fit the layout; a caller that encodes by the layout never sees it.
+/// If the lengths do not fit the layout. Infallible for tensors encoded by this layout.
 pub fn write(
     meta: &UpdateMeta,
     layout: &ModelLayout,
@@ -68,16 +68,16 @@ fn meta_to_map(meta: &UpdateMeta) -> HashMap<String, String> {
     map
 }
 
-/// Writes a notice: a container whose `meta.reuse` says which update is to count once more.
+/// Writes a notice: a container whose `meta.reuse` names the update that counts once more.
 ///
 /// # Errors
-/// None for metadata made by this crate.
+/// Infallible for metadata made by this crate.
 pub fn write_notice(meta: &UpdateMeta) -> Result<Vec<u8>, UpdateError> {
     safetensors::serialize(Vec::<(String, TensorView<'_>)>::new(), Some(meta_to_map(meta)))
         .map_err(|error| UpdateError::Malformed(error.to_string()))
 }
 
-/// The delta of a JSON update as a container, so that both formats take one path from there on.
+/// Converts a JSON update to a container, so that both formats share one path from there on.
 pub fn from_json(update: &crate::UpdateJson, layout: &ModelLayout) -> Result<Vec<u8>, UpdateError> {
     check_num_samples(update.num_samples)?;
     check_flat_delta(&update.delta, layout)?;
