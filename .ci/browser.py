@@ -35,7 +35,7 @@ def screenshot(driver, width, path, most=6000):
     driver.save_screenshot(path)
 
 
-# Relative luminance and contrast as WCAG 2 defines them, of every visible text against its ground.
+# Relative luminance and contrast by WCAG 2, of every visible text against its background.
 CONTRAST = """
 const parse = (c) => c.match(/[\\d.]+/g).map(Number);
 const luminance = ([r, g, b]) => [r, g, b].map((v) => { v /= 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; })

@@ -2,8 +2,8 @@
 and says `unchanged`, and server-side apply takes them. The rules come from the schemas that kubernetes-validate brings
 and from what the server does to an object:
 
-- it sets defaults: inside of a list that is replaced as a whole, a default that we leave out is a difference;
-- it drops empty values of optional fields (`egress: []`), which are a difference then, and writes quantities anew
+- it sets defaults: inside a list that is replaced as a whole, a default that the manifest omits is a difference;
+- it drops empty values of optional fields (`egress: []`), which is a difference, and normalises quantities
   (`1024Mi` becomes `1Gi`, `0.5` becomes `500m`, a number becomes a string);
 - kubectl sends a map with the patch strategy `replace` every time, changed or not;
 - server-side apply finds an element of a list by its keys (`port` and `protocol`), so each element must have them.
@@ -124,7 +124,7 @@ def field_problems(value, declared, path):
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses a key that is there twice: the API server does, with --validate=strict, and else takes the last."""
+    """Refuses a duplicate key: the API server does so with --validate=strict, and otherwise takes the last one."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -151,7 +151,7 @@ def check(text, source):
     return found
 
 
-# Each must be found: the checks of this file, checked.
+# Faulty manifests, each of which the checks of this file must find.
 BAD = {
     "protocol": """{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {ports: [{port: 1, targetPort: 1}]}}""",
     "protocol ": """{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: a},

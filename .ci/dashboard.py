@@ -1,4 +1,4 @@
-"""The dashboard in headless Chromium: it moves by itself, is complete without scripts, light, and accessible."""
+"""The dashboard in headless Chromium: it updates by itself, is complete without scripts, light, and accessible."""
 import sys
 import time
 
@@ -51,7 +51,7 @@ for name, width, height, scheme in (("desktop-light", 1280, 1000, "light"), ("de
         overflow = driver.execute_script("return document.documentElement.scrollWidth") - width
         assert overflow <= 0, f"{name}: the page is {overflow} pixels too wide"
 
-        # The keyboard reaches everything that can be used, and one can see where it is.
+        # The keyboard reaches every control, and the focus is visible.
         reached = []
         for _ in range(12):
             ActionChains(driver).send_keys(Keys.TAB).perform()

@@ -56,7 +56,7 @@ for i in 0 1 2; do
         METRICS_ADDR=127.0.0.1:$((PORT + 1 + i)) "$BIN/fl-worker" 2>"$OUT/dashboard-worker$i.log" &
     pids+=($!)
 done
-# A master that nobody has come to.
+# A master without workers.
 EMPTY=$((PORT + 4))
 cat >"$PAGES/a-network-whose-file-name-says-everything-about-its-layers-and-their-sizes.json" <<'JSON'
 {"name": "a-network-whose-name-says-everything-about-its-layers-and-their-sizes", "input_shape": [1, 8, 8], "num_classes": 10,
@@ -77,7 +77,7 @@ done
     one-seed="file://$PAGES/one-seed.html" seeds="file://$PAGES/seeds.html" sweep="file://$PAGES/sweep/names/compare.html" \
     live="http://127.0.0.1:$PORT/" empty="http://127.0.0.1:$EMPTY/" \
     $(for name in many waiting waiting-for-many short-wait finished; do echo "fed-$name=http://127.0.0.1:$EMPTY/"; done)
-# The same federation's metrics, as Prometheus' own linter sees them.
+# The same federation's metrics, checked by Prometheus' linter.
 for port in "$PORT" $((PORT + 1)); do
     curl -sf "http://127.0.0.1:$port/metrics" | promtool check metrics
     echo "metrics: promtool finds nothing wrong on port $port"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds both images and runs a federation of containers: a master and three workers, then the same with one worker cut
-# off. No registry is asked: the base image of the build stage is a stand-in that is made here from Debian packages and
-# this machine's Rust. What is tested is the Dockerfiles as they are, and the images that they make.
+# off. No registry is used: the base image of the build stage is a stand-in made here from Debian packages and this
+# machine's Rust. The Dockerfiles are tested unchanged, and the images that they build.
 #   FL_KEEP=1 .ci/images.sh    leaves the daemon's data folder for the next run
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,7 +49,7 @@ cleanup() {
         docker network rm fl-net >/dev/null 2>&1
         kill "$DAEMON" && wait "$DAEMON"
     fi
-    # dockerd leaves the mount of its network namespace behind; what cannot be removed fails nobody.
+    # dockerd leaves the mount of its network namespace behind; a failure to clean up does not fail the step.
     umount "$WORK/exec/netns/default" 2>/dev/null || true
     [ -n "${FL_KEEP:-}" ] || rm -rf "$WORK" || true
     exit "$code"
@@ -124,7 +124,7 @@ time_to_ready() {
     echo $((($(date +%s%N) - born) / 1000000))
 }
 
-# The quickest of three, since this machine may have other things to do.
+# The fastest of three, since the machine may be busy.
 check_start() {
     local times=() best
     for _ in 1 2 3; do
@@ -137,7 +137,7 @@ check_start() {
     [ "$best" -le "$MAX_READY_MS" ] || fail "the master took more than $MAX_READY_MS ms from start to ready"
 }
 
-# A worker that cannot write to its state volume would end with exit code 74.
+# A worker that cannot write to its state volume exits with code 74.
 start_federation() {
     local i
     docker run -d --name master --network-alias master-service "${SAFE[@]}" fl-master:local >/dev/null
@@ -202,7 +202,7 @@ PY
 
 came_back() { [ "$(status '["workers"]["edge3"]["round"]')" -gt "$1" ]; }
 
-# A master that starts again on its volume goes on with its round.
+# A master that restarts on its volume continues its round.
 check_restart() {
     local before after
     before=$1

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Holds the code against ARCHITECTURE.md: what crates and rooms must not know, and that no modules form a circle.
+"""Checks the code against ARCHITECTURE.md: what crates and folders must not know, and that modules form no circle.
 
 Usage: python3 .ci/independence.py
 Reads the two tables whose last column is headed "must not know". A row of the first names a crate, whose
-dependencies are asked of `cargo tree`; a row of the second names a folder or file below `CRATE/src`, in which no
-path may begin with a name of its last column: a room of the same crate, or a crate.
+dependencies come from `cargo tree`; a row of the second names a folder or file below `CRATE/src` (a "room"), in which
+no path may begin with a name of its last column: a room of the same crate, or a crate.
 """
 
 import pathlib
@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 
-# What a word of the crates' table stands for in a dependency tree.
+# The packages in a dependency tree that a word of the crates' table stands for.
 FAMILIES = {
     "burn": r"burn[\w-]*",
     "tokio": r"tokio[\w-]*",
@@ -157,7 +157,7 @@ def check_circles(crate):
         arrows = {member: set() for member in members}
         for file in files:
             source = module_of(file, src)
-            # What a folder's own mod.rs re-exports is no arrow of its members.
+            # Re-exports in a folder's mod.rs are not dependencies of its members.
             if source[:level] != folder or len(source) <= level or source in (("lib",), ("main",)):
                 continue
             for used in paths_used(file, src):

@@ -1,4 +1,4 @@
-"""Checks what no schema can: settings, ports, labels, images and metrics of the manifests against the binaries."""
+"""Checks of the manifests against the binaries that schemas cannot express: settings, ports, labels, images, metrics."""
 import json
 import pathlib
 import re
@@ -57,7 +57,7 @@ for role in WORKLOADS:
     assert known - UNSET <= used, f"{role}: {sorted(known - UNSET - used)} are missing in the ConfigMap"
     assert all(isinstance(value, str) for value in config.values()), "a ConfigMap holds strings"
 
-    # The binary accepts all values together.
+    # The binary accepts the values in combination.
     with tempfile.TemporaryDirectory() as folder:
         moved = {"STATE_DIR": folder} if "STATE_DIR" in config else {"WORKER_ID": "node-1"}
         ran = subprocess.run([binaries / f"fl-{role}", "--check"], env=config | moved, capture_output=True, text=True)
@@ -93,13 +93,13 @@ for what, spare in (("requests", 60), ("limits", 200)):
     size = int(resources[what]["memory"].removesuffix("Mi")) * 1048576 // 1000000
     assert size >= int(worker["MEM_MB"]) + spare, f"{what}: {size} MB do not leave room for MEM_MB"
 
-# Ready once the master was reached; alive and started without it.
+# A worker is ready once it has reached the master; liveness and start-up do not depend on the master.
 probes = pod_of(docs, "worker")["containers"][0]
 assert [probes[f"{p}Probe"]["httpGet"]["path"] for p in ("startup", "readiness", "liveness")] == ["/healthz", "/readyz", "/healthz"]
 assert mounted(pod_of(docs, "worker"), worker["WORKER_STATE_DIR"]) == {"emptyDir": {}}
 assert "--chown=65532:65532 /out/state /state\n" in pathlib.Path("Dockerfile.worker").read_text()
 
-# The overlays: who trains on a folder of the nodes needs a master that can read it, under the same name.
+# The overlays: workers that train on a folder of their nodes need a master that mounts it under the same path.
 for path in rendered:
     overlay = load(path)
     pods = {role: pod_of(overlay, role) for role in WORKLOADS}
@@ -114,7 +114,7 @@ for path in rendered:
         for volume in overlaid["volumes"]:
             assert len(volume) == 2, f"{path}: volume {volume} is of two kinds"
 
-# Every workspace member is in the build's context, or the images cannot be built.
+# Every workspace member is in the build context, without which the images cannot be built.
 members = re.search(r"^members = \[(.*?)\]", pathlib.Path("Cargo.toml").read_text(), re.M | re.S).group(1)
 context = pathlib.Path(".dockerignore").read_text().split()
 for member in re.findall(r'"([^"]+)"', members):
@@ -137,7 +137,7 @@ rules_out.write_text(yaml.safe_dump(spec))
 queries = shown + [r["expr"] for g in rule["spec"]["groups"] for r in g["rules"]]
 for name in sorted(set(re.findall(r"\bfl_[a-z_]+", " ".join(queries)))):
     base = re.sub(r"_(bucket|sum|count)$", "", name)
-    assert f'"{name}"' in metrics or f'"{base}"' in metrics, f"{name} is no metric of ours"
+    assert f'"{name}"' in metrics or f'"{base}"' in metrics, f"no program exports the metric {name}"
 for monitor in load("manifests/monitoring/monitors.yaml"):
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1" and monitor["spec"]["selector"]["matchLabels"]
 print("manifests: settings, ports, labels, images and metrics agree with the binaries")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every manifest against the schemas of the oldest and the newest Kubernetes that we support, strictly, and against the
-# form in which the API server stores it; then what the schemas cannot see: the settings, ports, labels and images of the
+# Checks every manifest strictly against the schemas of the oldest and the newest supported Kubernetes, and against the
+# form in which the API server stores it; then, beyond the schemas, the settings, ports, labels and images of the
 # manifests against the binaries' --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,8 +19,8 @@ if ! command -v promtool >/dev/null; then
 fi
 
 files=(manifests/*.yaml manifests/overlays/*/state.yaml manifests/monitoring/grafana-dashboard.yaml)
-# The overlays as they are applied, where a kubectl with a current kustomize is at hand; then all components together,
-# the way docs/operators.md puts a deployment of one's own together.
+# The overlays as they are applied, if a kubectl with a current kustomize is installed; then all components together,
+# as docs/operators.md composes a custom deployment.
 rendered=()
 rm -rf "$OUT/overlays"
 mkdir -p "$OUT/overlays/own"

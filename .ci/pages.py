@@ -83,7 +83,7 @@ def opened(driver, name, url, width):
     if name in FED:
         wait(lambda: driver.find_element(By.TAG_NAME, "html").get_attribute("data-round"))
     driver.execute_script("document.querySelectorAll('details').forEach((node) => { node.open = true; })")
-    # Observers of sizes run, and what they change is laid out.
+    # Lets resize observers run, and their changes be laid out.
     driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(arguments[0])))")
 
 

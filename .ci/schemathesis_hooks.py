@@ -1,4 +1,4 @@
-"""Keeps generated requests from waiting: a long-poll that nothing ends would take its whole minute."""
+"""Shortens `wait` in generated requests: a long-poll that nothing ends takes up to a minute."""
 import schemathesis
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Compare how fast updates are averaged: `fl bench aggregate` beside numpy's weighted sum of plain f32.
+"""Compare how fast updates are averaged: `fl bench aggregate` and numpy's weighted sum of plain f32.
 
     bench_aggregate.py --fl target/release/fl                 # take turns, print the medians
     bench_aggregate.py --fl target/release/fl --json
 
 Both use one core and count 4 bytes a parameter. The master's figure includes checking and decoding a
-4-bit update; numpy's adds vectors that lie decoded in memory, in the fastest of three ways. The sum of
-the master does not depend on the order of the updates, that of numpy does. Needs numpy.
+4-bit update; numpy adds vectors that are decoded in memory already, in the fastest of three ways. The
+master's sum does not depend on the order of the updates, numpy's does. Needs numpy.
 """
 import argparse
 import json
@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import time
 
-# One core each: numpy's matrix product would take all of them.
+# One core each: numpy's matrix product would use all of them.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[name] = "1"
 
@@ -31,7 +31,7 @@ def in_place(x, weights, total, scratch):
 
 
 def as_written(x, weights, total, _scratch):
-    """total = total + w * x, as one writes it."""
+    """total = total + w * x, in the straightforward form."""
     total.fill(0)
     for row, weight in zip(x, weights):
         total += row * weight

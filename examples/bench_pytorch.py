@@ -5,8 +5,8 @@
     bench_pytorch.py --model mlp --fl target/release/fl     # alternates with `fl bench train`
 
 Needs torch. With --fl both programs take turns, ROUNDS times; `ratio` is the median ratio of images per
-second, `cpu_ratio` that of processor time per image, which counts beside other loads. Set
-OMP_WAIT_POLICY=passive for the latter: else PyTorch's threads are charged for waiting.
+second, `cpu_ratio` that of processor time per image, which is meaningful on a busy machine too. Set
+OMP_WAIT_POLICY=passive for the latter: otherwise PyTorch's threads are charged for waiting.
 """
 import argparse
 import json

@@ -73,7 +73,7 @@ def snap(levels):
 
 
 def centroids(sums, levels):
-    """Moves each level to the centroid of its cell; the error before the move."""
+    """Moves each level to the centroid of its cell; returns the error before the move."""
     cells, error, last = 1024, 0.0, (0.0, 0.0)
     old = list(levels)
     for i, level in enumerate(old):

@@ -10,7 +10,7 @@ CLASSES = [(1, 0), (2, 0), (3, 0), (4, 1), (6, 2), (10, 3)]
 
 
 class Lanes:
-    """rANS states, which share one sequence of 16-bit words."""
+    """rANS states that share one sequence of 16-bit words."""
 
     def __init__(self, payload, lanes):
         heads = payload[: 4 * lanes].ljust(4 * lanes, b"\0") if len(payload) < 4 * lanes else payload[: 4 * lanes]

@@ -12,11 +12,11 @@ import urllib.error
 import urllib.request
 
 import numpy as np
-from check_global import read_test_set  # any samples do: here those that the file calls test samples
+from check_global import read_test_set  # any samples will do; these are the file's test samples
 
 
 def call(url, body=None):
-    """Sends a request; waits and sends it again if the master says so. An update counts once however often it is sent."""
+    """Sends a request, and repeats it after a pause if the master asks for that. A repeated update counts once."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Accept": "application/json", "Content-Type": "application/json"}
     for _ in range(20):
@@ -72,7 +72,7 @@ def main():
         except urllib.error.HTTPError as error:
             if error.code != 409:
                 raise
-            continue  # the round closed without us: the next one begins
+            continue  # the round closed without this update: go on with the next one
         done += 1
         print(f"round {model['round']}: loss {loss:.4f}, {answer}", flush=True)
 

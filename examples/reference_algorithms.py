@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Every strategy and client algorithm once more, in numpy and in double precision.
+"""Reference implementation of every strategy and client algorithm, in numpy and in double precision.
 
     reference_algorithms.py --digits datasets/assets/digits.csv.gz --check worker/tests/golden/algorithms.json
     reference_algorithms.py --digits datasets/assets/digits.csv.gz --write worker/tests/golden/algorithms.json
 
 Written from the papers named at each function, not from the Rust code. `worker/tests/algorithms.rs` runs the
-same problem through the trainer, the container, the exact sum and the server's step, and compares every round
-with the file: 20 rounds, 1e-5.
+same problem through the engine, the container, the exact sum and the server's step, and compares each of 20
+rounds with the file, to 1e-5.
 
 The problem: softmax regression on the digits from zero; client k of 5 owns the first 40 + 30 k of the training
 samples whose number leaves k when divided by 5, and makes 2 + k full-batch steps.
@@ -43,7 +43,7 @@ def parts(x, y):
 
 
 def gradient(w, x, y):
-    """Of the mean cross-entropy; w is the weight [10, 64], row-major, and then the bias."""
+    """Gradient of the mean cross-entropy; w holds the weight [10, 64], row-major, and then the bias."""
     weight, bias = w[: CLASSES * PIXELS].reshape(CLASSES, PIXELS), w[CLASSES * PIXELS :]
     logits = x @ weight.T + bias
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
