@@ -1,4 +1,4 @@
-//! `fl codec`: what the quantizers do to real deltas, in bytes, error and time.
+//! `fl codec`: bytes, error and speed of the quantizers on real deltas.
 
 use crate::output;
 use clap::Args;
@@ -19,8 +19,8 @@ use std::{
 /// Arguments of `fl codec`.
 #[derive(Debug, Args)]
 pub struct CodecArgs {
-    /// Deltas: safetensors files with F32 tensors; or normal:N, N standard normal numbers that are made
-    /// up, as in normal:10000000.
+    /// Deltas: safetensors files with F32 tensors; or normal:N, N generated standard normal numbers, as in
+    /// normal:10000000.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
@@ -32,8 +32,8 @@ pub struct CodecArgs {
     #[arg(long, default_value = "4", value_delimiter = ',')]
     bits: Vec<Bits>,
 
-    /// Entropy-code the codes. MSQ_v2 then takes the bits as a quality: the error of the best quantizer
-    /// of so many bits on a Gaussian (0.0095 for 4), in as few bytes as it takes.
+    /// Entropy-code the codes. For MSQ_v2 the bits then mean a quality: the error of the best quantizer with
+    /// that many bits on a Gaussian (0.0095 for 4), in as few bytes as possible.
     #[arg(long)]
     entropy: bool,
 
@@ -46,7 +46,7 @@ pub struct CodecArgs {
     #[arg(long, value_name = "NMSE", conflicts_with = "target_bytes")]
     target_nmse: Option<f64>,
 
-    /// The least error in streams of at most so many bytes; in place of --bits.
+    /// The least error in streams of at most this many bytes; in place of --bits.
     #[arg(long, value_name = "BYTES")]
     target_bytes: Option<usize>,
 
@@ -54,7 +54,7 @@ pub struct CodecArgs {
     #[arg(long, default_value_t = 42)]
     seed: u64,
 
-    /// Time spent on each measurement of speed, in milliseconds.
+    /// Duration of each measurement of speed, in milliseconds.
     #[arg(long, default_value_t = 100, value_name = "MS")]
     measure_ms: u64,
 }
@@ -131,7 +131,7 @@ fn schemes(text: &str) -> anyhow::Result<Vec<Scheme>> {
     text.split(',').map(|name| Ok(setting::parse("--quantizer", name)?)).collect()
 }
 
-/// The widths that a scheme really has: those asked for, or its own.
+/// The bits to measure for a scheme: the requested ones, or its own if it has a fixed width.
 fn widths(scheme: Scheme, args: &CodecArgs) -> Vec<Bits> {
     match scheme {
         Scheme::Bin => vec![Bits::Width(1)],
@@ -195,10 +195,10 @@ fn read(path: &Path) -> anyhow::Result<Delta> {
     Ok(Delta { name, layout, values })
 }
 
-/// Most numbers that are made up.
+/// Largest N of `normal:N`.
 const MAX_NORMAL: usize = 100_000_000;
 
-/// Standard normal numbers, the same every time.
+/// Standard normal numbers from a fixed seed.
 fn normal(count: &str) -> anyhow::Result<Delta> {
     let Some(count) = count.parse().ok().filter(|count| (1..=MAX_NORMAL).contains(count)) else {
         let reason = format!("use normal:N with N from 1 to {MAX_NORMAL}");
@@ -227,7 +227,7 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
     }
     let rms = (energy / params as f64).sqrt();
     let encode_mparam_s = rate(params, time, || {
-        // It has worked once on the same input.
+        // Infallible: the same input was encoded above.
         let _ = encode_update(&mut encoder, &delta.values, &shapes, spec, &mut streams);
         black_box(&streams);
     });
@@ -261,7 +261,7 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
     })
 }
 
-/// Size of the update as it goes over the wire.
+/// Size of the update on the wire, in bytes.
 fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> {
     let worker_id: WorkerId = "worker-0".parse().map_err(anyhow::Error::msg)?;
     let meta = UpdateMeta {
@@ -279,7 +279,7 @@ fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> 
     Ok(update::write(&meta, &delta.layout, &tensors)?.len())
 }
 
-/// Decodes everything: `take(place, values)`.
+/// Decodes all tensors: `take(place, values)`.
 fn decode(
     delta: &Delta,
     streams: &[Vec<u8>],

@@ -1,4 +1,4 @@
-//! `fl eval`: how good is a model file?
+//! `fl eval`: accuracy and loss of a model file.
 
 use crate::output;
 use anyhow::Context;
@@ -12,7 +12,7 @@ use std::{fs, path::PathBuf};
 /// Arguments of `fl eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Model file, as `GET /global` and `fl run` give it.
+    /// Model file, as `GET /global` and `fl run` write it.
     file: PathBuf,
 
     /// Data set whose test part is used: digits, fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE,
@@ -58,7 +58,7 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     }
     let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
     learner.load(&global.parameters);
-    // The file's normalisation, not the loaded set's: it is what the model was trained with.
+    // The file's normalisation, with which the model was trained, not that of the loaded data set.
     let evaluation = fl_model::evaluate(&mut *learner, data.test.len(), |indices, x, y| {
         data.test.gather(indices, &global.normalization, x, y);
     })?;

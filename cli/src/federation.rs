@@ -1,4 +1,4 @@
-//! What every federation on this machine can be told, over HTTP or simulated.
+//! Settings that `fl run` and `fl simulate` share.
 
 use clap::{ArgAction, Args, Parser};
 use fl_datasets::{DatasetSpec, Partition};
@@ -40,17 +40,18 @@ pub struct FederationArgs {
     #[arg(long, default_value = "MSQ_v2")]
     pub quantizer: Scheme,
 
-    /// Bits per code, 1 to 8 (with the entropy stage: the quality of so many), or auto.
+    /// Bits per code, 1 to 8 (with the entropy stage: the quality of that many bits), or auto.
     #[arg(long, default_value = "4", conflicts_with = "uplink_mbit")]
     pub bits: Bits,
 
-    /// Instead of --bits: Mbit that all updates of a round may take; each client makes the best of its share.
+    /// Instead of --bits: Mbit that all updates of a round may take; each client encodes with the least error
+    /// within its share.
     #[arg(long, value_name = "MBIT", value_parser = mbit)]
     pub uplink_mbit: Option<f64>,
 
-    /// Lazy upload: a client leaves out an update whose squared change is at most so many times the mean
-    /// squared step of the last ten models, and its last one counts again. 0.8 is LAQ's rule, above 1 the
-    /// training begins to swing, 0 = off.
+    /// Lazy upload: a client leaves out an update whose squared change is at most LAZY times the mean squared
+    /// step of the last ten models, and its last one counts again. 0.8 is LAQ's rule, above 1 the training
+    /// begins to oscillate, 0 = off.
     #[arg(long, default_value_t = 0.0, value_name = "FACTOR")]
     pub lazy: f64,
 
@@ -70,8 +71,8 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
     pub rdo: bool,
 
-    /// Add what quantization lost of an update to the next one: true, false, or auto (where it is worth
-    /// its bytes: coarser than 4 bits, or without the entropy stage).
+    /// Error feedback, adding an update's quantization error to the next one: true, false, or auto (below 4
+    /// bits, or without the entropy stage).
     #[arg(long, default_value_t = ErrorFeedback::Auto, value_name = "WHEN")]
     #[serde(serialize_with = "as_text")]
     pub error_feedback: ErrorFeedback,
@@ -84,7 +85,7 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 10, conflicts_with = "local_epochs", value_name = "N")]
     pub local_steps: u32,
 
-    /// Passes over its data of one worker in one round, instead of --local-steps.
+    /// Passes of one worker over its data in one round, instead of --local-steps.
     #[arg(long, value_name = "N")]
     pub local_epochs: Option<u32>,
 
@@ -96,7 +97,7 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 0.05)]
     pub lr: f32,
 
-    /// How it changes from round to round: constant, exp:F, step:N:F, cosine:N, warmup:N.
+    /// Schedule of the learning rate over rounds: constant, exp:F, step:N:F, cosine:N, warmup:N.
     #[arg(long, default_value = "constant", value_name = "SCHEDULE")]
     pub lr_schedule: String,
 
@@ -133,7 +134,7 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 0.9)]
     pub server_beta1: f64,
 
-    /// Memory of the second moment of fedyogi and fedadam, 0 to below 1.
+    /// Decay of the second moment of fedyogi and fedadam, 0 to below 1.
     #[arg(long, default_value_t = 0.99)]
     pub server_beta2: f64,
 
@@ -156,7 +157,7 @@ fn mbit(text: &str) -> Result<f64, String> {
     value.ok_or_else(|| format!("`{text}` is not 0.001 to 1e6"))
 }
 
-/// Serializes a setting as it is typed.
+/// Serializes a setting as it is typed on the command line.
 pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&value.to_string())
 }
@@ -229,7 +230,7 @@ impl FederationArgs {
             "--threads=1".to_owned(),
         ];
         args.extend(self.down_quantizer.map(|scheme| format!("--down-quantizer={scheme}")));
-        // The master proposes a size.
+        // The master proposes a size in bytes, from --uplink-mbit.
         if self.uplink_mbit.is_none() {
             args.push(format!("--bits={}", self.bits));
         }
@@ -240,7 +241,7 @@ impl FederationArgs {
         Ok(fl_worker::Args::try_parse_from(args)?.check()?)
     }
 
-    /// What a report calls the run.
+    /// Title of the run in reports.
     pub fn name(&self) -> String {
         let mut name = format!("{} {} {}", self.strategy, self.dataset, self.model);
         if self.mu > 0.0 {
@@ -256,7 +257,7 @@ impl FederationArgs {
         name
     }
 
-    /// How updates are sent, for people.
+    /// Describes for people how updates are encoded.
     pub fn coding(&self) -> String {
         match self.uplink_mbit {
             Some(mbit) => format!("{} within {mbit} Mbit a round", self.quantizer),
@@ -265,7 +266,7 @@ impl FederationArgs {
     }
 }
 
-/// The name of worker `index`: one partition, one name, over HTTP and simulated.
+/// The name of worker `index`, the same over HTTP and simulated, so that both draw the same random numbers.
 pub fn worker_id(index: usize) -> String {
     format!("worker-{index}")
 }

@@ -1,4 +1,4 @@
-//! `fl`: a whole federation on this machine, and the tools around it.
+//! `fl`: runs a whole federation on this machine, and the tools around it.
 
 mod bench;
 mod codec;
@@ -57,9 +57,9 @@ enum Command {
 /// What `fl bench` measures.
 #[derive(Debug, Subcommand)]
 enum Bench {
-    /// Training speed, memory, and the share of what this core's arithmetic could do.
+    /// Training speed, memory, and the share of this machine's matrix-product speed.
     Train(bench::train::TrainArgs),
-    /// Updates per second that a master takes in over HTTP, and their latency.
+    /// Updates per second that a master accepts over HTTP, and their latency.
     Serve(bench::serve::ServeArgs),
     /// Speed of checking, decoding and adding updates.
     Aggregate(bench::aggregate::AggregateArgs),

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use std::io::{self, Write};
 
-/// Prints one JSON object as one line on stdout and flushes it, so that a reader at the other end
-/// of a pipe sees it at once.
+/// Prints one JSON object as one line on stdout and flushes it, so that the reader of a pipe sees it at
+/// once.
 pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;

@@ -1,4 +1,4 @@
-//! What a run shows while it goes on, and at its end.
+//! Progress of a run on the terminal, and its summary.
 
 use crate::{
     output::{self, human_bytes},
@@ -21,7 +21,7 @@ fn bar(rounds: u64) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Calls `work` with a function to be called after each of `rounds` rounds; a bar on stderr goes along.
+/// Calls `work` with a function to be called after each of `rounds` rounds, which advances a bar on stderr.
 pub fn with_bar<T>(rounds: u64, work: impl FnOnce(&dyn Fn()) -> T) -> T {
     let bar = bar(rounds);
     let result = work(&|| bar.inc(1));
@@ -30,7 +30,7 @@ pub fn with_bar<T>(rounds: u64, work: impl FnOnce(&dyn Fn()) -> T) -> T {
 }
 
 impl Progress {
-    /// Starts with a line that says what is done.
+    /// Starts with a line that describes the run.
     pub fn new(rounds: u64, headline: &str, json: bool) -> Self {
         if json {
             return Self { bar: None };
@@ -65,7 +65,7 @@ impl Progress {
         Ok(())
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -80,7 +80,7 @@ struct RoundLine<'a> {
     record: &'a HistoryRecord,
 }
 
-/// Prints what a run came to.
+/// Prints the summary of a run.
 pub fn print_summary(summary: &Summary, out: &Path) {
     println!(
         "\naccuracy {:.2} %   loss {:.4}   {} rounds in {:.1} s (median {:.1} ms)",

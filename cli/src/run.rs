@@ -70,7 +70,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     args.check()?;
     let (federation, out) = (&args.federation, &args.federation.out);
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
-    // Loaded once and shared: workers of one process hold indices, not copies.
+    // Loaded once: workers of one process share the samples and hold indices.
     let data = Arc::new(fl_datasets::load(&federation.dataset, federation.data_dir.as_deref(), Part::Train)?);
     let state = StateDir::fresh(out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -95,7 +95,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The master's state of this run. `fl run` always starts anew, so it goes when the run is over.
+/// The master's state folder, removed at the end of the run, because `fl run` always starts from scratch.
 struct StateDir(PathBuf);
 
 impl StateDir {
@@ -156,7 +156,7 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
                 history.push(record);
             }
             Some(worker) = workers.join_next() => {
-                // A worker ends by itself only when the training is over: before that it has failed.
+                // A worker that ends before the training is over has failed.
                 if let Err(error) = worker.map_err(|panic| anyhow!(panic)).and_then(|result| result.map_err(Into::into)) {
                     return Err(error.context("a worker failed"));
                 }

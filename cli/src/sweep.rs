@@ -21,21 +21,21 @@ use toml::{Table, Value};
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLE)]
 pub struct SweepArgs {
-    /// Files that say what to run.
+    /// Files that describe the runs.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// Folder for the runs and the reports, a folder for each file in it.
+    /// Folder for the runs and the reports, with a subfolder for each file.
     #[arg(long, default_value = "fl-out/sweeps", value_name = "DIR")]
     out: PathBuf,
 
-    /// Write the tables of all files to this Markdown file too.
+    /// Also write the tables of all files to this Markdown file.
     #[arg(long, value_name = "FILE")]
     results: Option<PathBuf>,
 }
 
-const EXAMPLE: &str = r#"A file has a title, flags of `fl simulate` that all runs share, values that are combined with each
-other, and the runs. A run that is there already, with the same settings, is not repeated.
+const EXAMPLE: &str = r#"A file has a title, flags of `fl simulate` that all runs share, a grid of values whose combinations
+are all run, and the runs. A run that exists already, with the same settings, is not repeated.
 
   title = "Momentum"
   about = "Does it help?"
@@ -52,7 +52,7 @@ other, and the runs. A run that is there already, with the same settings, is not
   strategy = "fedavgm"
 "#;
 
-/// A sweep's file.
+/// The content of a sweep's file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sweep {
@@ -67,7 +67,7 @@ struct Sweep {
     run: Vec<Table>,
 }
 
-/// Arguments of one run, as if they had been typed.
+/// Arguments of one run, parsed like a command line.
 #[derive(Debug, Parser)]
 struct Typed {
     #[command(flatten)]
@@ -83,7 +83,7 @@ struct Planned {
 /// Runs `fl sweep`.
 pub fn run(args: &SweepArgs, json: bool) -> anyhow::Result<()> {
     let sweeps = args.files.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
-    // All are planned before the first one runs: a bad setting of the last is known at once.
+    // All are planned before the first one runs, so that a bad setting in the last is reported at once.
     let mut plans = Vec::new();
     for (file, sweep) in args.files.iter().zip(&sweeps) {
         plans.push(plan(file, sweep, &folder(args, file)).with_context(|| format!("{}", file.display()))?);
@@ -187,15 +187,15 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Letters, digits and dots; the rest becomes a dash.
+/// Keeps letters, digits and dots; replaces other characters by dashes.
 fn slug(text: &str) -> String {
     text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect()
 }
 
-/// The run, if it is there with the same settings.
+/// The finished run, if it exists with the same settings.
 fn done(planned: &Planned) -> Option<Run> {
     let run = compare::load(&planned.args.federation.out).ok()?;
-    // Both went through the same text: numbers may not come back to the last bit.
+    // Through text, like the stored settings, because numbers may not survive that to the last bit.
     let settings: serde_json::Value =
         serde_json::from_str(&serde_json::to_string_pretty(&serde_json::to_value(&planned.args).ok()?).ok()?)
             .ok()?;
@@ -224,7 +224,7 @@ fn write_results(path: &Path, files: &[PathBuf], sections: &str) -> anyhow::Resu
     let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
     let head = format!(
         "# Results\nWritten by `fl sweep {} --results {}`; do not edit. Times are virtual seconds of the simulated \
-         network; the last column is wall time, with whatever else the machine did.\n",
+         network; the last column is wall time on a machine that also did other work.\n",
         files.join(" "),
         path.display()
     );

@@ -1,4 +1,4 @@
-//! `fl simulate` as users call it, against `fl run` over real HTTP.
+//! `fl simulate` as users call it, compared with `fl run` over real HTTP.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -87,7 +87,7 @@ fn a_simulation_is_the_same_for_any_number_of_threads_and_samples_its_clients() 
     let (second, again) = sampled(1, harsh, "b");
     assert!(model == again && model != one, "drop-out, deadline and stragglers are drawn from the seed");
     assert_eq!(first[4]["virtual_s"], second[4]["virtual_s"]);
-    // A client that is late with its notice, or was not there for some rounds.
+    // Notices that arrive late, and clients that were absent for some rounds.
     let lazy = format!("{harsh} --lazy 100");
     assert!(sampled(2, &lazy, "c").1 == sampled(1, &lazy, "d").1, "lazy uploads too");
 }

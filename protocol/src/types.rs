@@ -117,8 +117,8 @@ pub struct TaskBody {
     /// Instead of both: the least error in an update of at most this many bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_bytes: Option<u64>,
-    /// An upload may be left out if its squared distance to the last accepted one, after decoding both, is at
-    /// most this: see [`crate::UpdateMeta::reuse`].
+    /// An upload may be left out if its squared distance to the last accepted one, both decoded, is at most this
+    /// (LAQ's terms for the encoding errors are omitted): see [`crate::UpdateMeta::reuse`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy_below: Option<f32>,
     /// Whether to train with control variates (SCAFFOLD): they are at `GET /control`.

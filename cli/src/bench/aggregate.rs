@@ -1,4 +1,4 @@
-//! `fl bench aggregate`: how fast does one core take updates in?
+//! `fl bench aggregate`: how fast does one core check, decode and add updates?
 
 use super::{
     process,
@@ -20,7 +20,7 @@ use std::{
 
 /// Number of different updates, so that the branch predictor does not learn a single one.
 const VARIANTS: usize = 8;
-/// Number of turns in which the parts are measured: another program's load then falls on all of them.
+/// Number of turns in which the parts are measured, so that other programs' load affects all of them.
 const TURNS: usize = 15;
 
 /// Arguments of `fl bench aggregate`.
@@ -54,7 +54,7 @@ struct Measured {
     bits: u8,
     threads: usize,
     update_bytes: usize,
-    /// Checked, decoded and added: 4 bytes a parameter, per second of one core's time.
+    /// Checking, decoding and adding: 4 bytes a parameter, per second of one core's time.
     gb_per_s: f64,
     /// Of all threads together, each with a core of its own.
     updates_per_s: f64,
@@ -152,13 +152,13 @@ fn whole(
 fn add(sum: &ExactSum, update: &Update<'_>, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
     let weight = update.meta.num_samples as f64;
     if sum.add(weight, update.max_abs, decode).is_err() {
-        // More updates than a round has go into one sum here: it starts again when it is full.
+        // The benchmark adds more updates than one round has: the sum is reset when it is full.
         sum.reset();
     }
 }
 
-/// Times that `work` is done in a second of this thread's processor time, or of the clock where the
-/// system does not count the former.
+/// Runs of `work` per second of this thread's processor time, or of wall time where the system does not
+/// count the former.
 fn rate(time: Duration, mut work: impl FnMut(usize)) -> f64 {
     let (start, cpu_before) = (Instant::now(), process::thread_cpu_s());
     let mut done = 0;

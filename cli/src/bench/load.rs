@@ -17,33 +17,33 @@ use tokio::{
     sync::watch,
 };
 
-/// Pause after an answer that asks to come back later.
+/// Pause after a 429 or 503.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Largest head of an answer.
+/// Largest head of a response, in bytes.
 const MAX_HEAD: usize = 16 << 10;
 
 /// What all connections share.
 #[derive(Debug)]
 pub struct Load {
-    /// The master.
+    /// Address of the master.
     pub address: SocketAddr,
-    /// What they send.
+    /// The updates that the clients send.
     pub templates: Vec<Template>,
-    /// Clients in all.
+    /// Number of clients.
     pub clients: usize,
-    /// Connections that they share.
+    /// Connections that the clients share.
     pub connections: usize,
-    /// The open round; raised by the answer to the update that closed one. `u64::MAX` is the end.
+    /// The open round; raised by the answer to the update that closed one. `u64::MAX` ends the load.
     pub round: watch::Sender<u64>,
     /// Acknowledged updates.
     pub accepted: AtomicU64,
-    /// Answers that asked to come back later.
+    /// Answers 429 and 503.
     pub turned_away: AtomicU64,
 }
 
 impl Load {
-    /// One connection's work: each of its clients sends an update in every round. Gives the times from
-    /// an update's first byte to its acknowledgement.
+    /// Drives one connection: each of its clients sends an update in every round. Returns for each update
+    /// when it was acknowledged, and the time from its first byte to the acknowledgement.
     ///
     /// # Errors
     /// If the master cannot be reached, or refuses an update.
@@ -60,7 +60,7 @@ impl Load {
                 let ack = self.send(&mut connection, &head, &template.bytes()[template.head_len..]).await?;
                 times.push((Instant::now(), started.elapsed()));
                 self.accepted.fetch_add(1, Ordering::Relaxed);
-                ensure!(!ack.duplicate, "the master takes an update of client {client} for a retry");
+                ensure!(!ack.duplicate, "the master answered an update of client {client} as a duplicate");
                 if ack.aggregated {
                     self.round.send_if_modified(|open| {
                         let raised = *open < ack.global_round;
@@ -69,13 +69,13 @@ impl Load {
                     });
                 }
             }
-            let next = rounds.wait_for(|open| *open > round).await.context("the load was given up")?;
+            let next = rounds.wait_for(|open| *open > round).await.context("the load ended early")?;
             round = *next;
         }
         Ok(times)
     }
 
-    /// Sends until it is acknowledged.
+    /// Sends an update until it is acknowledged.
     async fn send(&self, connection: &mut Connection, head: &[u8], rest: &[u8]) -> anyhow::Result<UpdateAck> {
         loop {
             let (status, body) = connection.post_update(head, rest).await?;
@@ -85,13 +85,13 @@ impl Load {
                     self.turned_away.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(PAUSE).await;
                 }
-                _ => bail!("the master answers {status}: {}", String::from_utf8_lossy(body)),
+                _ => bail!("the master answered {status}: {}", String::from_utf8_lossy(body)),
             }
         }
     }
 }
 
-/// A keep-alive connection that costs little: the generator shares the cores with the master.
+/// A keep-alive connection with little overhead, because the generator shares the cores with the master.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -103,7 +103,7 @@ impl Connection {
     /// Connects.
     ///
     /// # Errors
-    /// If nobody listens.
+    /// If the master does not accept the connection.
     pub async fn open(address: SocketAddr) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await.context("the master does not accept connections")?;
         stream.set_nodelay(true)?;
@@ -123,7 +123,7 @@ impl Connection {
         self.answer().await
     }
 
-    /// Asks for a page.
+    /// Sends a `GET` request; returns status and body.
     ///
     /// # Errors
     /// If the connection ends.
@@ -139,7 +139,7 @@ impl Connection {
             if let Some(at) = self.answer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at + 4;
             }
-            ensure!(self.answer.len() < MAX_HEAD, "the answer's head has no end");
+            ensure!(self.answer.len() < MAX_HEAD, "the response's head is longer than {MAX_HEAD} bytes");
             let read = self.stream.read_buf(&mut self.answer).await?;
             ensure!(read > 0, "the master closed the connection");
         };

@@ -1,4 +1,4 @@
-//! `fl bench serve`: how many updates a second does a master take in?
+//! `fl bench serve`: how many updates per second does a master accept?
 //!
 //! A real master and the clients that load it share this process and its cores.
 
@@ -33,11 +33,11 @@ use tokio::{sync::watch, time::sleep};
 const VARIANTS: usize = 8;
 /// Network threads, as many as `fl-master` has.
 const ASYNC_THREADS: usize = 2;
-/// Updates after which the resident size is noted the first time.
+/// Updates after which the resident size is measured for the first time.
 const EARLY: u64 = 100;
-/// How often progress and memory are looked at.
+/// Interval at which progress and memory are checked.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long the disk is measured by itself.
+/// How long the disk alone is measured.
 const DISK_TIME: Duration = Duration::from_millis(1000);
 
 /// Arguments of `fl bench serve`.
@@ -104,9 +104,9 @@ struct Measured {
     /// Group commits of the journal; 0 without durability.
     fsync_per_s: f64,
     updates_per_fsync: f64,
-    /// The disk by itself: appends of one update's size, each synced.
+    /// The disk alone: appends of one update's size, each synced.
     disk_fsync_per_s: Option<f64>,
-    /// Answers 429 and 503; the clients came back.
+    /// Answers 429 and 503; the clients retried.
     turned_away: u64,
     /// Processor time of everything in this process, generator included.
     cpu_ms_per_update: Option<f64>,
@@ -216,7 +216,7 @@ fn config(args: &ServeArgs, connections: usize, dir: &Path) -> Config {
     config
 }
 
-/// Ends the load in time; gives the resident size after the first updates.
+/// Ends the load after the wanted rounds or seconds; returns the resident size after the first updates.
 async fn watch_over(args: &ServeArgs, load: &Load, started: Instant) -> anyhow::Result<Option<f64>> {
     let mut early = None;
     let rounds = load.round.subscribe();
@@ -232,17 +232,17 @@ async fn watch_over(args: &ServeArgs, load: &Load, started: Instant) -> anyhow::
         if done {
             break;
         }
-        // Nobody listens any more if every connection has failed; their errors are reported then.
+        // Without receivers every connection has failed; the caller reports their errors.
         if load.round.receiver_count() == 1 && started.elapsed() > Duration::from_secs(1) {
             return Ok(early);
         }
     }
-    // The clients finish the open round: each reads the end only between two rounds.
+    // The clients finish the open round, because each checks for the end only between two rounds.
     load.round.send_modify(|open| *open = u64::MAX);
     Ok(early)
 }
 
-/// A series of the master's own metrics.
+/// Reads one series from the master's `/metrics`.
 async fn metric(connection: &mut Connection, name: &str) -> anyhow::Result<f64> {
     let (_, page) = connection.get("/metrics").await?;
     let page = std::str::from_utf8(page)?;
@@ -250,7 +250,7 @@ async fn metric(connection: &mut Connection, name: &str) -> anyhow::Result<f64> 
     value.with_context(|| format!("the master's metrics lack {name}"))
 }
 
-/// Synced appends per second of a file, as the journal makes them but one by one.
+/// Synced appends per second to a file, like the journal's but one at a time.
 fn disk_rate(path: &Path, bytes: usize) -> anyhow::Result<f64> {
     let mut file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let record = vec![0x5a; bytes];
@@ -264,7 +264,7 @@ fn disk_rate(path: &Path, bytes: usize) -> anyhow::Result<f64> {
     Ok(f64::from(syncs) / started.elapsed().as_secs_f64())
 }
 
-/// A folder that goes with this value.
+/// A folder that is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -298,7 +298,7 @@ fn print(measured: &Measured) -> anyhow::Result<()> {
     );
     if let Some(disk) = measured.disk_fsync_per_s {
         println!(
-            "{:.0} fsync/s, {:.1} updates each; the disk by itself {disk:.0} fsync/s",
+            "{:.0} fsync/s, {:.1} updates each; the disk alone {disk:.0} fsync/s",
             measured.fsync_per_s, measured.updates_per_fsync
         );
     }

@@ -64,7 +64,7 @@ pub struct TrainArgs {
 #[derive(Debug, Serialize)]
 struct Measured<'a> {
     model: &'a str,
-    /// What ran: never `auto`.
+    /// The backend that ran, never `auto`.
     backend: String,
     threads: usize,
     batch_size: usize,
@@ -72,18 +72,18 @@ struct Measured<'a> {
     images_per_s: f64,
     /// Median.
     step_ms: f64,
-    /// Mean processor time of a step over all threads: steadier than `step_ms` beside other loads.
-    /// `None` where the system does not tell.
+    /// Mean processor time of a step over all threads: steadier than `step_ms` on a busy machine.
+    /// `None` where the system does not report it.
     step_cpu_ms: Option<f64>,
-    /// Peak resident size of this process up to here; `None` where the system does not tell.
+    /// Peak resident size of this process so far; `None` where the system does not report it.
     peak_rss_mb: Option<f64>,
-    /// By the network's definition: see `ModelSpec::training_flops`.
+    /// Operations by the network's definition: see `ModelSpec::training_flops`.
     gflops: f64,
     /// Best speed of a matrix product on one core.
     gemm_gflops: f64,
-    /// `gflops` over `threads` times `gemm_gflops`.
+    /// `gflops` divided by `threads` times `gemm_gflops`.
     gemm_share: f64,
-    /// Burn's flex in the same run; `None` if the fused engine is not what was measured.
+    /// Burn's flex in the same run; `None` unless the fused engine was measured.
     burn_images_per_s: Option<f64>,
     /// Speed relative to Burn's flex.
     burn_ratio: Option<f64>,

@@ -1,11 +1,11 @@
-//! Updates to measure with: containers of a model's size, made before the clock starts.
+//! Updates for the benchmarks: containers of a model's size, prepared before the measurement starts.
 
 use anyhow::Context;
 use fl_protocol::{ModelLayout, UpdateMeta, update, update::Encoded};
 use fl_quant::{Encoder, Spec, encode_update};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
-/// The round that a fresh container names. It has ten digits, and so has every patched one.
+/// The round of a fresh container. It has ten digits, like every round that is patched in.
 const ROUND: u64 = 1_000_000_000;
 const WORKER: &str = "bench-000000";
 const SEED: u64 = 42;
@@ -16,7 +16,7 @@ pub struct Template {
     bytes: Vec<u8>,
     worker_at: usize,
     round_at: usize,
-    /// Length of the part that differs from client to client: the JSON header.
+    /// Length of the part that differs between clients: length field and JSON header.
     pub head_len: usize,
 }
 
@@ -40,7 +40,7 @@ impl Template {
 /// `count` different updates, encoded as a worker would.
 ///
 /// # Errors
-/// If the width is not one that the quantizer has.
+/// If the quantizer does not support the number of bits.
 pub fn templates(layout: &ModelLayout, spec: &Spec, count: usize) -> anyhow::Result<Vec<Template>> {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let shapes = layout.shapes();
@@ -55,7 +55,7 @@ pub fn templates(layout: &ModelLayout, spec: &Spec, count: usize) -> anyhow::Res
         .collect()
 }
 
-/// Most values small, a few large, as real deltas are: the cube of a sum of four uniform numbers.
+/// Heavy-tailed like real deltas: the cube of a sum of four uniform numbers.
 fn heavy_tailed(rng: &mut ChaCha8Rng) -> f32 {
     let sum: f32 = (0..4).map(|_| rng.random_range(-0.5f32..0.5)).sum();
     0.01 * sum.powi(3)

@@ -1,13 +1,13 @@
-//! Hostile clients: they train like the others and send something else.
+//! Hostile clients: they train like the others and send a manipulated update.
 
 use fl_protocol::{ModelLayout, Update, UpdateError, update, update::Encoded};
 use fl_quant::{Encoder, Spec, encode_update};
 use std::{fmt, str::FromStr};
 
-/// What some clients do to their updates.
+/// How hostile clients change their updates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Attack {
-    /// `sign_flip:COUNT`: the update's opposite.
+    /// `sign_flip:COUNT`: the negated update.
     SignFlip {
         /// How many clients.
         count: usize,
@@ -64,7 +64,7 @@ pub fn factor_of(attacks: &[Attack], index: usize) -> Option<f32> {
     None
 }
 
-/// The container with every value of the update multiplied by `factor`, encoded in the same way.
+/// The container with every value of the update multiplied by `factor`, encoded like the original.
 ///
 /// # Errors
 /// If `body` is no container of this model.

@@ -1,4 +1,4 @@
-//! The virtual clients: who they are, what they own, how fast they are, what they carry on.
+//! The virtual clients: names, samples, speed, and state carried from round to round.
 
 use super::{SimulateArgs, attack::factor_of, network::Hardware, store::CarriedStore};
 use crate::federation::worker_id;
@@ -13,7 +13,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Memory for what clients carry on; the rest goes to a file.
+/// Memory for the state that clients carry, in bytes; the rest is kept in a file.
 const CARRIED_BYTES: usize = 96_000_000;
 
 /// All clients of a simulation.
@@ -62,7 +62,7 @@ impl Clients {
         })
     }
 
-    /// How many there are.
+    /// Number of clients.
     pub fn len(&self) -> usize {
         self.names.len()
     }
@@ -72,7 +72,7 @@ impl Clients {
         &self.names[client]
     }
 
-    /// The client of a name.
+    /// The client with that name.
     pub fn of_name(&self, name: &WorkerId) -> usize {
         self.by_name[name]
     }
@@ -82,7 +82,7 @@ impl Clients {
         &self.hardware[client]
     }
 
-    /// What it multiplies its updates with, if it is hostile.
+    /// The factor on its updates, if it is hostile.
     pub fn factor(&self, client: usize) -> Option<f32> {
         self.factors[client]
     }
@@ -92,7 +92,7 @@ impl Clients {
         self.samples[client].len()
     }
 
-    /// Whether it vanishes in its `attempt`-th try of a round.
+    /// Whether it drops out in its `attempt`-th try of a round.
     pub fn vanishes(&self, client: usize, round: u64, attempt: u64) -> bool {
         let mut rng =
             seeded_rng(self.seed ^ (attempt << 32), self.names[client].as_str(), round, Purpose::Dropout);
@@ -115,10 +115,10 @@ impl Clients {
         plan
     }
 
-    /// A client with a copy of what it carries.
+    /// A client with a copy of its carried state.
     ///
     /// # Errors
-    /// If it cannot be read.
+    /// If the store's file cannot be read.
     pub fn state(&self, client: usize) -> io::Result<ClientState> {
         Ok(ClientState {
             worker_id: self.names[client].clone(),
@@ -128,10 +128,10 @@ impl Clients {
         })
     }
 
-    /// Its update counts: it carries this from now on.
+    /// Keeps a client's state after its update was accepted.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the store's file cannot be written.
     pub fn settle(&self, client: usize, carried: ClientMemory) -> io::Result<()> {
         self.store().put(client, carried)
     }

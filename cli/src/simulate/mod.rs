@@ -50,7 +50,7 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "N")]
     pub per_round: Option<usize>,
 
-    /// Ask that many times more clients than --per-round; the first ones in count.
+    /// Ask this many times --per-round clients; the first --per-round updates count.
     #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
     pub overselect: f64,
 
@@ -58,7 +58,7 @@ pub struct SimulateArgs {
     #[arg(long, default_value_t = 0.0, value_name = "SECONDS")]
     pub deadline_s: f64,
 
-    /// Updates that the close at the deadline needs.
+    /// Updates that a close at the deadline needs.
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub min_at_deadline: usize,
 
@@ -137,7 +137,7 @@ impl SimulateArgs {
         self.per_round.unwrap_or(self.clients.min(10))
     }
 
-    /// Clients that are asked at once.
+    /// Number of clients asked at the same time.
     fn asked(&self) -> usize {
         ((self.per_round() as f64 * self.overselect).ceil() as usize).min(self.clients)
     }
@@ -192,7 +192,7 @@ pub fn run(args: &SimulateArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Simulates one federation and writes its files. `name` is what reports call it.
+/// Simulates one federation and writes its files. `name` is its title in reports.
 ///
 /// # Errors
 /// A bad setting, missing data, a file that cannot be written.

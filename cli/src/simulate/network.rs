@@ -1,4 +1,4 @@
-//! The virtual clock: how fast each client computes, and how fast its link is.
+//! Virtual hardware: how fast each client computes, and how fast its link is.
 
 use clap::Args;
 use fl_app::{SettingError, setting::number};
@@ -7,8 +7,8 @@ use rand::{RngExt, rngs::ChaCha8Rng};
 use serde::Serialize;
 use std::{fmt, str::FromStr};
 
-/// Flags of the virtual hardware. They change how long a round takes and, with a deadline or fedbuff,
-/// whose updates count; they change nothing else.
+/// Flags of the virtual hardware. They determine how long a round takes and, with a deadline or fedbuff,
+/// whose updates count; nothing else.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct NetworkArgs {
     /// Samples that the median client trains on in a virtual second.
@@ -19,7 +19,7 @@ pub struct NetworkArgs {
     #[arg(long, default_value_t = 0.0, value_name = "SIGMA", help_heading = "Virtual network")]
     pub speed_spread: f64,
 
-    /// So many clients are slower by a factor, as in 1:20.
+    /// COUNT clients are slower by FACTOR, as in 1:20.
     #[arg(long, value_name = "COUNT:FACTOR", help_heading = "Virtual network")]
     #[serde(serialize_with = "as_optional_text")]
     pub slow: Option<Slow>,
@@ -40,11 +40,11 @@ pub struct NetworkArgs {
     #[arg(long, default_value_t = 50.0, value_name = "MS", help_heading = "Virtual network")]
     pub latency_ms: f64,
 
-    /// Chance that a client which was asked to train vanishes for the round, 0 to below 1.
+    /// Probability that a client drops out of a round in which it was asked to train, 0 to below 0.99.
     #[arg(long, default_value_t = 0.0, value_name = "P", help_heading = "Virtual network")]
     pub dropout: f64,
 
-    /// Virtual seconds after which a vanished client's place goes to another.
+    /// Virtual seconds after which a client that dropped out is replaced.
     #[arg(long, default_value_t = 120.0, value_name = "SECONDS", help_heading = "Virtual network")]
     pub task_timeout_s: f64,
 }
@@ -103,7 +103,11 @@ impl NetworkArgs {
             return Err(SettingError::new("--latency-ms", self.latency_ms, "use 0 or more"));
         }
         if !(0.0..0.99).contains(&self.dropout) {
-            return Err(SettingError::new("--dropout", self.dropout, "use a chance from 0 to below 0.99"));
+            return Err(SettingError::new(
+                "--dropout",
+                self.dropout,
+                "use a probability from 0 to below 0.99",
+            ));
         }
         number("--speed-spread", self.speed_spread, 0.0, 5.0)?;
         number("--bandwidth-spread", self.bandwidth_spread, 0.0, 5.0)

@@ -1,4 +1,4 @@
-//! The master of a simulated federation: its settings, test data and core, without HTTP and without files.
+//! The master of a simulated federation: settings, test data and core, without HTTP and files.
 
 use bytes::Bytes;
 use fl_datasets::Dataset;
@@ -49,12 +49,12 @@ impl Server {
         GlobalModel::from_safetensors(&self.global().bytes)
     }
 
-    /// What `GET /task` answers while the newest model is to be trained.
+    /// The answer of `GET /task` for a worker that trains the newest model.
     pub fn task(&self) -> TaskBody {
         setup::task(&self.config, &self.global(), TaskAction::Train, None)
     }
 
-    /// Takes an update into the open round. `None`: it is refused.
+    /// Adds an update to the open round; `None` if it is refused.
     pub fn add(&self, body: &Bytes) -> Option<fl_master::round::Contribution> {
         let added = self.core.add(body, body.len() as u64).ok()?;
         self.core.confirm(&added.meta, body);

@@ -1,4 +1,4 @@
-//! What clients carry from round to round, within a bound of memory: beyond it, on disk.
+//! Client state carried from round to round, in bounded memory, beyond that on disk.
 
 use fl_quant::Feedback;
 use fl_worker::{ClientMemory, LastUpdate};
@@ -14,18 +14,18 @@ use std::{
 pub struct CarriedStore {
     parameters: usize,
     memory: HashMap<usize, ClientMemory>,
-    /// Bytes that may still be taken.
+    /// Bytes of memory that are left.
     budget: usize,
-    /// What the file has of the clients that are in it.
+    /// The clients whose state is in the file.
     on_disk: HashMap<usize, Place>,
     path: PathBuf,
     file: Option<File>,
 }
 
-/// Vectors of a client at most: residual, control variate, last update.
+/// Most vectors of a client: residual, control variate, last update.
 const VECTORS: usize = 3;
 
-/// What of a client is in the file.
+/// A client's state in the file.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     /// Lengths of the vectors, one after the other.
@@ -35,8 +35,8 @@ struct Place {
 }
 
 impl CarriedStore {
-    /// Nothing yet, for a model of `parameters` parameters. At most `budget` bytes stay in memory; the
-    /// file at `path` is made when they do not suffice.
+    /// An empty store for a model of `parameters` parameters. At most `budget` bytes stay in memory; the
+    /// file at `path` is created when they do not suffice.
     pub fn new(parameters: usize, budget: usize, path: &Path) -> Self {
         Self {
             parameters,
@@ -48,7 +48,7 @@ impl CarriedStore {
         }
     }
 
-    /// Takes out what `client` carries; nothing at first.
+    /// Removes and returns the state of `client`; empty if there is none.
     pub fn take(&mut self, client: usize) -> io::Result<ClientMemory> {
         if let Some(carried) = self.memory.remove(&client) {
             self.budget += bytes(&carried);
@@ -60,7 +60,7 @@ impl CarriedStore {
         }
     }
 
-    /// A copy of what `client` carries.
+    /// A copy of the state of `client`.
     pub fn get(&mut self, client: usize) -> io::Result<ClientMemory> {
         if let Some(carried) = self.memory.get(&client) {
             return Ok(carried.clone());
@@ -71,10 +71,10 @@ impl CarriedStore {
         }
     }
 
-    /// Keeps what `client` carries from now on.
+    /// Replaces the state of `client`.
     pub fn put(&mut self, client: usize, mut carried: ClientMemory) -> io::Result<()> {
         self.take(client)?;
-        // A lossless update leaves nothing behind.
+        // The residual of a lossless update is zero and need not be kept.
         if carried.feedback.residual().iter().all(|value| *value == 0.0) {
             carried.feedback = Feedback::default();
         }
@@ -168,7 +168,7 @@ mod tests {
     fn memory_and_disk_give_back_what_they_got() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("carried");
-        // Room for two of the small ones.
+        // The budget fits two clients without a control variate.
         let mut store = CarriedStore::new(10, 90, &path);
         for client in 0..20 {
             store.put(client, carried(client, client % 3 == 0)).unwrap();

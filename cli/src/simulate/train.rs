@@ -13,26 +13,26 @@ use std::{
     thread,
 };
 
-/// Test samples that one thread takes at a time.
+/// Test samples that one thread evaluates at a time.
 const EVALUATED: usize = 512;
 
-/// What clients download: a model, and a control variate perhaps.
+/// A client's download: the model, with SCAFFOLD also the control variate.
 pub struct Base {
     /// The model.
     pub model: GlobalModel,
-    /// What clients receive of it, if that is not the exact one.
+    /// The parameters that clients receive, if the download is quantized.
     received: Option<Vec<f32>>,
     /// The server's control variate.
     pub control: Option<Vec<f32>>,
-    /// Size of both files.
+    /// Size of both files, in bytes.
     pub bytes: u64,
 }
 
 impl Base {
-    /// What clients download of `global`.
+    /// The download of `global`.
     ///
     /// # Errors
-    /// Infallible for models that the core made.
+    /// Infallible for models made by the core.
     pub fn of(global: &Global, down: Option<Download>) -> Result<Self, ModelError> {
         let control = global.control.as_ref().map(|file| GlobalModel::from_safetensors(file)).transpose()?;
         let compact =
@@ -51,19 +51,19 @@ impl Base {
 
 /// One client's work in a round.
 pub struct Job {
-    /// Who.
+    /// The client.
     pub client: usize,
-    /// Which try of the round.
+    /// Number of its earlier tries in this round.
     pub attempt: u64,
-    /// How.
+    /// How it trains and encodes.
     pub plan: Plan,
 }
 
-/// What came of it.
+/// The result of a [`Job`].
 pub enum Outcome {
     /// The update is in the sum already, and its client's state is kept.
     Counted(Contribution),
-    /// The update waits for its place in the round.
+    /// The update is offered to the round when it arrives.
     Ready(Bytes, ClientMemory),
     /// The training diverged: there is no update.
     Diverged,
@@ -97,8 +97,8 @@ pub fn parallel<T: Send, R: Send>(
     results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
 }
 
-/// Trains one client. With `eager` its update goes straight into the round, so that no more than one
-/// per thread is in memory.
+/// Trains one client. With `eager` its update is added to the sum at once, so that only one update per thread
+/// is in memory.
 ///
 /// # Errors
 /// If its state cannot be read or written, or the update is refused.
@@ -110,7 +110,7 @@ pub fn train(
     server: &Server,
     eager: bool,
 ) -> anyhow::Result<Outcome> {
-    let mut state = clients.state(job.client).context("what a client carries on cannot be read")?;
+    let mut state = clients.state(job.client).context("the carried state of a client cannot be read")?;
     let from = StartingPoint {
         round: base.model.round,
         parameters: base.received.as_ref().unwrap_or(&base.model.parameters),
@@ -138,7 +138,7 @@ pub fn train(
         return Ok(Outcome::Ready(body, state.memory));
     }
     let Some(contribution) = server.add(&body) else { return Ok(Outcome::Diverged) };
-    clients.settle(job.client, state.memory).context("what a client carries on cannot be written")?;
+    clients.settle(job.client, state.memory).context("the carried state of a client cannot be written")?;
     Ok(Outcome::Counted(contribution))
 }
 

@@ -1,7 +1,7 @@
 //! The simulation: events in virtual time drive the master's own rules.
 //!
-//! A client that is asked to train does so at once, on a core; when its update *arrives* follows from its
-//! virtual hardware. So training runs in parallel, and yet everything happens in the order of the virtual
+//! A client that is asked to train does so immediately on a real core; its virtual hardware determines when its
+//! update *arrives*. Training therefore runs in parallel, while events are handled in the order of the virtual
 //! clock, which is the same in every run.
 
 use super::{
@@ -20,7 +20,7 @@ use std::{
     time::Instant,
 };
 
-/// A client's answer on its way, or the moment at which its absence is noticed.
+/// The arrival of a client's update, or the time-out of a client that dropped out.
 struct Arrival {
     at: f64,
     client: usize,
@@ -35,7 +35,7 @@ enum Payload {
     Nothing,
 }
 
-/// The earliest comes first out of the heap; of two at one time the client with the lower number.
+/// Reversed, so that the heap pops the earliest arrival first; ties go to the client with the lower number.
 impl Ord for Arrival {
     fn cmp(&self, other: &Self) -> Ordering {
         other.at.total_cmp(&self.at).then(other.client.cmp(&self.client))
@@ -59,9 +59,9 @@ impl Eq for Arrival {}
 /// How clients are asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// So many at the beginning of every round.
+    /// `asked` clients at the beginning of every round.
     Rounds,
-    /// So many train at any time; whoever is done goes on with the newest model.
+    /// `asked` clients train at any time; when one is done, a free one starts from the newest model.
     Asynchronous,
 }
 
@@ -75,13 +75,13 @@ pub struct World {
     common: fl_worker::Config,
     base: Base,
     mode: Mode,
-    /// Clients that are asked at once.
+    /// Number of clients asked at the same time.
     asked: usize,
     timeout_s: f64,
     eval_every: u64,
     now: f64,
     arrivals: BinaryHeap<Arrival>,
-    /// Clients that train or whose absence has not been noticed.
+    /// Clients that train, or that dropped out and have not timed out yet.
     busy: HashSet<usize>,
     /// Clients that were asked in this round.
     tried: HashSet<usize>,
@@ -92,7 +92,7 @@ pub struct World {
 }
 
 impl World {
-    /// Puts the parts together.
+    /// Builds the simulation from its parts.
     pub fn new(
         args: &SimulateArgs,
         server: Server,
@@ -133,8 +133,8 @@ impl World {
         self.server.core.num_parameters()
     }
 
-    /// Runs to the end, or until no client can train the model any more. `show` gets the record of every
-    /// round: its times are virtual, its duration is this machine's.
+    /// Runs to the last round, or until every client's training diverges. `show` is called with the record of
+    /// every round: its times are virtual, its duration is this machine's.
     ///
     /// # Errors
     /// If a file or a thread fails.
@@ -181,7 +181,7 @@ impl World {
         Ok(history)
     }
 
-    /// A new round has begun.
+    /// Asks clients for the round that has just opened.
     fn invite_next(&mut self) -> anyhow::Result<()> {
         if self.mode == Mode::Rounds {
             self.tried.clear();
@@ -189,7 +189,7 @@ impl World {
         self.fill_up()
     }
 
-    /// Asks as many as are missing.
+    /// Asks as many clients as are missing.
     fn fill_up(&mut self) -> anyhow::Result<()> {
         match self.mode {
             Mode::Rounds => self.invite(self.asked),
@@ -197,7 +197,7 @@ impl World {
         }
     }
 
-    /// Asks `count` of the clients that are free.
+    /// Asks `count` of the free clients.
     fn invite(&mut self, count: usize) -> anyhow::Result<()> {
         let rounds = self.mode == Mode::Rounds;
         let is_free = |client: &usize| !(self.busy.contains(client) || rounds && self.tried.contains(client));
@@ -212,7 +212,7 @@ impl World {
         self.start(chosen.into_iter().map(|client| (client, 0)).collect())
     }
 
-    /// Lets clients train from the newest model, as far as the master gives them a task.
+    /// Trains the chosen clients from the newest model, except those to which the master gives no task.
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
         let task = self.server.task();
         let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
@@ -266,7 +266,7 @@ impl World {
         let worker = self.clients.name(client).clone();
         match payload {
             Payload::Counted(contribution) => {
-                // It is in the sum: its place in the round is certain.
+                // Already in the sum; a round has a place for every asked client.
                 self.next_offer += 1;
                 self.state.step(
                     Event::Offer { id: self.next_offer, worker: worker.clone(), round: base },
@@ -287,7 +287,7 @@ impl World {
         }
     }
 
-    /// A client that vanished gives its place to another, or tries again when there is none.
+    /// Replaces a client that dropped out by another, or lets it try again when no other is free.
     fn replace(&mut self, client: usize, attempt: u64, base: u64) -> anyhow::Result<()> {
         if self.mode == Mode::Asynchronous {
             return self.fill_up();
@@ -304,7 +304,7 @@ impl World {
         Ok(())
     }
 
-    /// Moves the rules on and does what they ask for.
+    /// Passes an event to the round rules and carries out their effects.
     fn step(&mut self, event: Event) -> anyhow::Result<()> {
         for effect in self.state.step(event, self.now) {
             match effect {
@@ -317,7 +317,7 @@ impl World {
                     self.base = Base::of(&self.server.global(), self.common.updates.download)?;
                     self.step(Event::ModelReady)?;
                 }
-                // Those who may train are asked when a round opens or a client is missed.
+                // Clients are asked when a round opens or a client times out.
                 Effect::Invite => {}
             }
         }
