@@ -15,9 +15,9 @@ pub enum Exit {
     Usage = 64,
     /// A file is missing, damaged or does not fit: data, model, state, certificate.
     NoInput = 66,
-    /// The other side cannot be reached or refuses for good.
+    /// The other side cannot be reached, or refuses permanently.
     Unreachable = 69,
-    /// A fault of the program, or a training that diverged.
+    /// An internal error, or a training that diverged.
     Internal = 70,
     /// The system refuses memory.
     Memory = 71,
@@ -70,7 +70,7 @@ pub fn sentence(error: &(dyn Error + 'static)) -> String {
 /// The code to end with after printing what clap says; `--help` and `--version` are a success.
 pub fn parse_args<P: Parser>() -> Result<P, ExitCode> {
     P::try_parse().map_err(|error| {
-        // Without a stderr there is nobody to tell.
+        // Without a stderr the message has nowhere to go.
         let _ = error.print();
         if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
     })

@@ -112,8 +112,8 @@ impl Master {
         self.job.global().bytes.clone()
     }
 
-    /// Turns readiness off and serves on for a fifth of `DRAIN_S`, at most two seconds: whoever sends
-    /// requests here by `/readyz` can stop before a connection is refused.
+    /// Turns readiness off and keeps serving for a fifth of `DRAIN_S`, at most two seconds: a load balancer
+    /// that checks `/readyz` can stop sending requests before a connection is refused.
     pub async fn retire(&self) {
         self.job.host.retiring.store(true, Ordering::Relaxed);
         let grace = Duration::from_secs_f64(self.job.config.limits.drain_s / 5.0).min(MAX_GRACE);
@@ -155,7 +155,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Checks data, certificates and state without serving, and gives the round of the newest checkpoint.
 ///
 /// # Errors
-/// What [`Master::start`] would fail with.
+/// The error with which [`Master::start`] would fail.
 pub fn check(config: &Config) -> anyhow::Result<u64> {
     config.tls.as_ref().map(tls::acceptor).transpose()?;
     let source = ModelSource::load(&config.model)?;

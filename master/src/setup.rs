@@ -1,4 +1,4 @@
-//! What the settings make of a federation: the rules of its rounds, and what workers are told.
+//! Builds a federation from the settings: the rules of its rounds, and the tasks of its workers.
 
 use crate::{
     federation::{Global, round::Rules},
@@ -24,7 +24,7 @@ pub fn rules(config: &Config) -> Rules {
     }
 }
 
-/// What a worker is told about the round that starts from `global`.
+/// The task of a worker for the round that starts from `global`.
 pub fn task(config: &Config, global: &Global, action: TaskAction, deadline_s: Option<f64>) -> TaskBody {
     let hints = config.task.clone();
     let update_bytes = hints.update_bytes(config.round.min_clients);

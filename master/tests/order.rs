@@ -24,7 +24,7 @@ fn layout() -> ModelLayout {
     ModelSpec::preset("mlp", &[1, 8, 8], 10, MODEL_DIM).unwrap().layout()
 }
 
-/// A small generator of our own: the test's input must not change with a dependency.
+/// A small custom generator, so that the test's input does not change with a dependency.
 struct Random(u64);
 
 impl Random {

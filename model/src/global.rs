@@ -247,7 +247,7 @@ fn check_normalization(normalization: &Normalization, spec: &ModelSpec) -> Resul
     Ok(())
 }
 
-/// At most a name for each class, none of them twice, and one for every input or none.
+/// Checks names: at most one for each class, without duplicates, and one for every input or none.
 fn check_names(names: &DataNames, spec: &ModelSpec) -> Result<(), ModelError> {
     let DataNames { labels, features } = names;
     if labels.len() > spec.num_classes {

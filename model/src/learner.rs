@@ -46,8 +46,7 @@ pub trait Learner: Send + Sync {
     /// Names, shapes and flat order of the parameters.
     fn layout(&self) -> &ModelLayout;
 
-    /// Starts from `parameters`: they also become FedProx's `w_global`, momentum starts anew, and a
-    /// drift is forgotten.
+    /// Starts from `parameters`: they also become FedProx's `w_global`, and momentum and drift are reset.
     ///
     /// # Panics
     /// If there are not as many as the layout has.

@@ -64,7 +64,7 @@ pub(crate) struct SgdState {
 }
 
 impl SgdState {
-    /// Starts anew from the global model.
+    /// Resets the optimizer and starts from the global model.
     pub(crate) fn reset(&mut self, parameters: &[f32]) {
         self.anchor.clear();
         self.anchor.extend_from_slice(parameters);

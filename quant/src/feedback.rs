@@ -15,19 +15,19 @@ const MAX_ENERGY: f64 = 0.9;
 /// part of the tensor's energy: from then on its codes speak for themselves.
 const AUDIBLE_LOSS: f64 = 0.1;
 
-/// Of which tensors the quantization error goes into the next update.
+/// The tensors whose quantization error is added to the next update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FeedbackRule {
-    /// Of none.
+    /// None.
     #[default]
     Nothing,
-    /// Of a tensor whose codes were all zero, and of the same tensor in the following updates until most
-    /// of it is sent.
+    /// A tensor whose codes were all zero, and the same tensor in the following updates until most of it is
+    /// sent.
     ///
-    /// One quantization step for all tensors rounds a layer with small updates to zero, in every round
-    /// alike: without a memory that layer would never be trained.
+    /// One quantization step for all tensors rounds a layer with small updates to zero in every round: without
+    /// a memory that layer would never be trained.
     SilencedTensors,
-    /// Of all.
+    /// All.
     Everything,
 }
 

@@ -73,7 +73,7 @@ mod tests {
         pub static PORTABLE_RUNS: Cell<u32> = const { Cell::new(0) };
     }
 
-    /// Runs `work` on one of the paths. Sets it anew each time: an earlier `work` may have panicked.
+    /// Runs `work` on one of the paths. Sets the path every time, because an earlier `work` may have panicked.
     fn on_path<R>(portable: bool, work: impl FnOnce() -> R) -> R {
         PORTABLE.set(portable);
         let result = work();

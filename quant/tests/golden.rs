@@ -1,4 +1,4 @@
-//! Golden streams: files of earlier builds must decode to the same bits for ever.
+//! Golden streams: every build must decode the files of earlier builds to the same bits.
 //!
 //! `assets/NAME.flq` is a stream, `assets/NAME.f32` the values it decodes to. Files are never regenerated:
 //! with `FL_WRITE_GOLDEN=1` the test writes only those that do not exist yet.

@@ -20,8 +20,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Longest wait for the answer to a request for work; the master is asked to hold it for less.
 const TASK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Longest transfer of a model or an update: a thin uplink may take minutes, a dead one must not take
-/// for ever.
+/// Longest transfer of a model or an update: a slow uplink may take minutes, but a dead one must end.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// How long a request for work waits at the master, in seconds.
@@ -72,7 +71,7 @@ impl CallError {
         matches!(self, Self::Refused { code: Some(ErrorCode::NormTooLarge), .. })
     }
 
-    /// Whether a notice came to a master that does not have the update it names.
+    /// Whether a notice named an update that the master does not have.
     pub fn is_no_last_update(&self) -> bool {
         matches!(self, Self::Refused { code: Some(ErrorCode::NoLastUpdate), .. })
     }

@@ -174,13 +174,13 @@ impl Engine {
         self.learner.set_drift(&self.drift);
     }
 
-    /// The last update, which was `client`'s, counts: what its encoding lost goes into the next one as far
-    /// as the plan's rule keeps it, and the control variate moves by what the master decodes, so that the
-    /// master's stays their mean. Where a notice was `sent`, the whole difference to the earlier update is
-    /// lost, and is carried into the next residual.
+    /// Called when the last update, which was `client`'s, was accepted: the residual takes the encoding error
+    /// as far as the plan's rule keeps it, and the control variate moves by the change that the master decodes,
+    /// so that the master's stays the clients' mean. After a notice was `sent`, the whole difference to the
+    /// previous update is carried into the next residual.
     ///
-    /// An update that the master refuses leaves both as they were. Its delta was made for a model that is
-    /// no more, and keeping the deltas of a worker that is always late would add up without end.
+    /// An update that the master refuses changes neither. Its delta was made for an outdated model, and the
+    /// deltas of a worker that is always late would accumulate without bound.
     pub fn settle(&self, client: &mut ClientState, sent: Sent) {
         self.updates.settle(&mut client.memory, sent);
     }

@@ -86,7 +86,7 @@ pub enum WorkerError {
         /// The last failure.
         last: CallError,
     },
-    /// The master refuses this worker for good.
+    /// The master refuses this worker permanently.
     #[error("{error}: {}", advice(error))]
     Refused {
         /// Its answer.
@@ -119,7 +119,7 @@ pub enum WorkerError {
     /// The network's thread cannot be started.
     #[error("the runtime does not start: {0}")]
     Runtime(io::Error),
-    /// A fault of this program.
+    /// An internal error.
     #[error("the training thread failed: {0}")]
     Internal(#[from] JoinError),
 }

@@ -1,4 +1,4 @@
-//! Waiting, and being told to stop.
+//! Waiting that a shutdown interrupts.
 
 use std::time::Duration;
 use tokio::sync::watch;

@@ -44,7 +44,7 @@ pub struct Plan {
     /// How the update is encoded; its seed is set for each round. A target in bytes is that of the whole
     /// container.
     pub encoding: Spec,
-    /// Of which tensors the quantization error goes into the next update.
+    /// The tensors whose quantization error is added to the next update.
     pub feedback: FeedbackRule,
     /// Lazy upload: the squared change of the update below which its upload may be left out.
     pub lazy_below: Option<f32>,

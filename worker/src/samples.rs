@@ -7,7 +7,7 @@ use crate::{
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use rand::{rngs::ChaCha8Rng, seq::SliceRandom};
 
-/// The samples of this worker: an exact part if it is told which, else drawn from its id.
+/// The samples of this worker: the part with `PARTITION_ID`, otherwise a draw from its id.
 pub(crate) fn own_samples(config: &Config, data: &Dataset) -> Vec<u32> {
     let (labels, classes, seed) = (data.train.labels(), data.num_classes, config.seed);
     let (worker, limit) = (config.worker_id.as_str(), config.data.dataset_size);

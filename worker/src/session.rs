@@ -333,7 +333,7 @@ impl Session {
                      higher MAX_UPDATE_NORM on the master, may help)"
                 );
                 if let Some(local) = &mut self.trainee.local {
-                    // It may be what makes the update too large, and would stay so for ever.
+                    // The residual may be what makes the update too large, and no update would ever reduce it.
                     local.memory_mut().feedback = fl_quant::Feedback::default();
                 }
                 self.dropped(DropReason::NormTooLarge).await;

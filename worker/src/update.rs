@@ -62,7 +62,7 @@ pub(crate) struct UpdateEncoder {
     control_streams: Vec<Vec<u8>>,
     /// With lazy upload the round of the last update.
     lazy_round: Option<u64>,
-    /// Of which tensors what is lost of the last update goes into the next one.
+    /// The tensors whose quantization error is added to the next update.
     rule: FeedbackRule,
 }
 

@@ -51,7 +51,7 @@ pub enum CloseError {
 pub struct Snapshot {
     /// Round of the model: finished aggregations so far.
     pub round: u64,
-    /// Who took part in the round that made this model, sorted.
+    /// Participants of the round that made this model, sorted.
     pub participants: Vec<WorkerId>,
     /// Asynchronous operation: the model that each worker's newest update was trained from.
     pub newest: BTreeMap<WorkerId, u64>,
@@ -77,7 +77,7 @@ impl Snapshot {
     }
 }
 
-/// What the close of a round gives.
+/// The result of closing a round.
 #[derive(Debug, Clone)]
 pub struct ClosedOutcome {
     /// The next model.

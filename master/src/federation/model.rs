@@ -50,7 +50,7 @@ impl Global {
         Self { round, bytes, etag: format!("\"{digest}\""), control: None, lazy_below: None }
     }
 
-    /// Adds what else the workers are told, by the settings and the strategy's state.
+    /// Adds the fields that depend on the settings and the strategy's state.
     ///
     /// # Errors
     /// If the file is no model.

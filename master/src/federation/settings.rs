@@ -51,7 +51,7 @@ pub struct AggregationSettings {
     /// `MAX_BUFFER_MB` (512): memory for the updates of a round, if the strategy needs each by itself; for
     /// the workers' last updates with `LAZY`.
     pub max_buffer_mb: usize,
-    /// `LAZY` (0 = off): workers may leave an upload out whose squared change is at most so many times the
+    /// `LAZY` (0 = off): workers may leave an upload out whose squared change is at most this multiple of the
     /// mean squared step of the last ten models.
     #[serde(with = "exact_option", default)]
     pub lazy: Option<f64>,

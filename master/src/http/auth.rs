@@ -1,4 +1,4 @@
-//! Who may call: the bearer token and the client certificate.
+//! Authentication: the bearer token and the client certificate.
 
 use super::{AppState, is_probe, problem::Problem};
 use crate::{service::Peer, settings::Secret};

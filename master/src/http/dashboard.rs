@@ -26,11 +26,11 @@ const RECENT: usize = 100;
 const PAGE: &str = include_str!("../../assets/index.html");
 const SCRIPT: &str = include_str!("../../assets/app.js");
 
-/// Nothing but the page's own files runs or is loaded, and nobody frames it.
+/// Allows the page to load and run its own files only, and forbids framing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
 base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Marks the addresses of the page's files, so that they can be cached for good and still change.
+/// Part of the URLs of the page's files, so that they can be cached permanently and still change.
 static BUILD: LazyLock<String> = LazyLock::new(|| {
     let mut hash = crc32fast::Hasher::new();
     for text in [PAGE, STYLE, SCRIPT, ICON, assets::COMMON_JS, assets::UPLOT_JS, assets::UPLOT_CSS] {

@@ -168,7 +168,7 @@ impl Actor {
         closes
     }
 
-    /// Answers an offer; its worker if nobody waits for the answer any more.
+    /// Answers an offer; returns its worker if the request has been dropped.
     fn answer(&mut self, id: OfferId, refusal: Option<Refusal>) -> Option<WorkerId> {
         let Offered { worker, base, reply } = self.offers.remove(&id)?;
         let global_round = self.state.round();

@@ -27,7 +27,7 @@ struct Queue {
     stopped: bool,
 }
 
-/// What an evaluation found, and how long it took.
+/// The result of an evaluation, and its duration.
 #[derive(Debug, Clone, Copy)]
 pub struct Evaluated {
     /// Accuracy and loss.
@@ -49,10 +49,10 @@ impl std::fmt::Debug for Evaluator {
 }
 
 impl Evaluator {
-    /// Starts the thread. `done` is called in it for every record.
+    /// Starts the thread. It calls `done` for every record.
     ///
     /// # Errors
-    /// If the network cannot be built, or the system has no thread to give.
+    /// If the network cannot be built, or the thread cannot be started.
     pub fn start(
         config: &ModelConfig,
         spec: &ModelSpec,

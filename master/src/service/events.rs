@@ -1,4 +1,4 @@
-//! What subscribers of a running master are told: the dashboard's stream, a caller in the process.
+//! Events for subscribers of a running master: the dashboard's stream, a caller in the process.
 
 use fl_protocol::{HistoryRecord, WorkerId};
 use serde::Serialize;

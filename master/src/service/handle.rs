@@ -1,4 +1,4 @@
-//! How others talk to the task that owns the round.
+//! The interface to the task that owns the round.
 
 use crate::federation::{
     Global,
@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 /// Messages that may wait; senders wait beyond that.
 const QUEUE: usize = 1024;
 
-/// What came of an offer.
+/// The outcome of an offer.
 #[derive(Debug)]
 pub enum Admission {
     /// Go on in this round.
@@ -31,7 +31,7 @@ pub struct Refused {
     pub is_out: bool,
 }
 
-/// What the owner of the round is told.
+/// A message to the owner of the round.
 #[derive(Debug)]
 pub(super) enum Message {
     Offer {
@@ -73,8 +73,8 @@ pub struct Gone;
 #[derive(Debug, Clone)]
 pub struct ActorHandle(mpsc::Sender<Message>);
 
-/// An admitted update's place in the open round. A place that is dropped is given back, so that a request that
-/// fails or panics half-way holds up nobody.
+/// An admitted update's place in the open round. Dropping it frees the place, so that a request that fails or
+/// panics half-way does not block other workers.
 #[derive(Debug)]
 pub struct Place {
     handle: ActorHandle,

@@ -1,4 +1,4 @@
-//! What the federations of one process share: threads, time, and whether it is about to end.
+//! What the federations of one process share: threads, the clock, and the state of a shutdown.
 
 use super::{clock::Clock, pool::Pool};
 use crate::settings::Config;
@@ -36,7 +36,7 @@ impl Host {
         })
     }
 
-    /// Whether requests should come here.
+    /// Whether the process is ready for requests.
     pub fn is_ready(&self) -> bool {
         !self.retiring.load(Ordering::Relaxed) && !self.is_draining()
     }
@@ -47,7 +47,7 @@ impl Host {
     }
 }
 
-/// Who is at the other end of a connection.
+/// The client of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     /// Its address.

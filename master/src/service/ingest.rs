@@ -101,7 +101,7 @@ async fn admitted(
     Err(storage_unavailable())
 }
 
-/// Whether the update is on disk.
+/// Journals the update; true if it is durable, or durability is off.
 async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, body: &Bytes) -> bool {
     let Some(durable) = &job.durable else { return true };
     let meta = received.clone().with_clip(added.clip);
@@ -113,7 +113,7 @@ async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, bod
 pub struct Incoming {
     header: Arc<Header>,
     body: Bytes,
-    /// Size of the request's body, which was JSON perhaps.
+    /// Size of the request's body, as a container or as JSON, in bytes.
     wire_bytes: u64,
 }
 
@@ -122,16 +122,16 @@ impl Incoming {
         Ok(Self { header: Arc::new(Header::read(&body)?), body, wire_bytes })
     }
 
-    /// Who says to have sent it.
+    /// The claimed sender.
     pub fn worker_id(&self) -> &WorkerId {
         &self.header.meta().worker_id
     }
 }
 
-/// Reads the header. A JSON update becomes a container first: from here on both formats take one path.
+/// Reads the header. A JSON update is first converted to a container, so that both formats share one path.
 ///
 /// # Errors
-/// What is wrong with the header.
+/// If the header or the JSON body is invalid.
 pub async fn parse(job: &Arc<Job>, format: Format, body: Bytes) -> Result<Incoming, Rejection> {
     let wire_bytes = body.len() as u64;
     let is_small = update::declared_bytes(&body).is_none_or(|len| len <= SMALL_HEADER_BYTES);
@@ -175,7 +175,7 @@ fn refuse(job: &Job, meta: &UpdateMeta, refused: handle::Refused) -> Result<Upda
     }
 }
 
-/// What is shown of a worker after an accepted update.
+/// The displayed state of a worker after an accepted update.
 pub(super) fn worker_status(meta: &UpdateMeta, received: &RecordMeta) -> WorkerStatus {
     WorkerStatus {
         ip: received.ip.clone(),

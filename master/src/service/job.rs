@@ -34,7 +34,7 @@ pub struct Published {
 /// One federation's parts. Handlers hold it in an `Arc`.
 #[derive(Debug)]
 pub struct Job {
-    /// What it shares with others.
+    /// What it shares with other jobs of the process.
     pub host: Arc<Host>,
     /// The settings.
     pub config: Config,
@@ -157,7 +157,7 @@ impl Job {
         let rounds = self.config.round.rounds;
         let is_last = rounds > 0 && record.round >= rounds;
         self.publish(MasterEvent::RoundRecorded { record: record.clone() });
-        // An error says that nobody listens.
+        // An error means that there are no subscribers.
         let _ = self.records.send(record);
         if is_last {
             self.complete.send_replace(true);
@@ -193,7 +193,7 @@ impl Job {
 
     /// Broadcasts to event subscribers; lagging ones miss events.
     pub(super) fn publish(&self, event: MasterEvent) {
-        // An error says that nobody subscribes.
+        // An error means that there are no subscribers, which is fine.
         let _ = self.events.send(event);
     }
 

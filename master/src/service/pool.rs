@@ -1,4 +1,4 @@
-//! Threads for what takes CPU time: decoding, adding, serializing. Never the async ones.
+//! Threads for CPU-bound work (decoding, adding, serializing), apart from the async threads.
 
 use std::{
     io,
@@ -19,7 +19,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub enum PoolError {
     /// The queue is full and stays full.
     Busy,
-    /// The job panicked: a fault of ours.
+    /// The job panicked.
     Panicked,
 }
 

@@ -1,4 +1,4 @@
-//! What a start finds on disk becomes the state to go on with.
+//! Recovery: restores the state of a federation from the store.
 //!
 //! A checkpoint may lag behind: the model of a round is a function of the one before and of its
 //! journal, so the rounds since are made again from their journals, to the bit.

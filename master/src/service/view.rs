@@ -1,4 +1,4 @@
-//! What can be seen of a federation from outside: workers, history, refusals, what the open round waits for.
+//! The public state of a federation: workers, history, refusals, what the open round waits for.
 
 use fl_protocol::{ErrorCode, HistoryRecord, LastEvaluation, MissingWorker, Waiting, WorkerId, WorkerStatus};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,12 +13,12 @@ const WAITS_AFTER_S: f64 = 10.0;
 const PRESENT_S: f64 = 120.0;
 /// Seconds for which a worker that was heard of is missed.
 const REMEMBERED_S: f64 = 3600.0;
-/// Missing workers that are told of.
+/// Most missing workers that are listed.
 const MAX_MISSING: usize = 20;
 /// Missing workers whose names are in the sentence.
 const NAMED: usize = 3;
 
-/// What `GET /status`, `GET /history` and the dashview show.
+/// The data of `GET /status`, `GET /history` and the dashboard.
 #[derive(Debug, Default)]
 pub struct StatusView {
     workers: BTreeMap<WorkerId, WorkerStatus>,

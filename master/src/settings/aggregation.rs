@@ -15,7 +15,7 @@ use fl_protocol::limits::MAX_NUM_SAMPLES;
 pub struct AggregationArgs {
     /// How updates become the next model: fedavg, fedavgm, fedadagrad, fedyogi, fedadam, fednova,
     /// scaffold:N (N workers in all), fedbuff:K (asynchronous, K updates make a model), median,
-    /// trimmed_mean:F, krum:F, multikrum:F:M (F hostile updates are borne)
+    /// trimmed_mean:F, krum:F, multikrum:F:M (F hostile updates are tolerated)
     #[arg(long, env, default_value_t = AggregationSettings::default().strategy.to_string())]
     pub strategy: String,
     /// Step size of the server, 1e-6 to 1000 [default: 1, or 0.01 with fedadagrad, fedyogi, fedadam]
@@ -42,8 +42,8 @@ pub struct AggregationArgs {
     /// training begins to swing. 1e-6 to 1e6, 0 = off
     #[arg(long, env, default_value_t = 0.0)]
     pub lazy: f64,
-    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit: nobody outweighs all others by a
-    /// claim
+    /// Samples that one update counts for at most, 1 to 100000000, 0 = no limit: bounds the weight that a claim can
+    /// give
     #[arg(long, env, default_value_t = 0)]
     pub max_weight: u64,
     /// Largest Euclidean norm of an update as it is applied, and of the change of SCAFFOLD's control variate, 1e-9 to

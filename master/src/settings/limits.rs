@@ -1,4 +1,4 @@
-//! What clients may take of the master.
+//! Limits on the master's resources that clients may use.
 
 use clap::Args;
 use fl_app::{

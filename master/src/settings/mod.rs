@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "http://127.0.0.1:5000")]
     pub health_check: Option<String>,
 
-    // The groups come last: the heading of one holds for every flag after it.
+    // The groups come last, because the heading of one applies to every flag after it.
     /// Model and data.
     #[command(flatten)]
     pub model: ModelArgs,
@@ -109,7 +109,7 @@ impl Args {
     }
 }
 
-/// Everything that a master can be told.
+/// All settings of a master, checked.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `BIND`: address and port.

@@ -111,7 +111,7 @@ impl Memory {
         self.lock().is_full = is_full;
     }
 
-    /// Lets no sync of a log come through: its process is to be ended then.
+    /// Makes every sync of a log fail as interrupted, for a process that ends at that moment.
     pub fn interrupt_syncs(&self, interrupts: bool) {
         self.lock().interrupts_syncs = interrupts;
     }

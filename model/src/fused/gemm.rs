@@ -11,7 +11,7 @@
 use super::simd;
 use pulp::{Simd, WithSimd};
 
-/// What becomes of a product.
+/// How a product is stored.
 #[derive(Clone, Copy)]
 pub(crate) enum Store<'a> {
     /// `C = P`

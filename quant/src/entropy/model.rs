@@ -131,7 +131,7 @@ fn interval(bounds: &Bounds, symbol: usize) -> Interval {
     Interval { start, frequency: end.wrapping_sub(start) & 0x7fff }
 }
 
-/// The limit of the bounds if one symbol repeats for ever: every other symbol keeps a frequency of 1.
+/// The limit of the bounds if one symbol repeats endlessly: every other symbol keeps a frequency of 1.
 static TARGETS: [Bounds; SYMBOLS] = {
     let mut all = [[i16x8::ZERO; 2]; SYMBOLS];
     let mut symbol = 0;

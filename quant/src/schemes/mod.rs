@@ -32,7 +32,7 @@ pub struct QuantizerBuffers {
     finder: LevelFinder,
 }
 
-/// What a scheme is told about a tensor besides its values.
+/// A scheme's input about a tensor besides its values.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorParams {
     /// Bits per code.

@@ -33,7 +33,7 @@ fn problem(code: ErrorCode) -> Answer {
     Answer { status: code.http_status(), body: serde_json::to_string(&body).unwrap(), retry_after: None }
 }
 
-/// A master with a script: each answer is given once, the last one for ever.
+/// A master with a script: each answer is given once, the last one repeatedly.
 struct Script {
     task: VecDeque<&'static str>,
     update: VecDeque<Answer>,

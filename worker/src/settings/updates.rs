@@ -77,7 +77,7 @@ pub struct Download {
     pub bits: u8,
 }
 
-/// Whether what quantization lost of an update goes into the next one.
+/// Whether an update's quantization error is added to the next update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorFeedback {
     /// Where it is worth its bytes (see [`fl_quant::Spec::feedback_pays`]), and always for tensors that were
@@ -85,7 +85,7 @@ pub enum ErrorFeedback {
     Auto,
     /// Always.
     On,
-    /// Never, but for what lazy upload holds back.
+    /// Never, except for updates that lazy upload holds back.
     Off,
 }
 

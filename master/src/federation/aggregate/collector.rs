@@ -1,4 +1,4 @@
-//! Where the updates of the open round go until the next model is made of them.
+//! Collects the updates of the open round, as a sum or one by one.
 
 use super::{ExactSum, SumOverflow};
 use crate::federation::Strategy;

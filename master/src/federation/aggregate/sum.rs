@@ -128,7 +128,7 @@ impl Term {
 }
 
 impl ExactSum {
-    /// A sum of no terms, over vectors of `len` elements.
+    /// An empty sum over vectors of `len` elements.
     pub fn new(len: usize) -> Self {
         let stripes = (0..len.div_ceil(STRIPE))
             .map(|i| Mutex::new(Stripe::new(STRIPE.min(len - i * STRIPE))))
@@ -231,7 +231,7 @@ impl ExactSum {
         }
     }
 
-    /// Back to a sum of no terms.
+    /// Resets to an empty sum.
     pub fn reset(&self) {
         for stripe in &self.stripes {
             lock(stripe).reset();

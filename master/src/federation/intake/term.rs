@@ -53,7 +53,7 @@ pub struct Term<'a> {
     /// Size of the worker's last update, if that counts again.
     pub reused_bytes: Option<u64>,
     update: Update<'a>,
-    /// Euclidean norm after clipping; 0 where nobody needs it.
+    /// Euclidean norm after clipping; 0 where it is not needed.
     norm: f64,
     /// Weight in the sum, but for the clipping.
     weight: f64,

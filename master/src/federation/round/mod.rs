@@ -47,7 +47,7 @@ impl Contribution {
 /// Names an offer until it is answered.
 pub type OfferId = u64;
 
-/// What can happen.
+/// An input of the round rules.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A worker has an update for a round.
@@ -88,7 +88,7 @@ pub enum Refusal {
     Future,
 }
 
-/// What the owner of the state has to do.
+/// An action that the owner of the state must carry out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Go on with this offer; a commit or an abort must follow.
@@ -101,7 +101,7 @@ pub enum Effect {
     Invite,
 }
 
-/// What a worker that asks for work is told.
+/// The answer to a worker that asks for work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Decision {
     /// Train from the current model; that many seconds are left, if there is a deadline.

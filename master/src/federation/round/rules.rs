@@ -1,4 +1,4 @@
-//! What does not change while rounds are run by one set of settings.
+//! The rules of rounds, constant while the settings are.
 
 /// When a round closes, who takes part, and when the training is over.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,7 +11,7 @@ pub struct Rules {
     pub min_at_deadline: usize,
     /// Workers that are asked to train; `None` = everyone.
     pub sample: Option<usize>,
-    /// Seconds after a round opens in which nobody is asked to train.
+    /// Seconds after a round opens in which no worker is asked to train.
     pub pause_s: f64,
     /// Seconds until a silent worker's place goes to another.
     pub task_timeout_s: f64,
@@ -21,6 +21,6 @@ pub struct Rules {
     pub seed: u64,
     /// Finished rounds whose participants are remembered, to tell a retry from a late update.
     pub remember: usize,
-    /// Asynchronous operation: updates that are at most so many rounds late count in the open round.
+    /// Asynchronous operation: updates at most this many rounds late count in the open round.
     pub max_staleness: Option<u64>,
 }

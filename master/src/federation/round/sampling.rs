@@ -1,4 +1,4 @@
-//! Who is asked to train: a seeded draw among the workers that are there.
+//! Client sampling: a seeded draw among the workers that are present.
 
 use fl_protocol::WorkerId;
 use sha2::{Digest, Sha256};

@@ -31,7 +31,7 @@ pub struct RoundState {
     round: u64,
     phase: Phase,
     opened: f64,
-    /// Whether nobody is asked to train yet.
+    /// Whether the pause at the round's start is still on.
     pausing: bool,
     /// When the deadline's clock began: at the round's first sign of life.
     clock_from: Option<f64>,

@@ -25,7 +25,7 @@ pub struct Totals {
     pub samples: f64,
     /// `tau_eff` of FedNova: local steps that the round is worth, as far as norms support the claims.
     pub effective_steps: f64,
-    /// The same, short enough for every update's term to keep `MAX_UPDATE_NORM`.
+    /// The same, reduced so that every update's term respects `MAX_UPDATE_NORM`.
     pub applied_steps: f64,
 }
 
@@ -46,8 +46,8 @@ impl Totals {
     }
 }
 
-/// A claim of local steps is believed up to so many times what the update's norm supports: an honest one lies
-/// below, since the norm per step falls with the number of steps.
+/// A claim of local steps counts up to this multiple of the steps that the update's norm supports. An honest
+/// claim is below it, because the norm per step falls with the number of steps.
 const SUPPORT: f64 = 2.0;
 
 /// The mean of the local steps weighted by samples (Wang et al. 2020, eq. 7).

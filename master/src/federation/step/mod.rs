@@ -14,7 +14,7 @@ pub use optimizer::OptimizerState;
 pub use state::{ServerState, UnknownState};
 
 /// Turns the parameters of one round into those of the next. `updates` weighs the collected updates, in the
-/// order of the workers' names. A state that another strategy left begins anew, with a line in the log.
+/// order of the workers' names. A state of another strategy is reset, with a line in the log.
 ///
 /// Computed in f64 and rounded once, so that the result is the same on every machine.
 pub fn next_parameters(

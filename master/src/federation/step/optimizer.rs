@@ -14,7 +14,7 @@ pub enum AdaptiveRule {
     Adam,
 }
 
-/// What the server's optimizer remembers. Vectors have the model's length.
+/// State of the server's optimizer. Vectors have the model's length.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub enum OptimizerState {
     /// Nothing.
@@ -47,7 +47,7 @@ pub enum OptimizerState {
 }
 
 impl OptimizerState {
-    /// What `strategy` begins with.
+    /// The initial state of `strategy`.
     pub fn new(strategy: Strategy, options: &ServerOptions, parameters: usize) -> Self {
         let zeros = || vec![0.0; parameters];
         let adaptive = |rule| Self::Adaptive {
@@ -79,7 +79,7 @@ impl OptimizerState {
         }
     }
 
-    /// Whether `strategy` can go on with it.
+    /// Whether `strategy` can continue with this state.
     pub fn fits(&self, strategy: Strategy, parameters: usize) -> bool {
         let expected = match strategy {
             Strategy::FedAvgM => "fedavgm",

@@ -38,14 +38,14 @@ impl ServerState {
         }
     }
 
-    /// Begins anew if another strategy left this state.
+    /// Resets a state of another strategy.
     pub(super) fn prepare(&mut self, strategy: Strategy, options: &ServerOptions, parameters: usize) {
         if self.optimizer.fits(strategy, parameters) {
             return;
         }
         if self.optimizer != OptimizerState::Stateless {
             let before = self.optimizer.name();
-            tracing::warn!(%strategy, before, "the strategy has changed: its state on the server begins anew");
+            tracing::warn!(%strategy, before, "the strategy has changed: its state on the server is reset");
         }
         self.optimizer = OptimizerState::new(strategy, options, parameters);
     }

@@ -98,7 +98,7 @@ struct Reader {
     events: tokio::sync::broadcast::Receiver<MasterEvent>,
     draining: tokio::sync::watch::Receiver<bool>,
     queue: VecDeque<Event>,
-    /// When the next `status` is due.
+    /// Time of the next `status`.
     due: Instant,
     last_status: Instant,
     _place: OwnedSemaphorePermit,

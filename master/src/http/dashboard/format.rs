@@ -70,7 +70,7 @@ pub(super) fn age(seconds: f64) -> String {
     }
 }
 
-/// The middle value; none of no values.
+/// The median; `None` without values.
 pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -47,16 +47,16 @@ use tracing::{debug, warn};
 const BUFFER_BYTES: usize = 32 << 10;
 /// Lines of a request's head.
 const MAX_HEADERS: usize = 64;
-/// Pause after the system refuses a connection, mostly for want of file descriptors.
+/// Pause after `accept` fails, mostly for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// What an evicted connection has to finish an answer that it has just begun.
+/// Time for an evicted connection to finish a response that has just begun.
 const EVICTED_TIME: Duration = Duration::from_millis(250);
 /// Read buffer of a connection without a place: the least that hyper takes.
 const LANE_BUFFER_BYTES: usize = 8 << 10;
-/// What a connection without a place has for everything, handshake included.
+/// Time limit of a connection beyond the cap, handshake included.
 const LANE_TIME: Duration = Duration::from_secs(2);
 
-/// What all connections share.
+/// State shared by all connections.
 struct Server {
     app: AppState,
     router: Router,

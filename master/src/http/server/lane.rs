@@ -1,4 +1,4 @@
-//! Where connections go for which there is no place: a probe is answered, all else is told to come back.
+//! Serves connections beyond the cap: probes are answered, any other request gets 503.
 //!
 //! It is short-lived and bounded, and the newest connection always gets in: the one that has waited
 //! longest for its request gives way. So a probe is answered however many clients hold connections.

@@ -15,11 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Senders that are remembered; beyond that the ones with a clean slate are forgotten.
+/// Most remembered senders; beyond that those without recent refusals are forgotten.
 const MAX_SENDERS: usize = 10_000;
 /// Seconds of refusals that may come at once.
 const BURST_S: f64 = 2.0;
-/// An address may be refused so many times what a worker may be.
+/// Refusals allowed for an address, as a multiple of those for one worker.
 const PER_ADDRESS: f64 = 10.0;
 /// Worker ids of one address that may ask for tasks within [`WINDOW`].
 const MAX_IDS: u32 = 10_000;
@@ -99,8 +99,8 @@ impl Limiter {
             || (!is_known && self.is_address_empty(&state, address, now))
     }
 
-    /// Whether an update from that address is refused before it is read: too many were, and nobody
-    /// there has had one accepted.
+    /// Whether an update from that address is refused before it is read: too many were refused, and none was
+    /// accepted.
     pub fn is_address_exhausted(&self, ip: IpAddr) -> bool {
         if self.per_s <= 0.0 {
             return false;
@@ -141,7 +141,7 @@ impl Limiter {
         bucket_of(&mut state.workers, (address, worker.clone()), self.per_s, now).is_known = true;
     }
 
-    /// Whether `worker` may ask for a task: an address may claim only so many ids within two minutes.
+    /// Whether `worker` may ask for a task: an address may claim at most [`MAX_IDS`] ids within [`WINDOW`].
     pub fn may_ask(&self, ip: IpAddr, worker: &WorkerId) -> bool {
         if self.per_s <= 0.0 {
             return true;
@@ -156,7 +156,7 @@ impl Limiter {
             return true;
         }
         if ids.seen.len() >= MAX_ALL_IDS {
-            // Too many to tell apart: nobody new is counted, and nobody is refused for it.
+            // The table is full: a new id is neither counted nor refused for that.
             return ids.per_address.get(&address).is_none_or(|count| *count < MAX_IDS);
         }
         let count = ids.per_address.entry(address).or_default();

@@ -73,7 +73,7 @@ impl HttpBody for Lingering {
 impl Drop for Lingering {
     fn drop(&mut self) {
         let Some(body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
-        // Whoever has not been told to continue sends nothing: there is nothing to read.
+        // A client that waits for `100 Continue` has not sent its body: there is nothing to read.
         if self.awaits_continue && !self.is_read {
             return;
         }

@@ -35,7 +35,7 @@ struct Wait {
 }
 
 impl<S> Stalling<S> {
-    /// Wraps a socket. `place` is told whether answers wait to be read.
+    /// Wraps a socket. `place` is notified whether a response waits for its reader.
     pub fn new(inner: S, timeout: Duration, place: Option<Arc<Place>>) -> Self {
         Self { inner, timeout, place, wait: None }
     }

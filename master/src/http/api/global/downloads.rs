@@ -1,4 +1,4 @@
-//! Who is reading which model.
+//! Tracks which connections read which model.
 //!
 //! Readers share the bytes of a representation. A reader that stalls keeps them in memory after newer
 //! rounds have replaced them, until its connection times out; many of them, each on another round,

@@ -1,4 +1,4 @@
-//! What a model can be sent as, and how a request asks for it.
+//! Representations of a model, and how a request selects one.
 
 use super::{Params, header_of};
 use crate::{
@@ -18,7 +18,7 @@ use fl_quant::Scheme;
 /// Bits of a quantized model unless the call says so.
 const DEFAULT_BITS: u8 = 8;
 
-/// What a model is sent as.
+/// A representation of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     /// The exact model, a safetensors file.

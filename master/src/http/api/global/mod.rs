@@ -37,7 +37,7 @@ pub(in crate::http) fn routes(app: &App) -> Router<AppState> {
         .layer(Extension(models))
 }
 
-/// What requests for models share.
+/// State shared by all requests for models.
 #[derive(Clone)]
 struct Models {
     representations: Arc<Representations>,
@@ -247,7 +247,7 @@ fn json(app: &App, json: &Representation, body: Bytes) -> Response {
 
 fn file(app: &App, file: &Representation, form: Form, body: &Bytes, headers: &HeaderMap) -> Response {
     let len = body.len();
-    // A range of another version of the file is of no use: `If-Range` asks for the whole then.
+    // `If-Range`: a client with another version of the file gets the whole file instead of a range.
     let is_same = header_of(headers, header::IF_RANGE).is_none_or(|tag| tag == file.etag);
     let asked = match header_of(headers, header::RANGE) {
         Some(range) if is_same => range::parse(range, len),
