@@ -1,4 +1,4 @@
-//! What computes a network.
+//! The backends that can compute a network.
 
 #[cfg(feature = "flex")]
 use crate::burn::{self, BurnLearner};
@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{fmt, str::FromStr};
 
-/// What computes a network: the name says what runs.
+/// A backend, by the name of the code that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
     /// [`Backend::Fused`] where it is the faster of the two, else [`Backend::Flex`].

@@ -1,4 +1,4 @@
-//! What a training step costs, and what a core could do at best.
+//! The operations of a training step, and the peak speed of a core.
 
 use crate::{
     error::ModelError,

@@ -1,6 +1,6 @@
 //! Dropout masks that all backends share, so that their gradients can be compared.
 
-/// What the masks of one step are drawn from.
+/// The seed of one step's masks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct MaskSeed {
     /// Seed of the round.

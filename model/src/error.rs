@@ -1,4 +1,4 @@
-//! What can go wrong with a model, each as a sentence that says what to do.
+//! Errors of models, each a sentence that says what to do.
 
 use thiserror::Error;
 

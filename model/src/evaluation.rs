@@ -1,4 +1,4 @@
-//! What a model is worth on a data set.
+//! Accuracy and loss of a model on a data set.
 
 /// Sums over the samples of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

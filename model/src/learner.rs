@@ -1,4 +1,4 @@
-//! What trains and evaluates a network, whatever computes it.
+//! Training and evaluation of a network, independent of the backend.
 
 use crate::{
     error::ModelError,
@@ -110,7 +110,7 @@ pub fn evaluate(
     Ok(sums.into())
 }
 
-/// What the batches of a network hold.
+/// Values per sample and number of classes of a network's batches.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchShape {
     /// Values of one sample.

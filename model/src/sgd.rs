@@ -52,7 +52,7 @@ impl SgdConfig {
     }
 }
 
-/// What SGD remembers between steps.
+/// State of SGD between steps.
 #[derive(Debug, Default)]
 pub(crate) struct SgdState {
     /// The parameters that the last `set_parameters` gave: `w_global`.

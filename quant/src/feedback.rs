@@ -222,7 +222,7 @@ mod tests {
         let quiet = error(&with, LOUD..LOUD + QUIET);
         assert!(quiet < 0.1, "{quiet}");
         assert!(with.bytes as f64 <= 1.02 * without.bytes as f64, "{} of {}", with.bytes, without.bytes);
-        // What has not been sent of it is kept: nothing is lost.
+        // The part that was not sent is kept in the residual.
         let kept = &with.feedback.residual()[LOUD..];
         for ((sent, wanted), kept) in with.sent[LOUD..].iter().zip(&with.wanted[LOUD..]).zip(kept) {
             assert!((sent + f64::from(*kept) - wanted).abs() < 1e-5);

@@ -38,7 +38,7 @@ impl Coding {
     }
 }
 
-/// What was written; [`crate::Spec`] is what was asked for.
+/// The form of a written stream; [`crate::Spec`] is the caller's request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
     /// The scheme.

@@ -1,4 +1,4 @@
-//! What a caller asks for: scheme, width, target. (What was written is in the stream's header.)
+//! The request of a caller: scheme, width, target. (The stream's header says what was written.)
 
 use crate::limits::MAX_BITS;
 use serde::{Deserialize, Serialize};

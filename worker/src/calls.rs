@@ -33,7 +33,7 @@ impl<E: Into<WorkerError>> From<E> for Interrupt {
     }
 }
 
-/// What the master says to an update.
+/// The master's answer to an update.
 #[derive(Debug)]
 pub(crate) enum Verdict {
     /// It counts.
@@ -75,7 +75,7 @@ impl Calls {
         &self.client
     }
 
-    /// What to do next.
+    /// Asks for the next task.
     pub(crate) async fn task(&mut self, worker: &WorkerId) -> Result<TaskBody, Interrupt> {
         let client = self.client.clone();
         self.until_stopped(|| client.task(worker)).await

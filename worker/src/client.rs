@@ -42,12 +42,12 @@ pub enum CallError {
         status: u16,
         /// The stable code, if the answer has one.
         code: Option<ErrorCode>,
-        /// What the master says.
+        /// The master's sentence.
         msg: String,
-        /// When to come back, if it says so.
+        /// `Retry-After`, if the answer has one.
         retry_after: Option<Duration>,
     },
-    /// An answer that is not what the API promises.
+    /// An answer that contradicts the API.
     #[error("the answer cannot be used: {0}")]
     BadAnswer(String),
 }
@@ -61,12 +61,12 @@ impl CallError {
         }
     }
 
-    /// Whether the update came too late, or too early, for its round.
+    /// Whether the update was too late or too early for its round.
     pub fn is_wrong_round(&self) -> bool {
         matches!(self, Self::Refused { status: 409, .. })
     }
 
-    /// Whether the update is refused for its size: another one may be taken.
+    /// Whether the update was refused for its norm: a later one may be accepted.
     pub fn is_norm_too_large(&self) -> bool {
         matches!(self, Self::Refused { code: Some(ErrorCode::NormTooLarge), .. })
     }
@@ -76,7 +76,7 @@ impl CallError {
         matches!(self, Self::Refused { code: Some(ErrorCode::NoLastUpdate), .. })
     }
 
-    /// When the master wants to be asked again.
+    /// The pause that the master asked for.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { retry_after, .. } => *retry_after,

@@ -1,14 +1,14 @@
-//! What makes one client: its name, its samples, and what it carries from round to round.
+//! One client: its name, its samples, and the state that it carries from round to round.
 
 use crate::{error::SetupError, samples::own_samples, settings::Config};
 use fl_datasets::Dataset;
 use fl_protocol::WorkerId;
 use fl_quant::Feedback;
 
-/// What a client carries from round to round.
+/// The state that a client carries from round to round.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ClientMemory {
-    /// What quantization lost of earlier updates.
+    /// The quantization error of earlier updates.
     pub feedback: Feedback,
     /// SCAFFOLD's control variate `c_i`; empty stands for zero.
     pub control_variate: Vec<f32>,
@@ -29,11 +29,11 @@ impl ClientMemory {
 pub struct LastUpdate {
     /// The round that it was made for.
     pub round: u64,
-    /// What the master decodes.
+    /// Its values as the master decodes them.
     pub values: Vec<f32>,
 }
 
-/// One client: its name, its samples, and what it carries on.
+/// One client: its name, its samples, and its carried state.
 #[derive(Debug, Clone)]
 pub struct ClientState {
     /// Its name.
@@ -42,7 +42,7 @@ pub struct ClientState {
     pub seed: u64,
     /// Its training samples.
     pub indices: Vec<u32>,
-    /// What it carries from round to round.
+    /// The state that it carries from round to round.
     pub memory: ClientMemory,
 }
 

@@ -18,19 +18,19 @@ impl Stop {
         *self.0.borrow()
     }
 
-    /// Resolves once it is set; also if nobody can set it any more.
+    /// Resolves once it is set, or once its sender is dropped.
     pub(crate) async fn wait(&self) {
         let _ = self.0.clone().wait_for(|stop| *stop).await;
     }
 }
 
-/// How pauses are spent.
+/// How pauses pass.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Pauses {
     /// By sleeping.
     #[default]
     Sleep,
-    /// Written down instead: tests do not sleep.
+    /// Recorded instead, because tests do not sleep.
     #[cfg(test)]
     Record(std::sync::Arc<std::sync::Mutex<Vec<Duration>>>),
 }

@@ -1,5 +1,5 @@
-//! What one round is trained from, and what it is trained and encoded with: the worker's own settings, then
-//! the task's, then defaults.
+//! The starting point of a round, and the plan by which it is trained and encoded: from the worker's own settings,
+//! otherwise the task's, otherwise defaults.
 
 use crate::settings::{Config, ErrorFeedback, UpdateSettings};
 use fl_model::SgdConfig;
@@ -12,10 +12,10 @@ const DEFAULT_BATCH_SIZE: u32 = 64;
 const DEFAULT_LR: f32 = 0.05;
 const DEFAULT_BITS: u8 = 4;
 
-/// What a round starts from.
+/// The starting point of a round.
 #[derive(Debug, Clone, Copy)]
 pub struct StartingPoint<'a> {
-    /// Its number.
+    /// Number of the round.
     pub round: u64,
     /// The global model.
     pub parameters: &'a [f32],
@@ -23,19 +23,19 @@ pub struct StartingPoint<'a> {
     pub control: Option<&'a [f32]>,
 }
 
-/// How much is trained in a round.
+/// Amount of local training in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
-    /// So many SGD steps.
+    /// Number of SGD steps.
     Steps(u32),
-    /// So many passes over the local data.
+    /// Number of passes over the local data.
     Epochs(u32),
 }
 
-/// What one round is trained and encoded with.
+/// How one round is trained and encoded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
-    /// How much.
+    /// Amount of training.
     pub work: Work,
     /// Samples of a step.
     pub batch_size: usize,
@@ -95,8 +95,8 @@ impl Plan {
         }
     }
 
-    /// What `steps` steps are worth in plain SGD steps, if not as many: `|a|_1` of FedNova, how far
-    /// gradients of 1 would move the model, by the learning rate (Wang et al. 2020, section 4).
+    /// The effective number of plain SGD steps of `steps` steps, if it differs: `|a|_1` of FedNova, the distance
+    /// that gradients of 1 would move the model, divided by the learning rate (Wang et al. 2020, section 4).
     pub fn local_norm(&self, steps: u32) -> Option<f64> {
         let SgdConfig { lr, momentum, mu, .. } = self.sgd;
         if momentum == 0.0 && mu == 0.0 {
@@ -118,7 +118,7 @@ fn feedback(setting: ErrorFeedback, encoding: &Spec, is_lazy: bool) -> FeedbackR
     match setting {
         ErrorFeedback::On => FeedbackRule::Everything,
         ErrorFeedback::Auto | ErrorFeedback::Off if is_unbiased => FeedbackRule::Nothing,
-        // What lazy upload holds back adds up until it is worth an upload.
+        // Held-back changes accumulate in the residual until they justify an upload.
         ErrorFeedback::Auto | ErrorFeedback::Off if is_lazy => FeedbackRule::Everything,
         ErrorFeedback::Auto if encoding.feedback_pays() => FeedbackRule::Everything,
         ErrorFeedback::Auto => FeedbackRule::SilencedTensors,

@@ -1,4 +1,4 @@
-//! What a worker tells about its rounds, and how often it logs.
+//! A worker's reports about its rounds, and how often it logs them.
 
 use std::time::{Duration, Instant};
 use tracing::{debug, info};
@@ -32,9 +32,9 @@ pub struct RoundReport {
     pub encode_ms: f64,
     /// Time of the upload, until the update was acknowledged, in milliseconds.
     pub upload_ms: f64,
-    /// Size of what was sent, in bytes.
+    /// Size of the sent body, in bytes.
     pub bytes: u64,
-    /// Whether that was a notice, so that the last update counts again (lazy upload).
+    /// Whether it was a notice, so that the last update counts again (lazy upload).
     pub reused: bool,
     /// Size by the number of parameters.
     pub bits_per_param: f64,

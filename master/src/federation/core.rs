@@ -57,7 +57,7 @@ pub struct Snapshot {
     pub newest: BTreeMap<WorkerId, u64>,
     /// The model as a safetensors file.
     pub model: Bytes,
-    /// What the strategy carries from round to round.
+    /// The strategy's state between rounds.
     pub server: ServerState,
     /// Lazy upload: the last update of every worker.
     pub last_updates: BTreeMap<WorkerId, CachedUpdate>,
@@ -82,9 +82,9 @@ impl Snapshot {
 pub struct ClosedOutcome {
     /// The next model.
     pub global: Arc<Global>,
-    /// What to keep of it.
+    /// The checkpoint to store.
     pub snapshot: Snapshot,
-    /// What to tell of the round.
+    /// The record for the history.
     pub record: HistoryRecord,
 }
 

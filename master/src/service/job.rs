@@ -48,7 +48,7 @@ pub struct Job {
     pub published: watch::Receiver<Published>,
     /// Changes when workers that wait for work may ask again.
     pub invitations: watch::Sender<u64>,
-    /// What is counted.
+    /// Its counters.
     pub metrics: Arc<Metrics>,
     /// The state on disk; absent with `DURABLE=false`.
     pub durable: Option<Durable>,
@@ -65,7 +65,7 @@ pub struct Job {
     bytes_down: AtomicU64,
 }
 
-/// What a [`Job`] is made of.
+/// The parts of a [`Job`].
 pub(crate) struct Parts {
     pub(crate) host: Arc<Host>,
     pub(crate) config: Config,
@@ -181,7 +181,7 @@ impl Job {
         }
     }
 
-    /// What can be seen, for a short look.
+    /// The public state, locked briefly.
     pub fn view(&self) -> MutexGuard<'_, StatusView> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }

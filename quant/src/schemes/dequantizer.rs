@@ -8,9 +8,9 @@ use crate::{DecodeError, Scheme, byte_reader::ByteReader, limits::BLOCK};
 pub struct Dequantizer {
     /// One level per code.
     pub levels: Vec<f32>,
-    /// What levels are multiplied with.
+    /// Factors of the levels.
     pub scales: Scales,
-    /// What is added to every product.
+    /// Offset added to every product.
     pub centre: f32,
 }
 

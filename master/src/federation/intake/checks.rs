@@ -51,14 +51,14 @@ impl Clip {
     pub const NONE: Self = Self { update: 1.0, control: 1.0 };
 }
 
-/// What updates of a round are checked against.
+/// The limits and references for the updates of a round.
 #[derive(Debug, Clone, Copy)]
 pub struct UpdateChecks<'a> {
     /// The model's tensors.
     pub layout: &'a ModelLayout,
     /// The settings of the round.
     pub settings: &'a AggregationSettings,
-    /// What notices refer to.
+    /// The updates that notices refer to.
     pub cache: &'a UpdateCache,
     /// FedNova: local steps that the last round was worth, see [`super::super::step::ServerState`].
     pub effective_steps: Option<f64>,

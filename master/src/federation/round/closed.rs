@@ -5,7 +5,7 @@ use crate::federation::step::UpdateWeight;
 use fl_protocol::{HistoryRecord, WorkerId};
 use std::collections::BTreeMap;
 
-/// What the close of a round needs beside the sums. The same updates give the same value in whatever order
+/// The input of a round's close besides the sums. The same updates give the same value in whatever order
 /// they came, so that a replay after a crash closes the round as it was closed before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClosedRound {

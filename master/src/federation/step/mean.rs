@@ -5,7 +5,7 @@ use crate::federation::{
     aggregate::{Collected, Collector, robust},
 };
 
-/// What an update weighs: all that the mean needs beside the collected updates.
+/// The weight of an update: the input of the mean besides the collected updates.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UpdateWeight {
     /// Samples that it counts for.
