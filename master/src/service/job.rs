@@ -5,11 +5,11 @@ use super::{
     events::MasterEvent,
     handle::ActorHandle,
     host::Host,
+    metrics::JobMetrics,
     view::StatusView,
 };
 use crate::{
     federation::{Core, Global},
-    metrics::Metrics,
     settings::Config,
     store::Durable,
 };
@@ -49,7 +49,7 @@ pub struct Job {
     /// Changes when workers that wait for work may ask again.
     pub invitations: watch::Sender<u64>,
     /// What is counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<JobMetrics>,
     /// The state on disk; absent with `DURABLE=false`.
     pub durable: Option<Durable>,
     /// True once the last round is done and evaluated.
@@ -73,7 +73,7 @@ pub(crate) struct Parts {
     pub(crate) core: Core,
     pub(crate) actor: ActorHandle,
     pub(crate) published: watch::Receiver<Published>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<JobMetrics>,
     pub(crate) durable: Option<Durable>,
     pub(crate) view: StatusView,
 }
@@ -200,7 +200,6 @@ impl Job {
     /// Counts a model that was sent.
     pub fn sent_model(&self, bytes: usize) {
         self.bytes_down.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.metrics.bytes_down.inc_by(bytes as u64);
     }
 
     /// Bytes of models sent since the last call.

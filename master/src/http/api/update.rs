@@ -22,7 +22,7 @@ pub(in crate::http) async fn post_update(
     match take(&app, request, ip).await {
         Ok(ack) => Ok(Json(ack)),
         Err((worker, rejection)) => {
-            app.job.metrics.refused(rejection.code);
+            app.metrics.refused(rejection.code);
             app.job.view().refused(rejection.code);
             let worker_name = worker.as_ref().map_or("", WorkerId::as_str);
             info!(%ip, worker = worker_name, code = rejection.code.as_str(), msg = rejection.msg, "update refused");
