@@ -19,17 +19,21 @@ use anyhow::Context;
 use bytes::Bytes;
 use fl_protocol::HistoryRecord;
 use std::{
+    io,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::{broadcast, oneshot, watch},
     task::{JoinHandle, spawn_blocking},
 };
 use tracing::{info, warn};
 
+/// Connections that the system holds until they are accepted: beyond it, a client waits a second and more
+/// before it tries again, a probe too. The system may set a lower bound.
+const BACKLOG: u32 = 4096;
 /// Longest time between the end of readiness and the closing of the port.
 const MAX_GRACE: Duration = Duration::from_secs(2);
 
@@ -55,8 +59,7 @@ impl Master {
         config.check_memory(source.layout.parameters())?;
         let listener = match listener {
             Some(listener) => listener,
-            None => TcpListener::bind(config.bind)
-                .await
+            None => listen(config.bind)
                 .with_context(|| format!("BIND={}: the port cannot be opened", config.bind))?,
         };
         let local_addr = listener.local_addr()?;
@@ -135,6 +138,15 @@ impl Master {
         info!("master stopped");
         Ok(())
     }
+}
+
+/// Opens the port.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait for the last process's connections to time out.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Checks data, certificates and state without serving, and gives the round of the newest checkpoint.

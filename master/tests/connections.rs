@@ -8,7 +8,7 @@
 mod common;
 
 use common::{Fixture, Running, client, config, free_port, ready, setting};
-use fl_master::config::TlsConfig;
+use fl_master::settings::TlsConfig;
 use fl_model::ModelSpec;
 use fl_protocol::{ErrorBody, ModelLayout, UpdateAck, UpdateMeta, update, update::Encoded};
 use rcgen::{CertificateParams, KeyPair};
@@ -94,9 +94,10 @@ async fn beyond_the_cap_probes_are_answered_and_the_rest_is_told_to_come_back() 
     let dir = tempfile::tempdir().unwrap();
     let mut settings = config(dir.path());
     settings.limits.max_connections = 4;
+    settings.limits.max_connections_per_ip = Some(2);
     let f = Fixture::start(settings).await;
     let port = f.master.local_addr().port();
-    // Two of an address is half of all. Long polls keep their connections busy.
+    // Long polls keep their connections busy.
     let mut busy = Vec::new();
     for from in [2, 2, 3, 3] {
         let mut stream = connect(port, from).await;
@@ -129,6 +130,7 @@ async fn the_longest_idle_connection_gives_way() {
     let dir = tempfile::tempdir().unwrap();
     let mut settings = config(dir.path());
     settings.limits.max_connections = 4;
+    settings.limits.max_connections_per_ip = Some(2);
     let f = Fixture::start(settings).await;
     let port = f.master.local_addr().port();
     let mut idle = Vec::new();

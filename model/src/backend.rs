@@ -1,6 +1,13 @@
 //! What computes a network.
 
-use crate::{error::ModelError, fused, spec::ModelSpec};
+#[cfg(feature = "flex")]
+use crate::burn::{self, BurnLearner};
+use crate::{
+    error::ModelError,
+    fused::{self, FusedLearner},
+    learner::Learner,
+    spec::ModelSpec,
+};
 use std::{fmt, str::FromStr};
 
 /// What computes a network: the name says what runs.
@@ -73,12 +80,52 @@ impl fmt::Display for Backend {
     }
 }
 
+impl ModelSpec {
+    /// Builds the network on a backend. `threads` bounds the threads of the fused engine (0 counts as
+    /// 1); the others decide for themselves.
+    ///
+    /// The parameters are zero until [`Learner::load`].
+    ///
+    /// # Errors
+    /// A spec that does not fit together; a backend that this binary does not contain, that does not
+    /// start, or that does not run this network.
+    pub fn learner(&self, backend: Backend, threads: usize) -> Result<Box<dyn Learner>, ModelError> {
+        self.validate()?;
+        match backend.for_spec(self) {
+            Backend::Fused => Ok(Box::new(FusedLearner::new(self, threads)?)),
+            burn => burn_learner(self, burn),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+fn device(backend: Backend) -> Result<burn::Device, ModelError> {
+    match backend {
+        Backend::Flex => Ok(burn::Device::flex()),
+        Backend::NdArray => burn::ndarray(),
+        Backend::Wgpu => burn::wgpu(),
+        Backend::Auto | Backend::Fused => {
+            Err(ModelError::BackendFailed(format!("{backend} is not one of Burn's backends")))
+        }
+    }
+}
+
 #[cfg(feature = "flex")]
 fn check_burn(backend: Backend) -> Result<(), ModelError> {
-    crate::burn::device(backend).map(drop)
+    device(backend).map(drop)
+}
+
+#[cfg(feature = "flex")]
+fn burn_learner(spec: &ModelSpec, backend: Backend) -> Result<Box<dyn Learner>, ModelError> {
+    Ok(Box::new(BurnLearner::new(spec, device(backend)?)))
 }
 
 #[cfg(not(feature = "flex"))]
 fn check_burn(backend: Backend) -> Result<(), ModelError> {
+    Err(ModelError::BackendNotBuilt(backend.name()))
+}
+
+#[cfg(not(feature = "flex"))]
+fn burn_learner(_: &ModelSpec, backend: Backend) -> Result<Box<dyn Learner>, ModelError> {
     Err(ModelError::BackendNotBuilt(backend.name()))
 }

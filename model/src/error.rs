@@ -1,13 +1,14 @@
 //! What can go wrong with a model, each as a sentence that says what to do.
 
-use crate::spec::PRESETS;
 use thiserror::Error;
 
 /// Why a model could not be built, read, written or trained.
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum ModelError {
     /// A name that is no preset, nor looks like the path of a file.
-    #[error("unknown model `{name}`: use {presets}, or the path of a layer list in JSON (./{name}.json)", presets = PRESETS.join(", "))]
+    #[error(
+        "unknown model `{name}`: use softmax, mlp, cnn, mcmahan_cnn, or the path of a layer list in JSON (./{name}.json)"
+    )]
     UnknownModel {
         /// The name.
         name: String,

@@ -1,13 +1,5 @@
 //! What a model is worth on a data set.
 
-use crate::{
-    error::ModelError,
-    learner::{Batch, Learner},
-};
-
-/// Samples that [`evaluate`] asks for at a time.
-const GATHERED: usize = 256;
-
 /// Sums over the samples of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct BatchEvaluation {
@@ -43,24 +35,4 @@ impl From<BatchEvaluation> for Evaluation {
         let samples = sums.samples.max(1) as f64;
         Self { accuracy: sums.correct as f64 / samples, loss: sums.loss_sum / samples, samples: sums.samples }
     }
-}
-
-/// Evaluates `samples` samples, gathered batch by batch: `gather(indices, inputs, labels)` fills in the
-/// normalised features and the labels of `indices`.
-///
-/// # Errors
-/// Batches that do not fit the network.
-pub fn evaluate(
-    learner: &mut dyn Learner,
-    samples: usize,
-    mut gather: impl FnMut(&[u32], &mut Vec<f32>, &mut Vec<u32>),
-) -> Result<Evaluation, ModelError> {
-    let (mut inputs, mut labels) = (Vec::new(), Vec::new());
-    let mut sums = BatchEvaluation::default();
-    let all: Vec<u32> = (0..samples as u32).collect();
-    for indices in all.chunks(GATHERED) {
-        gather(indices, &mut inputs, &mut labels);
-        sums += learner.evaluate(Batch::new(&inputs, &labels))?;
-    }
-    Ok(sums.into())
 }

@@ -1,13 +1,18 @@
 //! What trains and evaluates a network, whatever computes it.
 
 use crate::{
-    backend::Backend, error::ModelError, evaluation::BatchEvaluation, fused::FusedLearner, sgd::SgdConfig,
+    error::ModelError,
+    evaluation::{BatchEvaluation, Evaluation},
+    sgd::SgdConfig,
     spec::ModelSpec,
 };
 use fl_protocol::ModelLayout;
 
 /// Most samples that an evaluation puts through the network at once.
 const EVALUATION_BATCH: usize = 64;
+
+/// Samples that [`evaluate`] asks for at a time.
+const GATHERED: usize = 256;
 
 /// Samples with their labels.
 #[derive(Debug, Clone, Copy)]
@@ -86,32 +91,24 @@ pub trait Learner: Send + Sync {
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError>;
 }
 
-impl ModelSpec {
-    /// Builds the network on a backend. `threads` bounds the threads of the fused engine (0 counts as
-    /// 1); the others decide for themselves.
-    ///
-    /// The parameters are zero until [`Learner::load`].
-    ///
-    /// # Errors
-    /// A spec that does not fit together; a backend that this binary does not contain, that does not
-    /// start, or that does not run this network.
-    pub fn learner(&self, backend: Backend, threads: usize) -> Result<Box<dyn Learner>, ModelError> {
-        self.validate()?;
-        match backend.for_spec(self) {
-            Backend::Fused => Ok(Box::new(FusedLearner::new(self, threads)?)),
-            backend => burn_learner(self, backend),
-        }
+/// Evaluates `samples` samples, gathered batch by batch: `gather(indices, inputs, labels)` fills in the
+/// normalised features and the labels of `indices`.
+///
+/// # Errors
+/// Batches that do not fit the network.
+pub fn evaluate(
+    learner: &mut dyn Learner,
+    samples: usize,
+    mut gather: impl FnMut(&[u32], &mut Vec<f32>, &mut Vec<u32>),
+) -> Result<Evaluation, ModelError> {
+    let (mut inputs, mut labels) = (Vec::new(), Vec::new());
+    let mut sums = BatchEvaluation::default();
+    let all: Vec<u32> = (0..samples as u32).collect();
+    for indices in all.chunks(GATHERED) {
+        gather(indices, &mut inputs, &mut labels);
+        sums += learner.evaluate(Batch::new(&inputs, &labels))?;
     }
-}
-
-#[cfg(feature = "flex")]
-fn burn_learner(spec: &ModelSpec, backend: Backend) -> Result<Box<dyn Learner>, ModelError> {
-    Ok(Box::new(crate::burn::BurnLearner::new(spec, backend)?))
-}
-
-#[cfg(not(feature = "flex"))]
-fn burn_learner(_: &ModelSpec, backend: Backend) -> Result<Box<dyn Learner>, ModelError> {
-    Err(ModelError::BackendNotBuilt(backend.name()))
+    Ok(sums.into())
 }
 
 /// What the batches of a network hold.

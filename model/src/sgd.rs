@@ -6,8 +6,8 @@ use crate::error::ModelError;
 ///
 /// With `g` the mean gradient of the batch, scaled down to `clip_norm` if it is longer:
 /// `d = g + weight_decay * w + mu * (w - w_global)`, `v = momentum * v + d`, `w = w - lr * v`.
-/// That is PyTorch's SGD with FedProx's proximal term (Li et al. 2020, eq. 2). A trainer that was given
-/// a drift adds it to `g` after the clipping (SCAFFOLD; Karimireddy et al. 2020, eq. 3).
+/// That is PyTorch's SGD with FedProx's proximal term (Li et al. 2020, eq. 2). With a drift
+/// set, it is added to `g` after the clipping (SCAFFOLD; Karimireddy et al. 2020, eq. 3).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SgdConfig {
     /// Learning rate; above 0.

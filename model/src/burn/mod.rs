@@ -7,10 +7,10 @@ mod device;
 mod network;
 mod parameters;
 
-pub(crate) use device::device;
+pub(crate) use burn::tensor::Device;
+pub(crate) use device::{ndarray, wgpu};
 
 use crate::{
-    backend::Backend,
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
@@ -21,7 +21,7 @@ use crate::{
 };
 use burn::{
     module::Module,
-    tensor::{Device, Gradients, Int, Tensor, activation::log_softmax},
+    tensor::{Gradients, Int, Tensor, activation::log_softmax},
 };
 use fl_protocol::ModelLayout;
 use network::Network;
@@ -39,10 +39,9 @@ pub(crate) struct BurnLearner {
 }
 
 impl BurnLearner {
-    /// # Errors
-    /// A backend that this binary does not contain or that does not start.
-    pub(crate) fn new(spec: &ModelSpec, backend: Backend) -> Result<Self, ModelError> {
-        let device = device(backend)?.autodiff();
+    /// `device` is without gradients.
+    pub(crate) fn new(spec: &ModelSpec, device: Device) -> Self {
+        let device = device.autodiff();
         let mut learner = Self {
             network: Network::new(spec, &device),
             device,
@@ -52,7 +51,7 @@ impl BurnLearner {
             masks: MaskSeed::default(),
         };
         learner.load(&vec![0.0; learner.layout.parameters()]);
-        Ok(learner)
+        learner
     }
 
     fn put(&mut self, parameters: &[f32]) {

@@ -70,7 +70,7 @@ impl DenseNet {
         batch.checked_next_multiple_of(LANES).is_some_and(|stride| fits(stride, widest))
     }
 
-    /// Makes room for `batch` samples; `features` is the width of the input.
+    /// Resizes the buffers for `batch` samples; `features` is the width of the input.
     pub(super) fn prepare(&mut self, batch: usize, features: usize) {
         if batch == self.batch {
             return;

@@ -26,14 +26,14 @@ pub(super) struct ImageNet {
 /// The state of a block of images.
 #[derive(Debug, Default)]
 pub(super) struct Block {
-    /// Per stage, the outputs of all images, or of the one at work if they need not be kept.
+    /// Per stage, the outputs of all images, or of the current one if they need not be kept.
     outputs: Vec<Vec<f32>>,
     /// Per pooling stage, where the maxima are.
     argmax: Vec<Vec<u32>>,
     /// Per normalisation stage.
     moments: Vec<Vec<Moments>>,
     scratch: Vec<Option<ConvScratch>>,
-    /// The image at work, channels last.
+    /// The current image, channels last.
     input: Vec<f32>,
     /// Gradients of a stage's output and input.
     gradients: [Vec<f32>; 2],
@@ -92,7 +92,7 @@ impl ImageNet {
         }
     }
 
-    /// Makes room in `block` for `images` images.
+    /// Resizes the buffers of `block` for `images` images.
     pub(super) fn prepare(&self, block: &mut Block, images: usize, training: bool) {
         if block.outputs.is_empty() {
             block.outputs.resize_with(self.stages.len(), Vec::new);

@@ -1,4 +1,4 @@
-//! The fused training step: forward, loss, backward and update in one pass over flat memory.
+//! The fused engine: forward, loss, backward and update of a training step in one pass over flat memory.
 //!
 //! Convolutions and pooling work on one image at a time, depth first, in [`image`]; dense layers on
 //! the whole batch, in [`dense`]; both on the matrix products of [`gemm`]. The parameters live in one
@@ -8,6 +8,7 @@
 //! Results do not depend on the number of threads: matrices are cut by rows, and a batch of images
 //! into blocks whose number depends only on the batch, with gradients summed block after block.
 
+mod choice;
 mod conv;
 mod dense;
 mod gemm;
@@ -19,6 +20,8 @@ mod pool;
 mod simd;
 mod transpose;
 mod winograd;
+
+pub(crate) use choice::is_faster;
 
 use crate::{
     dropout::MaskSeed,
@@ -83,11 +86,6 @@ impl Rule {
             None => *target = gradient,
         }
     }
-}
-
-/// Whether the fused engine runs `spec` and is faster than Burn's flex.
-pub(crate) fn is_faster(spec: &ModelSpec) -> bool {
-    Plan::new(spec).is_ok_and(|plan| plan.is_faster_than_flex())
 }
 
 /// The fused engine.

@@ -6,14 +6,14 @@ use rayon::prelude::*;
 /// Rows of a tile of the matrix product: pieces of work are multiples of it.
 const TILE_ROWS: usize = 6;
 
-/// Multiply-adds below which a product is not worth a second thread.
+/// Products of fewer multiply-adds are slower on two threads than on one.
 const WORTH_A_THREAD: usize = 1 << 19;
 
-/// The threads of one trainer; none of its own if it has one.
+/// The threads of one learner: a pool, or the caller's thread alone.
 pub(super) struct Threads(Option<rayon::ThreadPool>);
 
 impl Threads {
-    /// No threads but the caller's.
+    /// The caller's thread alone.
     pub(super) fn none() -> Self {
         Self(None)
     }

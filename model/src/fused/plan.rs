@@ -1,10 +1,9 @@
-//! From a layer list to the stages that the fused step runs.
+//! From a layer list to the stages that the fused engine runs.
 //!
 //! A stage is one operation with the ReLU that follows it. A ReLU between an operation and a pooling
 //! moves behind the pooling (the two commute, gradients included), so that the large image before
 //! the pooling need not be kept for the backward pass.
 
-use super::winograd::Winograd;
 use crate::{
     error::ModelError,
     spec::{Layer, ModelSpec, limits::MAX_ACTIVATION},
@@ -131,31 +130,6 @@ impl Plan {
         plan.move_relus_behind_pools();
         plan.mark_kept();
         Ok(plan)
-    }
-
-    /// Whether the fused engine is faster than Burn's flex, by an estimate in units of flex's
-    /// floating-point operations.
-    ///
-    /// It does the arithmetic in a third of the time. But it works on one image at a time, so weights in
-    /// Winograd's form that no cache holds come from memory again for each image, in each of four passes.
-    /// Measured on an EPYC with 512 channels: 0.6 of flex's speed on 7 x 7 pixels, 1.3 on 14 x 14.
-    pub(super) fn is_faster_than_flex(&self) -> bool {
-        const PASSES: f64 = 4.0;
-        const FLOPS_PER_LOAD: f64 = 20.0;
-        const CACHED: usize = 1 << 22;
-        let (mut flex, mut fused) = (0.0, 0.0);
-        for stage in &self.image {
-            let ImageOp::Conv { kernel, padding, .. } = stage.op else { continue };
-            let weights = kernel * kernel * stage.input.channels * stage.output.channels;
-            let flops = 6.0 * weights as f64 * stage.output.pixels() as f64;
-            flex += flops;
-            fused += flops / 3.0;
-            let spectrum = Winograd::spectrum_len_of(stage.input, stage.output, kernel, padding).unwrap_or(0);
-            if spectrum > CACHED {
-                fused += PASSES * FLOPS_PER_LOAD * spectrum as f64;
-            }
-        }
-        fused <= flex
     }
 
     fn take_parameters(&mut self, layer: &Layer) -> Params {

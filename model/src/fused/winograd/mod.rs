@@ -29,7 +29,7 @@ const LANES: usize = 16;
 /// fall into the same set of a cache.
 const GAP: usize = 16;
 
-/// Tiles at work: their spectra and the weights' fit a second-level cache.
+/// Tiles transformed at a time: their spectra and the weights' fit a second-level cache.
 const TILES: usize = 28;
 
 /// The fixed geometry of a convolution with stride 1.
