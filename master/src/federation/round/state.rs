@@ -78,6 +78,20 @@ impl RoundState {
         self
     }
 
+    /// Goes on with updates that the open round had accepted before a restart. If they suffice to close it, the
+    /// next [`Event::Tick`] says so.
+    #[must_use]
+    pub fn with_accepted(
+        mut self,
+        updates: impl IntoIterator<Item = (WorkerId, Contribution)>,
+        now: f64,
+    ) -> Self {
+        for (worker, contribution) in updates {
+            self.commit(worker, contribution, now);
+        }
+        self
+    }
+
     /// Asynchronous operation: the model that each worker's newest update was trained from.
     pub fn newest(&self) -> &BTreeMap<WorkerId, u64> {
         &self.newest
