@@ -48,9 +48,7 @@ async fn take(
     }
     let (parts, body) = request.into_parts();
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;
-    // Control variates double what a container holds.
-    let vectors = 1 + usize::from(shared.config.aggregation.strategy.uses_control());
-    let parameters = vectors * shared.core.layout().parameters();
+    let parameters = shared.most_parameters();
     let limit = match format {
         Format::Container => limits::max_update_bytes(parameters),
         Format::Json => limits::max_update_json_bytes(parameters),
