@@ -137,13 +137,14 @@ check_start() {
     [ "$best" -le "$MAX_READY_MS" ] || fail "the master took more than $MAX_READY_MS ms from start to ready"
 }
 
+# A worker that cannot write to its state volume would end with exit code 74.
 start_federation() {
     local i
     docker run -d --name master --network-alias master-service "${SAFE[@]}" fl-master:local >/dev/null
     ADDRESS=$(address_of master)
     for i in 1 2 3; do
         docker run -d --name "worker$i" "${SAFE[@]}" -e WORKER_ID="edge$i" -e MEM_MB=0 \
-            -e PARTITION_ID=$((i - 1)) -e NUM_PARTITIONS=3 fl-worker:local >/dev/null
+            -e PARTITION_ID=$((i - 1)) -e NUM_PARTITIONS=3 -v /state -e WORKER_STATE_DIR=/state fl-worker:local >/dev/null
     done
 }
 

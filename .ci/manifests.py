@@ -8,7 +8,7 @@ import tempfile
 
 import yaml
 
-binaries, rules_out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+binaries, rules_out, rendered = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3:]
 
 
 def load(path):
@@ -25,17 +25,28 @@ def settings(role):
     return set(re.findall(r"\[env: ([A-Z_0-9]+)[=\]]", text))
 
 
+def pod_of(docs, role):
+    return pick(docs, *WORKLOADS[role])["spec"]["template"]["spec"]
+
+
+def mounted(pod, path):
+    """The volume at a path, without its name."""
+    name = next(mount["name"] for mount in pod["containers"][0]["volumeMounts"] if mount["mountPath"] == path)
+    return {key: value for key, value in next(v for v in pod["volumes"] if v["name"] == name).items() if key != "name"}
+
+
+WORKLOADS = {"master": ("Deployment", "master"), "worker": ("DaemonSet", "worker")}
 docs = load("manifests/master-deploy.yaml") + load("manifests/worker-daemonset.yaml")
 compose = yaml.safe_load(pathlib.Path("docker-compose.yaml").read_text())
 PORTS = {"master": 5000, "worker": 9100}
 # Variables without a fixed default, of a single pod, and secrets.
 UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "MAX_CONNECTIONS_PER_IP", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR",
          "MU", "BITS", "PARTITION_ID", "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA",
-         "QUANTIZER", "DOWN_QUANTIZER"}
+         "QUANTIZER", "DOWN_QUANTIZER", "HOLD_OUT"}
 
-for role, kind in (("master", "Deployment"), ("worker", "DaemonSet")):
+for role in WORKLOADS:
     known = settings(role)
-    workload = pick(docs, kind, role)
+    workload = pick(docs, *WORKLOADS[role])
     pod = workload["spec"]["template"]
     container = pod["spec"]["containers"][0]
     config = pick(docs, "ConfigMap", f"{role}-config")["data"]
@@ -81,6 +92,33 @@ resources = pick(docs, "DaemonSet", "worker")["spec"]["template"]["spec"]["conta
 for what, spare in (("requests", 60), ("limits", 200)):
     size = int(resources[what]["memory"].removesuffix("Mi")) * 1048576 // 1000000
     assert size >= int(worker["MEM_MB"]) + spare, f"{what}: {size} MB do not leave room for MEM_MB"
+
+# Ready once the master was reached; alive and started without it.
+probes = pod_of(docs, "worker")["containers"][0]
+assert [probes[f"{p}Probe"]["httpGet"]["path"] for p in ("startup", "readiness", "liveness")] == ["/healthz", "/readyz", "/healthz"]
+assert mounted(pod_of(docs, "worker"), worker["WORKER_STATE_DIR"]) == {"emptyDir": {}}
+assert "--chown=65532:65532 /out/state /state\n" in pathlib.Path("Dockerfile.worker").read_text()
+
+# The overlays: who trains on a folder of the nodes needs a master that can read it, under the same name.
+for path in rendered:
+    overlay = load(path)
+    pods = {role: pod_of(overlay, role) for role in WORKLOADS}
+    configs = {role: pick(overlay, "ConfigMap", f"{role}-config")["data"] for role in WORKLOADS}
+    assert mounted(pods["master"], "/data") == mounted(pods["worker"], "/data"), f"{path}: data for one role only"
+    assert configs["master"]["DATASET"] == configs["worker"]["DATASET"], f"{path}: two data sets"
+    if "hostPath" in mounted(pods["master"], "/data"):
+        assert configs["master"]["DATA_DIR"] == configs["worker"]["DATA_DIR"] == "/data", f"{path}: DATA_DIR"
+    for role in WORKLOADS:
+        assert set(configs[role]) == set(pick(docs, "ConfigMap", f"{role}-config")["data"]), f"{path}: other settings"
+    for overlaid in pods.values():
+        for volume in overlaid["volumes"]:
+            assert len(volume) == 2, f"{path}: volume {volume} is of two kinds"
+
+# Every workspace member is in the build's context, or the images cannot be built.
+members = re.search(r"^members = \[(.*?)\]", pathlib.Path("Cargo.toml").read_text(), re.M | re.S).group(1)
+context = pathlib.Path(".dockerignore").read_text().split()
+for member in re.findall(r'"([^"]+)"', members):
+    assert f"!{member}" in context, f".dockerignore keeps the workspace member {member} out of the images"
 
 stages = [re.search(r"FROM rust.*?(?=FROM scratch)", pathlib.Path(f"Dockerfile.{r}").read_text(), re.S).group() for r in PORTS]
 assert stages[0] == stages[1], "the build stages of the two Dockerfiles differ: the second would be built again"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every manifest against the schemas of the oldest and the newest Kubernetes that we support, strictly; then what the
-# schemas cannot see: the settings, ports, labels and images of the manifests against the binaries' --help.
+# Every manifest against the schemas of the oldest and the newest Kubernetes that we support, strictly, and against the
+# form in which the API server stores it; then what the schemas cannot see: the settings, ports, labels and images of the
+# manifests against the binaries' --help.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=$PWD/target/ci
@@ -18,12 +19,23 @@ if ! command -v promtool >/dev/null; then
 fi
 
 files=(manifests/*.yaml manifests/overlays/*/state.yaml manifests/monitoring/grafana-dashboard.yaml)
-# The overlays as they are applied, where a kubectl with a current kustomize is at hand.
+# The overlays as they are applied, where a kubectl with a current kustomize is at hand; then all components together,
+# the way docs/operators.md puts a deployment of one's own together.
+rendered=()
+rm -rf "$OUT/overlays"
+mkdir -p "$OUT/overlays/own"
 if kubectl version --client 2>/dev/null | grep -q 'Kustomize Version: v[45]'; then
-    for overlay in single-node host-data; do
-        kubectl kustomize "manifests/overlays/$overlay" >"$OUT/overlay-$overlay.yaml"
-        files+=("$OUT/overlay-$overlay.yaml")
+    {
+        echo 'resources: [../../../../manifests/overlays/single-node]'
+        echo 'components:'
+        for component in manifests/components/*/; do echo "  - ../../../../$component"; done
+    } >"$OUT/overlays/own/kustomization.yaml"
+    for overlay in manifests/overlays/*/ "$OUT/overlays/own/"; do
+        file=$OUT/overlays/$(basename "$overlay").yaml
+        kubectl kustomize "$overlay" >"$file"
+        rendered+=("$file")
     done
+    files+=("${rendered[@]}")
 else
     echo "manifests: no current kubectl here, the overlays are not rendered"
 fi
@@ -31,7 +43,8 @@ for version in 1.25 1.34; do
     "$VENV/bin/kubernetes-validate" -k "$version" --strict --quiet "${files[@]}"
     echo "manifests: ${#files[@]} files are valid on Kubernetes $version"
 done
+"$VENV/bin/python" .ci/canonical.py "${files[@]}" manifests/monitoring/alerts.yaml manifests/monitoring/monitors.yaml
 
 "$VENV/bin/python" .ci/settings.py --check "$BIN"
-"$VENV/bin/python" .ci/manifests.py "$BIN" "$OUT/rules.yaml"
+"$VENV/bin/python" .ci/manifests.py "$BIN" "$OUT/rules.yaml" "${rendered[@]}"
 promtool check rules "$OUT/rules.yaml"

@@ -104,19 +104,12 @@
     document.querySelector("[data-download]").setAttribute("download", file);
   }
 
-  function waiting(wait) {
-    if (!wait) return "";
-    const missing = wait.missing.slice(0, 5).map((m) => `${m.worker} heard from ${age(now() - m.last_seen_ts)}`);
-    return `${wait.reason}; the round opened ${age(now() - wait.since_ts)}` + (missing.length ? ": " + missing.join(", ") : "");
-  }
-
   function showOpenRound() {
     const bar = byId("open-progress");
     bar.max = Math.max(1, view.min_clients);
     bar.value = view.finished ? bar.max : Math.min(view.pending_updates, bar.max);
     set("open_title", view.finished ? "Training is finished" : `Round ${count(view.global_round + 1)} is open`);
     set("open_text", view.finished ? "no more rounds" : `${count(view.pending_updates)} of ${plural(view.min_clients, "update", "updates")}`);
-    set("waiting", waiting(view.waiting));
     const refused = Object.entries(view.rejected_updates);
     const total = refused.reduce((sum, [, n]) => sum + n, 0);
     set("refused", total ? `${plural(total, "update", "updates")} refused since the start: ${refused.map(([code, n]) => `${code} ${count(n)}`).join(", ")}` : "");

@@ -4,7 +4,10 @@
 mod place_tests;
 
 use crate::{
-    http::server::{accept, tls},
+    http::{
+        App,
+        server::{accept, tls},
+    },
     metrics::Metrics,
     service::{
         actor::Actor,
@@ -75,7 +78,7 @@ impl Master {
             address = %local_addr, round = job.round(), model = job.model_name,
             parameters = job.core.num_parameters(), tls = acceptor.is_some(), "master started"
         );
-        let server = tokio::spawn(accept::serve(listener, job.clone(), acceptor));
+        let server = tokio::spawn(accept::serve(listener, Arc::new(App::new(job.clone())), acceptor));
         Ok(Self { job, local_addr, server, actor, stop_actor })
     }
 
@@ -115,7 +118,7 @@ impl Master {
     /// Turns readiness off and serves on for a fifth of `DRAIN_S`, at most two seconds: whoever sends
     /// requests here by `/readyz` can stop before a connection is refused.
     pub async fn retire(&self) {
-        self.job.retiring.store(true, Ordering::Relaxed);
+        self.job.host.retiring.store(true, Ordering::Relaxed);
         let grace = Duration::from_secs_f64(self.job.config.limits.drain_s / 5.0).min(MAX_GRACE);
         tokio::time::sleep(grace).await;
     }
@@ -126,7 +129,7 @@ impl Master {
     /// # Errors
     /// If a task of the master has panicked.
     pub async fn shutdown(self) -> anyhow::Result<()> {
-        self.job.draining.send_replace(true);
+        self.job.host.draining.send_replace(true);
         self.server.await.context("the server failed")?;
         let _ = self.stop_actor.send(());
         self.actor.await.context("the round's owner failed")?;
@@ -179,7 +182,7 @@ pub fn rollback_to(config: &Config, round: u64) -> anyhow::Result<String> {
 
 async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
     let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
-    let host = Arc::new(Host::start(&config, source.layout.parameters())?);
+    let host = Arc::new(Host::start(&config)?);
     let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
     let Recovered { core, state, view, .. } = recovered;
     let global = core.global();

@@ -200,10 +200,10 @@ impl Drop for Volume {
     }
 }
 
-const LARGE: [(&str, &str); 2] = [("MODEL", "mlp"), ("MODEL_DIM", "60000")];
+const LARGE: [(&str, &str); 2] = [("MODEL", "mlp"), ("MODEL_DIM", "120000")];
 
 fn large_layout() -> ModelLayout {
-    ModelSpec::preset("mlp", &[1, 8, 8], 10, 60_000).unwrap().layout()
+    ModelSpec::preset("mlp", &[1, 8, 8], 10, 120_000).unwrap().layout()
 }
 
 fn large_body(worker: usize, round: u64) -> Vec<u8> {
@@ -289,7 +289,7 @@ async fn a_small_volume_runs_full_restarts_serves_reads_and_goes_on_with_room() 
 
     let quiet = tempfile::tempdir().unwrap();
     let mut settings = config(quiet.path());
-    (settings.model.model, settings.model.model_dim) = ("mlp".into(), 60_000);
+    (settings.model.model, settings.model.model_dim) = ("mlp".into(), 120_000);
     settings.store.durable = false;
     let f = Fixture::start(settings).await;
     for round in 0..rounds {

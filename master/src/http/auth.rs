@@ -1,7 +1,7 @@
 //! Who may call: the bearer token and the client certificate.
 
 use super::{AppState, is_probe, problem::Problem};
-use crate::{service::state::Peer, settings::Secret};
+use crate::{service::Peer, settings::Secret};
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
@@ -13,25 +13,25 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// Passes probes, and requests with the token and the certificate that the settings demand.
-pub(super) async fn require(State(shared): State<AppState>, request: Request, next: Next) -> Response {
+pub(super) async fn require(State(app): State<AppState>, request: Request, next: Next) -> Response {
     if is_probe(request.uri().path()) {
         return next.run(request).await;
     }
-    let needs_certificate = shared.config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let needs_certificate = app.job.config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let has_certificate = request.extensions().get::<Peer>().is_some_and(|peer| peer.has_certificate);
     if needs_certificate && !has_certificate {
-        return refuse(&shared, "a client certificate is needed");
+        return refuse(&app, "a client certificate is needed");
     }
-    match &shared.config.token {
+    match &app.job.config.token {
         Some(token) if !shows(request.headers(), token) => {
-            refuse(&shared, "the bearer token is missing or wrong")
+            refuse(&app, "the bearer token is missing or wrong")
         }
         _ => next.run(request).await,
     }
 }
 
-fn refuse(shared: &AppState, msg: &str) -> Response {
-    Problem::new(shared, ErrorCode::Unauthorized, msg).into_response()
+fn refuse(app: &AppState, msg: &str) -> Response {
+    Problem::new(app, ErrorCode::Unauthorized, msg).into_response()
 }
 
 fn shows(headers: &HeaderMap, token: &Secret) -> bool {

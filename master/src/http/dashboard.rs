@@ -44,10 +44,10 @@ pub(super) fn routes() -> Router<AppState> {
     Router::new().route("/", get(get_page)).route("/assets/{name}", get(get_asset))
 }
 
-async fn get_page(State(shared): State<AppState>, headers: HeaderMap) -> Response {
-    let scheme = if shared.config.tls.is_some() { "https" } else { "http" };
+async fn get_page(State(app): State<AppState>, headers: HeaderMap) -> Response {
+    let scheme = if app.job.config.tls.is_some() { "https" } else { "http" };
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost:5000");
-    let page = page(&Snapshot::take(&shared), &shared.history(), &format!("{scheme}://{host}"));
+    let page = page(&Snapshot::take(&app), &app.job.history(), &format!("{scheme}://{host}"));
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),

@@ -6,7 +6,7 @@ mod dashboard;
 mod problem;
 pub mod server;
 
-use crate::service::state::{Peer, Shared};
+use crate::service::{Peer, job::Job};
 use api::{events, global, openapi, status, task, update};
 use axum::{
     Router,
@@ -18,6 +18,7 @@ use axum::{
 };
 use fl_protocol::ErrorCode;
 use problem::Problem;
+use server::{body::Budget, limiter::Limiter};
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
@@ -25,12 +26,31 @@ use std::{
 };
 use tower_http::catch_panic::CatchPanicLayer;
 
+/// What every handler gets: the federation, and what bounds its clients.
+pub struct App {
+    /// The federation.
+    pub(crate) job: Arc<Job>,
+    /// Memory of bodies being received.
+    budget: Budget,
+    /// Refusals per worker and address.
+    limiter: Limiter,
+}
+
+impl App {
+    /// The HTTP side of a federation.
+    pub fn new(job: Arc<Job>) -> Self {
+        let limits = &job.config.limits;
+        let budget = Budget::new(limits, job.core.num_parameters());
+        Self { budget, limiter: Limiter::new(limits.refused_per_s), job }
+    }
+}
+
 /// State handed to every handler.
-pub(crate) type AppState = Arc<Shared>;
+pub(crate) type AppState = Arc<App>;
 
 /// All routes over a master's state.
-pub fn router(shared: Arc<Shared>) -> Router {
-    let panicked = shared.clone();
+pub fn router(app: AppState) -> Router {
+    let panicked = app.clone();
     Router::new()
         .route("/update", post(update::post_update))
         .route("/task", get(task::get_task))
@@ -40,16 +60,16 @@ pub fn router(shared: Arc<Shared>) -> Router {
         .route("/healthz", get(status::get_healthz))
         .route("/readyz", get(status::get_readyz))
         .route("/openapi.json", get(openapi::get_openapi))
-        .merge(global::routes(&shared))
+        .merge(global::routes(&app))
         .merge(dashboard::routes())
         .merge(events::routes())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(shared.clone(), auth::require))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::require))
         .layer(CatchPanicLayer::custom(move |_: Box<dyn std::any::Any + Send>| {
             Problem::new(&panicked, ErrorCode::Internal, "an internal fault").into_response()
         }))
-        .with_state(shared)
+        .with_state(app)
 }
 
 /// The address that a request comes from.
@@ -69,13 +89,12 @@ pub(crate) fn is_probe(path: &str) -> bool {
     matches!(path, "/healthz" | "/readyz")
 }
 
-async fn not_found(State(shared): State<AppState>, uri: Uri) -> Response {
+async fn not_found(State(app): State<AppState>, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
-    Problem::new(&shared, ErrorCode::NotFound, format!("there is no {path} here")).into_response()
+    Problem::new(&app, ErrorCode::NotFound, format!("there is no {path} here")).into_response()
 }
 
-async fn method_not_allowed(State(shared): State<AppState>, method: Method, uri: Uri) -> Response {
+async fn method_not_allowed(State(app): State<AppState>, method: Method, uri: Uri) -> Response {
     let path: String = uri.path().chars().take(100).collect();
-    Problem::new(&shared, ErrorCode::MethodNotAllowed, format!("{path} does not take {method}"))
-        .into_response()
+    Problem::new(&app, ErrorCode::MethodNotAllowed, format!("{path} does not take {method}")).into_response()
 }

@@ -1,6 +1,6 @@
 //! The one place where an error becomes an HTTP answer.
 
-use crate::{federation::intake::Rejection, service::state::Shared};
+use crate::{federation::intake::Rejection, http::App};
 use axum::{
     Json,
     extract::rejection::QueryRejection,
@@ -20,28 +20,28 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(shared: &Shared, code: ErrorCode, msg: impl Into<String>) -> Self {
+    pub(crate) fn new(app: &App, code: ErrorCode, msg: impl Into<String>) -> Self {
         Self {
             code,
             msg: msg.into(),
-            global_round: shared.round(),
-            retry_after_s: retry_after_s(code, load(shared)),
+            global_round: app.job.round(),
+            retry_after_s: retry_after_s(code, load(app)),
         }
     }
 
-    pub(crate) fn from_rejection(shared: &Shared, rejection: Rejection) -> Self {
-        Self::new(shared, rejection.code, rejection.msg)
+    pub(crate) fn from_rejection(app: &App, rejection: Rejection) -> Self {
+        Self::new(app, rejection.code, rejection.msg)
     }
 
-    pub(crate) fn from_query(shared: &Shared, rejection: &QueryRejection) -> Self {
-        Self::new(shared, ErrorCode::Malformed, rejection.body_text())
+    pub(crate) fn from_query(app: &App, rejection: &QueryRejection) -> Self {
+        Self::new(app, ErrorCode::Malformed, rejection.body_text())
     }
 }
 
 /// How much of what can run out is taken: connections, or memory for bodies; 0 to 1.
-fn load(shared: &Shared) -> f64 {
-    let connections = shared.metrics.connections.get() as f64 / shared.config.limits.max_connections as f64;
-    connections.max(shared.budget.load()).clamp(0.0, 1.0)
+fn load(app: &App) -> f64 {
+    let connections = app.job.metrics.connections.get() as f64 / app.job.config.limits.max_connections as f64;
+    connections.max(app.budget.load()).clamp(0.0, 1.0)
 }
 
 /// Seconds after which a client should try again what failed for the moment, if it did.

@@ -54,7 +54,7 @@ struct RoundLines {
 
 impl Actor {
     pub(crate) fn new(state: RoundState, job: Arc<Job>, published: watch::Sender<Published>) -> Self {
-        let wait_line_at = job.clock.now() + WAIT_LINE_EVERY_S;
+        let wait_line_at = job.host.clock.now() + WAIT_LINE_EVERY_S;
         Self {
             state,
             job,
@@ -74,7 +74,7 @@ impl Actor {
         // What a replay left may already suffice to close.
         self.step(Event::Tick);
         loop {
-            let now = self.job.clock.now();
+            let now = self.job.host.clock.now();
             let wake = self.state.next_wake(now).map_or(self.wait_line_at, |at| at.min(self.wait_line_at));
             let tick = tokio::time::sleep(Duration::from_secs_f64((wake - now).clamp(0.0, 3600.0)));
             tokio::select! {
@@ -107,7 +107,7 @@ impl Actor {
                 self.accept(worker, contribution, status, reply);
             }
             Message::Ask { worker, reply } => {
-                let now = self.job.clock.now();
+                let now = self.job.host.clock.now();
                 let decision = self.state.ask(&worker, now);
                 self.job.view().heard_of(&worker, now);
                 let _ = reply.send((self.state.round(), decision));
@@ -143,7 +143,7 @@ impl Actor {
 
     /// Moves the round on; true if that closes it.
     fn step(&mut self, event: Event) -> bool {
-        let now = self.job.clock.now();
+        let now = self.job.host.clock.now();
         let mut closes = false;
         for effect in self.state.step(event, now) {
             match effect {
@@ -180,7 +180,7 @@ impl Actor {
         let round = global.round;
         {
             let mut view = job.view();
-            view.round_closed(job.clock.now());
+            view.round_closed(job.host.clock.now());
             view.record(record.clone());
         }
         job.metrics.pending_updates.set(0);
@@ -200,7 +200,7 @@ impl Actor {
 
     /// Logs a closed round: each at debug, and at info no more than a line every few seconds.
     fn say_closed(&mut self, record: &HistoryRecord, finished: bool) {
-        let now = self.job.clock.now();
+        let now = self.job.host.clock.now();
         self.wait_line_at = now + WAIT_LINE_EVERY_S;
         let round = record.round;
         let (participants, update_bytes) = (record.participants, record.bytes_up);
@@ -217,7 +217,7 @@ impl Actor {
     }
 
     fn say_what_is_waited_for(&mut self) {
-        let now = self.job.clock.now();
+        let now = self.job.host.clock.now();
         if now < self.wait_line_at {
             return;
         }

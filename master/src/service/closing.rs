@@ -25,7 +25,7 @@ pub(super) async fn close(job: Arc<Job>, closed: ClosedRound) {
     let closed = Arc::new(closed);
     let outcome = loop {
         let (closing_job, closing) = (job.clone(), closed.clone());
-        let made = job.pool.run_always(move || make(&closing_job, &closing)).await;
+        let made = job.host.pool.run_always(move || make(&closing_job, &closing)).await;
         match made {
             Ok(Ok(outcome)) => break outcome,
             Ok(Err(error)) => error!("the next model cannot be made: {error:#}"),

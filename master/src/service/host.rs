@@ -1,10 +1,7 @@
-//! What the federations of one process share: threads, memory, bounds on clients, time.
+//! What the federations of one process share: threads, time, and whether it is about to end.
 
 use super::{clock::Clock, pool::Pool};
-use crate::{
-    http::server::{body::Budget, limiter::Limiter},
-    settings::Config,
-};
+use crate::settings::Config;
 use std::{
     io,
     net::IpAddr,
@@ -19,10 +16,6 @@ pub struct Host {
     pub clock: Clock,
     /// Threads for CPU work.
     pub pool: Pool,
-    /// Memory of bodies being received.
-    pub budget: Budget,
-    /// Refusals per worker.
-    pub limiter: Limiter,
     /// True once no more requests should come here, though they are still answered.
     pub retiring: AtomicBool,
     /// True once a shutdown has begun.
@@ -30,16 +23,14 @@ pub struct Host {
 }
 
 impl Host {
-    /// Starts the threads. The largest model has `parameters` parameters.
+    /// Starts the threads.
     ///
     /// # Errors
     /// If the system has no threads to give.
-    pub fn start(config: &Config, parameters: usize) -> io::Result<Self> {
+    pub fn start(config: &Config) -> io::Result<Self> {
         Ok(Self {
             clock: Clock::start(),
             pool: Pool::new(config.decode_threads(), config.limits.max_queue)?,
-            budget: Budget::new(&config.limits, parameters),
-            limiter: Limiter::new(config.limits.refused_per_s),
             retiring: AtomicBool::new(false),
             draining: watch::channel(false).0,
         })

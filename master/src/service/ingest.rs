@@ -9,11 +9,10 @@ use super::{
 };
 use crate::{
     federation::{Added, intake::Rejection, round::Refusal},
-    http::server::body::Received,
     store::{Record, RecordMeta},
 };
 use bytes::Bytes;
-use fl_protocol::{ErrorCode, Header, UpdateAck, UpdateJson, UpdateMeta, WorkerStatus, update};
+use fl_protocol::{ErrorCode, Header, UpdateAck, UpdateJson, UpdateMeta, WorkerId, WorkerStatus, update};
 use std::{
     net::IpAddr,
     sync::Arc,
@@ -35,49 +34,28 @@ pub enum Format {
     Json,
 }
 
-/// A refused update: by whom it was sent, if that could be read, and why it is refused.
-#[derive(Debug)]
-pub struct Refused {
-    /// Who sent it.
-    pub worker: Option<fl_protocol::WorkerId>,
-    /// Why.
-    pub rejection: Rejection,
-}
-
-/// Takes an update in.
+/// Takes an update in whose header has been read. `held` is given back once the body is not needed any more.
 ///
 /// # Errors
 /// Why it is refused; nothing has changed then.
-pub async fn ingest(job: Arc<Job>, format: Format, body: Received, ip: IpAddr) -> Result<UpdateAck, Refused> {
+pub async fn ingest(
+    job: Arc<Job>,
+    incoming: Incoming,
+    ip: IpAddr,
+    held: impl Send + 'static,
+) -> Result<UpdateAck, Rejection> {
+    // In a task of its own: a client that hangs up half-way cannot leave a half-done update.
     let task = tokio::spawn(async move {
-        let mut worker = None;
-        let result = take_in(&job, format, &body.bytes, ip, &mut worker).await;
-        // The memory's permit goes with the body, only now.
-        drop(body);
-        result.map_err(|rejection| Refused { worker, rejection })
+        let result = take_in(&job, incoming, ip).await;
+        drop(held);
+        result
     });
-    task.await.unwrap_or_else(|_| {
-        Err(Refused { worker: None, rejection: Rejection::new(ErrorCode::Internal, "an internal fault") })
-    })
+    task.await.unwrap_or_else(|_| Err(Rejection::new(ErrorCode::Internal, "an internal fault")))
 }
 
-async fn take_in(
-    job: &Arc<Job>,
-    format: Format,
-    body: &Bytes,
-    ip: IpAddr,
-    worker: &mut Option<fl_protocol::WorkerId>,
-) -> Result<UpdateAck, Rejection> {
-    let wire_bytes = body.len() as u64;
-    let incoming = parse(job, format, body.clone()).await?;
+async fn take_in(job: &Arc<Job>, incoming: Incoming, ip: IpAddr) -> Result<UpdateAck, Rejection> {
+    let wire_bytes = incoming.wire_bytes;
     let meta = incoming.header.meta().clone();
-    *worker = Some(meta.worker_id.clone());
-    if job.limiter.is_exhausted(ip, &meta.worker_id) {
-        return Err(Rejection::new(
-            ErrorCode::RateLimited,
-            format!("too many updates of {} were refused: wait before the next one", meta.worker_id),
-        ));
-    }
     if job.storage_is_failing() {
         return Err(storage_unavailable());
     }
@@ -86,10 +64,13 @@ async fn take_in(
         Admission::Admitted(place) => place,
         Admission::Refused(refused) => return refuse(job, &meta, refused),
     };
-    let received =
-        RecordMeta { ip: ip.to_string(), received_ts: job.clock.now(), wire_bytes, ..RecordMeta::default() };
+    let received = RecordMeta {
+        ip: ip.to_string(),
+        received_ts: job.host.clock.now(),
+        wire_bytes,
+        ..RecordMeta::default()
+    };
     let added = admitted(job, incoming, &received, place.round).await?;
-    job.limiter.accepted(ip, &meta.worker_id);
     let status = worker_status(&added.meta, &received);
     place.commit(added.contribution, status).await.map_err(|_| draining())
 }
@@ -97,7 +78,7 @@ async fn take_in(
 /// Adds an admitted update and makes it durable, or leaves no trace of it.
 async fn admitted(
     job: &Arc<Job>,
-    Incoming { header, body }: Incoming,
+    Incoming { header, body, .. }: Incoming,
     received: &RecordMeta,
     round: u64,
 ) -> Result<Added, Rejection> {
@@ -109,14 +90,14 @@ async fn admitted(
         adding.metrics.decode_seconds.observe(started.elapsed().as_secs_f64());
         result
     };
-    let added = job.pool.run(add).await.map_err(pool_rejection)??;
+    let added = job.host.pool.run(add).await.map_err(pool_rejection)??;
     if append(job, round, &added, received, &body).await {
         job.core.confirm(&added.meta, &body);
         return Ok(added);
     }
     let removing = job.clone();
     // The place is given back only after this: a round must not close with half an update in its sum.
-    let _ = job.pool.run_always(move || removing.core.remove(&header, &body)).await;
+    let _ = job.host.pool.run_always(move || removing.core.remove(&header, &body)).await;
     Err(storage_unavailable())
 }
 
@@ -129,29 +110,40 @@ async fn append(job: &Job, round: u64, added: &Added, received: &RecordMeta, bod
 }
 
 /// A container whose header has been read.
-struct Incoming {
+pub struct Incoming {
     header: Arc<Header>,
     body: Bytes,
+    /// Size of the request's body, which was JSON perhaps.
+    wire_bytes: u64,
 }
 
 impl Incoming {
-    fn read(body: Bytes) -> Result<Self, Rejection> {
-        Ok(Self { header: Arc::new(Header::read(&body)?), body })
+    fn read(body: Bytes, wire_bytes: u64) -> Result<Self, Rejection> {
+        Ok(Self { header: Arc::new(Header::read(&body)?), body, wire_bytes })
+    }
+
+    /// Who says to have sent it.
+    pub fn worker_id(&self) -> &WorkerId {
+        &self.header.meta().worker_id
     }
 }
 
 /// Reads the header. A JSON update becomes a container first: from here on both formats take one path.
-async fn parse(job: &Arc<Job>, format: Format, body: Bytes) -> Result<Incoming, Rejection> {
+///
+/// # Errors
+/// What is wrong with the header.
+pub async fn parse(job: &Arc<Job>, format: Format, body: Bytes) -> Result<Incoming, Rejection> {
+    let wire_bytes = body.len() as u64;
     let is_small = update::declared_bytes(&body).is_none_or(|len| len <= SMALL_HEADER_BYTES);
     if format == Format::Container && is_small {
-        return Incoming::read(body);
+        return Incoming::read(body, wire_bytes);
     }
     let parsing = job.clone();
     let parse = move || match format {
-        Format::Container => Incoming::read(body),
-        Format::Json => Incoming::read(container(&body, &parsing)?),
+        Format::Container => Incoming::read(body, wire_bytes),
+        Format::Json => Incoming::read(container(&body, &parsing)?, wire_bytes),
     };
-    job.pool.run(parse).await.map_err(pool_rejection)?
+    job.host.pool.run(parse).await.map_err(pool_rejection)?
 }
 
 fn container(json: &[u8], job: &Job) -> Result<Bytes, Rejection> {

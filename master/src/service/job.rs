@@ -16,12 +16,9 @@ use crate::{
 use fl_datasets::Dataset;
 use fl_model::{Evaluation, ModelSpec};
 use fl_protocol::{HistoryRecord, LastEvaluation, StatusBody, Waiting};
-use std::{
-    ops::Deref,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 use tokio::sync::{broadcast, watch};
 
@@ -226,7 +223,8 @@ impl Job {
         if self.published.borrow().finished {
             return None;
         }
-        let stuck = self.storage_is_failing();
+        let journal_fails = self.durable.as_ref().is_some_and(|durable| durable.journal.is_failing());
+        let stuck = journal_fails || self.storage_is_failing();
         self.view().waiting(self.host.clock.now(), self.config.round.min_clients as u64, stuck)
     }
 
@@ -265,13 +263,5 @@ impl Job {
     /// The body of `GET /history`.
     pub fn history(&self) -> Vec<HistoryRecord> {
         self.view().history().iter().cloned().collect()
-    }
-}
-
-impl Deref for Job {
-    type Target = Host;
-
-    fn deref(&self) -> &Host {
-        &self.host
     }
 }

@@ -15,9 +15,5 @@ pub(crate) mod pool;
 pub(crate) mod recover;
 mod view;
 
-/// Names that handlers use.
-pub(crate) mod state {
-    pub(crate) use super::{host::Peer, job::Job as Shared};
-}
-
 pub use events::MasterEvent;
+pub(crate) use host::Peer;

@@ -126,6 +126,7 @@ impl StatusView {
         match missing.len().saturating_sub(NAMED) {
             _ if names.is_empty() => head,
             0 => format!("{head}: not there yet: {}", names.join(", ")),
+            1 => format!("{head}: not there yet: {} and 1 other", names.join(", ")),
             others => format!("{head}: not there yet: {} and {others} others", names.join(", ")),
         }
     }
@@ -227,7 +228,7 @@ mod tests {
         }
         view.accepted(id("e"), update_at(118.0));
         let waiting = view.waiting(119.0, 2, false).unwrap();
-        assert_eq!(waiting.reason, "waiting for 1 more update of 2: not there yet: d, c, b and 1 others");
+        assert_eq!(waiting.reason, "waiting for 1 more update of 2: not there yet: d, c, b and 1 other");
         let missing: Vec<_> = waiting.missing.iter().map(|m| (m.worker.as_str(), m.last_seen_ts)).collect();
         assert_eq!(missing, [("d", 115.0), ("c", 114.0), ("b", 113.0), ("a", 111.0)]);
         assert_eq!((waiting.needed, waiting.accepted, waiting.since_ts), (2, 1, 100.0));

@@ -4,7 +4,11 @@ use super::{Log, Record, StoreError};
 use bytes::Bytes;
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
@@ -38,6 +42,7 @@ struct Shared {
     /// the round.
     commands: Mutex<Option<mpsc::Sender<Command>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    failing: Arc<AtomicBool>,
 }
 
 impl Journal {
@@ -47,10 +52,12 @@ impl Journal {
         committed: impl Fn(Duration, usize) + Send + 'static,
     ) -> io::Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let appender = Appender { log: RoundLog::new(log), committed, carried: None, failing: false };
+        let failing = Arc::new(AtomicBool::new(false));
+        let appender =
+            Appender { log: RoundLog::new(log), committed, carried: None, failing: failing.clone() };
         let thread =
             thread::Builder::new().name("journal".to_owned()).spawn(move || appender.run(&receiver))?;
-        let shared = Shared { commands: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)) };
+        let shared = Shared { commands: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), failing };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -66,6 +73,11 @@ impl Journal {
         let (done, receiver) = oneshot::channel();
         self.send(Command::Append(Append { round, record, done }));
         receiver
+    }
+
+    /// Whether the last records could not be written. Further ones may be: this is for people.
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Ordering::Relaxed)
     }
 
     /// Removes the logs of earlier rounds, which no start needs any more.
@@ -145,7 +157,7 @@ struct Appender<F> {
     committed: F,
     /// What was taken from the queue behind the last group.
     carried: Option<Command>,
-    failing: bool,
+    failing: Arc<AtomicBool>,
 }
 
 impl<F: Fn(Duration, usize)> Appender<F> {
@@ -192,15 +204,12 @@ impl<F: Fn(Duration, usize)> Appender<F> {
     }
 
     fn report(&mut self, result: &Result<(), StoreError>) {
+        let was_failing = self.failing.swap(result.is_err(), Ordering::Relaxed);
         match result {
-            Err(error) if !self.failing => {
-                self.failing = true;
+            Err(error) if !was_failing => {
                 error!("{error}; updates are refused until the journal can be written again");
             }
-            Ok(()) if self.failing => {
-                self.failing = false;
-                info!("the journal can be written again");
-            }
+            Ok(()) if was_failing => info!("the journal can be written again"),
             _ => {}
         }
     }

@@ -22,6 +22,8 @@ use std::{
 pub enum MemorySync {
     /// [`Log::sync`] says that it worked and does nothing.
     Log,
+    /// [`Log::replay`] reads what is not durable.
+    Replay,
     /// [`Snapshots::write`] does not make durable what it has written.
     Snapshot,
 }
@@ -37,6 +39,7 @@ struct Inner {
     random: Random,
     left_out: Option<MemorySync>,
     is_full: bool,
+    interrupts_syncs: bool,
     logs: BTreeMap<u64, Versions<LogFile>>,
     snapshots: BTreeMap<u64, Versions<Bytes>>,
     history: Vec<HistoryRecord>,
@@ -106,6 +109,16 @@ impl Memory {
     /// Refuses every write from now on, or takes them again.
     pub fn set_full(&self, is_full: bool) {
         self.lock().is_full = is_full;
+    }
+
+    /// Lets no sync of a log come through: its process is to be ended then.
+    pub fn interrupt_syncs(&self, interrupts: bool) {
+        self.lock().interrupts_syncs = interrupts;
+    }
+
+    /// Ends the processes that use it, and nothing else.
+    pub fn kill(&self) {
+        self.lock().crashes += 1;
     }
 
     /// Ends the processes that use it. Of what was not durable, some survives: any part of what was appended
@@ -227,8 +240,14 @@ impl Log for MemoryLog {
         let (replayed, position) =
             journal_format::read(&mut Cursor::new(bytes), &name, round, &self.fingerprint, visit)?;
         let mut inner = self.memory.lock_for(self.crashes, &name)?;
-        if let Some(log) = inner.logs.get_mut(&round).and_then(|log| log.seen.as_mut()) {
-            log.position = position.unwrap_or(Position { len: 0, layout: log.position.layout });
+        let left_out = inner.left_out == Some(MemorySync::Replay);
+        if let Some(log) = inner.logs.get_mut(&round) {
+            if let Some(seen) = &mut log.seen {
+                seen.position = position.unwrap_or(Position { len: 0, layout: seen.position.layout });
+            }
+            if !left_out {
+                log.durable.clone_from(&log.seen);
+            }
         }
         Ok(Some(replayed))
     }
@@ -260,6 +279,9 @@ impl Log for MemoryLog {
     fn sync(&mut self) -> Result<(), StoreError> {
         let Some(round) = self.dirty.take() else { return Ok(()) };
         let mut inner = self.memory.writable(self.crashes, &self.name(round))?;
+        if inner.interrupts_syncs {
+            return Err(StoreError::io("sync", &self.name(round))(io::ErrorKind::Interrupted.into()));
+        }
         let left_out = inner.left_out == Some(MemorySync::Log);
         if let Some(log) = inner.logs.get_mut(&round) {
             if let Some(seen) = &mut log.seen {

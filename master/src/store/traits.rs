@@ -23,7 +23,8 @@ pub trait Log: Send + fmt::Debug {
     fn rounds(&self) -> Result<Vec<u64>, StoreError>;
 
     /// Reads a round's log back; `None` if there is none. What was synced is read, and of what was not
-    /// any number of whole records. Nothing is changed.
+    /// any number of whole records. What is read is durable from then on: a process that was killed may have
+    /// appended it without a sync, and whoever sends it again is told that it is there. Nothing is changed.
     ///
     /// # Errors
     /// If something that was synced cannot be read, the log belongs to another model, or `visit` fails.

@@ -5,7 +5,7 @@
 //! - `reset`: the reader was too slow and has missed events: ask `/history` again.
 
 use crate::http::{AppState, problem::Problem};
-use crate::{service::events::MasterEvent, service::state::Shared};
+use crate::{http::App, service::events::MasterEvent};
 use axum::{
     Extension, Router,
     extract::State,
@@ -63,24 +63,24 @@ pub(in crate::http) struct Snapshot {
 
 impl Snapshot {
     /// The state at this moment.
-    pub(in crate::http) fn take(shared: &Shared) -> Self {
+    pub(in crate::http) fn take(app: &App) -> Self {
         Self {
-            status: shared.status_with(MAX_WORKERS),
-            num_workers: shared.view().workers().len(),
-            now_ts: shared.clock.now(),
+            status: app.job.status_with(MAX_WORKERS),
+            num_workers: app.job.view().workers().len(),
+            now_ts: app.job.host.clock.now(),
         }
     }
 }
 
-async fn get_events(State(shared): State<AppState>, Extension(readers): Extension<Readers>) -> Response {
-    if shared.is_draining() {
-        return Problem::new(&shared, ErrorCode::Draining, "the master is shutting down").into_response();
+async fn get_events(State(app): State<AppState>, Extension(readers): Extension<Readers>) -> Response {
+    if app.job.host.is_draining() {
+        return Problem::new(&app, ErrorCode::Draining, "the master is shutting down").into_response();
     }
     let Ok(place) = readers.0.try_acquire_owned() else {
         let msg = format!("{MAX_READERS} readers follow the events already: try again later");
-        return Problem::new(&shared, ErrorCode::Overloaded, msg).into_response();
+        return Problem::new(&app, ErrorCode::Overloaded, msg).into_response();
     };
-    let events = stream::unfold(Reader::new(shared, place), |mut reader| async move {
+    let events = stream::unfold(Reader::new(app, place), |mut reader| async move {
         reader.next().await.map(|event| (Ok::<_, Infallible>(event), reader))
     });
     let stream = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("still here"));
@@ -94,7 +94,7 @@ async fn get_events(State(shared): State<AppState>, Extension(readers): Extensio
 
 /// One open stream.
 struct Reader {
-    shared: AppState,
+    app: AppState,
     events: tokio::sync::broadcast::Receiver<MasterEvent>,
     draining: tokio::sync::watch::Receiver<bool>,
     queue: VecDeque<Event>,
@@ -105,12 +105,13 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(shared: AppState, place: OwnedSemaphorePermit) -> Self {
-        let (events, draining, now) = (shared.subscribe(), shared.draining.subscribe(), Instant::now());
+    fn new(app: AppState, place: OwnedSemaphorePermit) -> Self {
+        let (events, draining, now) =
+            (app.job.subscribe(), app.job.host.draining.subscribe(), Instant::now());
         // The first event goes out at once and tells the browser how to come back.
-        let first = status_event(&shared).retry(RETRY);
+        let first = status_event(&app).retry(RETRY);
         Self {
-            shared,
+            app,
             events,
             draining,
             queue: VecDeque::from([first]),
@@ -152,7 +153,7 @@ impl Reader {
     }
 
     fn push_status(&mut self) {
-        self.queue.push_back(status_event(&self.shared));
+        self.queue.push_back(status_event(&self.app));
         self.last_status = Instant::now();
         self.due = self.last_status + STATUS_AT_LEAST;
     }
@@ -163,8 +164,8 @@ async fn drained(draining: &mut tokio::sync::watch::Receiver<bool>) {
     let _ = draining.wait_for(|draining| *draining).await;
 }
 
-fn status_event(shared: &Shared) -> Event {
-    json_event("status", &Snapshot::take(shared))
+fn status_event(app: &App) -> Event {
+    json_event("status", &Snapshot::take(app))
 }
 
 fn json_event(name: &str, body: &impl Serialize) -> Event {

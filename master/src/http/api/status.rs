@@ -10,22 +10,22 @@ use axum::{
 use fl_protocol::{ErrorCode, HistoryRecord, StatusBody};
 use serde_json::{Value, json};
 
-pub(in crate::http) async fn get_status(State(shared): State<AppState>) -> Json<StatusBody> {
-    Json(shared.status())
+pub(in crate::http) async fn get_status(State(app): State<AppState>) -> Json<StatusBody> {
+    Json(app.job.status())
 }
 
-pub(in crate::http) async fn get_history(State(shared): State<AppState>) -> Json<Vec<HistoryRecord>> {
-    Json(shared.history())
+pub(in crate::http) async fn get_history(State(app): State<AppState>) -> Json<Vec<HistoryRecord>> {
+    Json(app.job.history())
 }
 
-pub(in crate::http) async fn get_metrics(State(shared): State<AppState>) -> Response {
-    match shared.metrics.render() {
+pub(in crate::http) async fn get_metrics(State(app): State<AppState>) -> Response {
+    match app.job.metrics.render() {
         Ok(page) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()
         }
         Err(error) => {
             tracing::error!(%error, "the metrics cannot be rendered");
-            Problem::new(&shared, ErrorCode::Internal, "an internal fault").into_response()
+            Problem::new(&app, ErrorCode::Internal, "an internal fault").into_response()
         }
     }
 }
@@ -36,9 +36,9 @@ pub(in crate::http) async fn get_healthz() -> Json<Value> {
 }
 
 /// Ready from the loaded state until a shutdown is asked for; the port stays open a little longer.
-pub(in crate::http) async fn get_readyz(State(shared): State<AppState>) -> Response {
-    match shared.is_ready() {
+pub(in crate::http) async fn get_readyz(State(app): State<AppState>) -> Response {
+    match app.job.host.is_ready() {
         true => Json(json!({"status": "ok"})).into_response(),
-        false => Problem::new(&shared, ErrorCode::Draining, "the master is shutting down").into_response(),
+        false => Problem::new(&app, ErrorCode::Draining, "the master is shutting down").into_response(),
     }
 }

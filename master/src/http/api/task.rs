@@ -21,43 +21,43 @@ pub(in crate::http) struct Params {
 }
 
 pub(in crate::http) async fn get_task(
-    State(shared): State<AppState>,
+    State(app): State<AppState>,
     Sender(ip): Sender,
     params: Result<Query<Params>, QueryRejection>,
 ) -> Result<Json<TaskBody>, Problem> {
-    let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
+    let Query(params) = params.map_err(|error| Problem::from_query(&app, &error))?;
     let worker: WorkerId =
-        params.worker_id.parse().map_err(|msg: String| Problem::new(&shared, ErrorCode::Malformed, msg))?;
-    if !shared.limiter.may_ask(ip, &worker) {
+        params.worker_id.parse().map_err(|msg: String| Problem::new(&app, ErrorCode::Malformed, msg))?;
+    if !app.limiter.may_ask(ip, &worker) {
         let msg = "this address asks for too many workers: try again in some minutes";
-        return Err(Problem::new(&shared, ErrorCode::RateLimited, msg));
+        return Err(Problem::new(&app, ErrorCode::RateLimited, msg));
     }
-    let until = Instant::now() + global::wait(&shared, params.wait)?;
-    let mut published = shared.published.clone();
-    let mut draining = shared.draining.subscribe();
-    let mut invitations = shared.invitations.subscribe();
+    let until = Instant::now() + global::wait(&app, params.wait)?;
+    let mut published = app.job.published.clone();
+    let mut draining = app.job.host.draining.subscribe();
+    let mut invitations = app.job.invitations.subscribe();
     loop {
         if *draining.borrow_and_update() {
             return Err(Problem::new(
-                &shared,
+                &app,
                 ErrorCode::Draining,
                 "the master is shutting down: try again later",
             ));
         }
         published.borrow_and_update();
         invitations.borrow_and_update();
-        let (_, decision) = shared.actor.ask(worker.clone()).await.map_err(|_| {
-            Problem::new(&shared, ErrorCode::Draining, "the master is shutting down: try again later")
+        let (_, decision) = app.job.actor.ask(worker.clone()).await.map_err(|_| {
+            Problem::new(&app, ErrorCode::Draining, "the master is shutting down: try again later")
         })?;
         if decision != Decision::Wait || Instant::now() >= until {
-            let (config, global) = (&shared.config, shared.global());
+            let (config, global) = (&app.job.config, app.job.global());
             return Ok(Json(match decision {
                 Decision::Train { deadline_s } => setup::task(config, &global, TaskAction::Train, deadline_s),
                 Decision::Wait => setup::task(config, &global, TaskAction::Wait, None),
                 Decision::Stop => setup::task(config, &global, TaskAction::Stop, None),
             }));
         }
-        let again = match shared.config.round.clients_per_round {
+        let again = match app.job.config.round.clients_per_round {
             Some(_) => until.min(Instant::now() + ASK_AGAIN),
             None => until,
         };

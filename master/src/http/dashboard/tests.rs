@@ -146,10 +146,10 @@ fn a_round_that_waits_says_for_whom_and_why() {
     let waiting = Waiting { needed: 9, accepted: 2, since_ts: 70.0, reason, missing };
     let status = StatusBody { waiting: Some(waiting), ..status(BTreeMap::new()) };
     let page = page(&view(status, 100.0), &[], "http://localhost:5000");
-    let found = page.split("data-field=\"waiting\">").nth(1).unwrap().split("</p>").next().unwrap();
+    let found = page.split("<noscript><p class=\"waiting\">").nth(1).unwrap().split("</p>").next().unwrap();
     let text =
         "waiting for 7 more updates of 9; the round opened 30 s ago: &lt;edge0&gt; heard from 60 s ago, ";
     assert!(found.starts_with(text), "{found}");
     assert_eq!(found.matches("heard from").count(), MAX_MISSING);
-    assert!(sample().contains("data-field=\"waiting\"></p>"), "nothing is shown while nothing waits");
+    assert!(sample().contains("<noscript><p class=\"waiting\"></p>"), "nothing is shown while nothing waits");
 }

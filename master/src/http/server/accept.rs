@@ -8,8 +8,9 @@ use super::{
     stall::Stalling,
 };
 use crate::{
+    http::AppState,
     http::{is_probe, problem::Problem, router},
-    service::{state::Peer, state::Shared},
+    service::Peer,
 };
 use axum::{
     Router,
@@ -57,7 +58,7 @@ const LANE_TIME: Duration = Duration::from_secs(2);
 
 /// What all connections share.
 struct Server {
-    shared: Arc<Shared>,
+    app: AppState,
     router: Router,
     http: http1::Builder,
     lane_http: http1::Builder,
@@ -77,24 +78,24 @@ enum Seat {
 }
 
 /// Accepts connections until a shutdown begins, then waits for the open ones as long as `DRAIN_S`.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>) {
-    let limits = &shared.config.limits;
+pub async fn serve(listener: TcpListener, app: AppState, tls: Option<TlsAcceptor>) {
+    let limits = &app.job.config.limits;
     let head_timeout = Duration::from_secs_f64(limits.header_timeout_s);
     let per_address = limits.max_connections_per_ip.unwrap_or(limits.max_connections);
     let connections = Arc::new(Connections::new(limits.max_connections, per_address));
     let lane = Arc::new(Lane::default());
     let server = Arc::new(Server {
-        router: router(shared.clone()),
+        router: router(app.clone()),
         http: http(head_timeout, BUFFER_BYTES, true),
         lane_http: http(LANE_TIME, LANE_BUFFER_BYTES, false),
         tls,
         head_timeout,
         write_timeout: Duration::from_secs_f64(limits.write_timeout_s),
-        draining: shared.draining.subscribe(),
-        shared: shared.clone(),
+        draining: app.job.host.draining.subscribe(),
+        app: app.clone(),
     });
     let (alive, mut all_gone) = mpsc::channel::<()>(1);
-    let mut draining = shared.draining.subscribe();
+    let mut draining = app.job.host.draining.subscribe();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -114,14 +115,14 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAc
         };
         let (server, alive) = (server.clone(), alive.clone());
         tokio::spawn(async move {
-            server.shared.metrics.connections.inc();
+            server.app.job.metrics.connections.inc();
             server.handle(stream, address.ip(), seat).await;
-            server.shared.metrics.connections.dec();
+            server.app.job.metrics.connections.dec();
             drop(alive);
         });
     }
     drop((listener, alive));
-    let limit = Duration::from_secs_f64(shared.config.limits.drain_s);
+    let limit = Duration::from_secs_f64(app.job.config.limits.drain_s);
     if timeout(limit, all_gone.recv()).await.is_err() {
         warn!(drain_s = limit.as_secs_f64(), "some connections did not finish in time: they are cut");
     }
@@ -259,7 +260,7 @@ impl Server {
 
     fn overloaded(&self) -> Response {
         let msg = "too many connections: try again later";
-        let mut response = Problem::new(&self.shared, ErrorCode::Overloaded, msg).into_response();
+        let mut response = Problem::new(&self.app, ErrorCode::Overloaded, msg).into_response();
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         response
     }

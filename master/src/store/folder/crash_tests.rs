@@ -64,16 +64,8 @@ impl Run {
     /// A new disk with an opened folder.
     fn new(seed: u64, left_out: Option<SyncPoint>) -> Self {
         let mut random = Random(seed);
-        // Some disks refuse calls now and then.
-        let refuse_one_in = [0, 0, 15, 60][random.below(4)];
-        let disk = LosingDisk::new(random.next(), left_out, refuse_one_in);
-        let mut tries = 0;
-        while create_dir(&disk, Path::new(DIR)).is_err() {
-            tries += 1;
-            if tries > 3 {
-                disk.repair();
-            }
-        }
+        let disk = LosingDisk::new(random.next(), left_out);
+        create_dir(&disk, Path::new(DIR)).unwrap();
         let (log, snapshots) = opened(&disk);
         let expected = Expected { histories: vec![Vec::new()], ..Expected::default() };
         Self { random, disk, log, snapshots, expected, round: 0, unsynced: Vec::new(), number: 0 }
@@ -236,14 +228,16 @@ impl Run {
     /// Crashes, and compares what is found with what has to be there.
     fn crash(&mut self) -> Result<(), String> {
         self.give_up();
-        self.disk = self.disk.crash();
-        self.disk.repair();
+        // One process in three is killed while the machine runs on: what is read then must be durable.
+        let is_kill = self.random.below(3) == 0;
+        self.disk = if is_kill { self.disk.kill() } else { self.disk.crash() };
+        self.disk.refuse_one_in(0);
         self.reopen();
         let names = |error: crate::store::StoreError| error.to_string();
         let logs: BTreeSet<u64> = self.log.rounds().map_err(names)?.into_iter().collect();
         let snapshots: BTreeSet<u64> = self.snapshots.rounds().map_err(names)?.into_iter().collect();
         self.check_logs(&logs)?;
-        self.check_snapshots(&snapshots)?;
+        self.check_snapshots(&snapshots, is_kill)?;
         let history = self.snapshots.history().map_err(names)?;
         if !self.expected.histories.iter().any(|kept| history.starts_with(kept)) {
             return Err(format!("the history has {} records, others than it must", history.len()));
@@ -256,7 +250,9 @@ impl Run {
                 return Err(format!("{path} is lost"));
             }
         }
-        self.expected.histories = vec![history];
+        if !is_kill {
+            self.expected.histories = vec![history];
+        }
         Ok(())
     }
 
@@ -276,7 +272,11 @@ impl Run {
                 Ok(None) if is_needed && !expected.synced.is_empty() => {
                     return Err(format!("the log of round {round} is lost"));
                 }
-                Ok(None) | Err(_) => continue,
+                Ok(None) | Err(_) => {
+                    // A removal that is not durable may come undone in a later crash.
+                    self.expected.logs.insert(round, expected);
+                    continue;
+                }
                 Ok(Some(_)) => {}
             }
             let unsynced = records.strip_prefix(&expected.synced[..]);
@@ -291,7 +291,7 @@ impl Run {
         Ok(())
     }
 
-    fn check_snapshots(&mut self, found: &BTreeSet<u64>) -> Result<(), String> {
+    fn check_snapshots(&mut self, found: &BTreeSet<u64>, is_kill: bool) -> Result<(), String> {
         if let Some(round) = found.iter().find(|round| !self.expected.snapshots.contains_key(round)) {
             return Err(format!("the snapshot of round {round} has come back"));
         }
@@ -299,10 +299,16 @@ impl Run {
             let content = self.snapshots.read(round).map_err(|error| error.to_string())?;
             match content {
                 Some(content) if contents.iter().any(|expected| *expected == content) => {
-                    self.expected.snapshots.insert(round, vec![content.to_vec()]);
+                    // A failed write may be seen after a kill, and not be durable.
+                    let kept = if is_kill { contents } else { vec![content.to_vec()] };
+                    self.expected.snapshots.insert(round, kept);
                 }
                 Some(_) => return Err(format!("the snapshot of round {round} has another content")),
-                None if self.expected.removed_snapshots.contains(&round) => {}
+                None if self.expected.removed_snapshots.contains(&round) => {
+                    if is_kill {
+                        self.expected.snapshots.insert(round, contents);
+                    }
+                }
                 None => return Err(format!("the snapshot of round {round} is lost")),
             }
         }
@@ -318,6 +324,8 @@ fn opened(disk: &LosingDisk) -> (FolderLog, FolderSnapshots) {
 fn live(seed: u64, left_out: Option<SyncPoint>) -> Result<(), String> {
     let mut run = Run::new(seed, left_out);
     for _ in 0..CRASHES {
+        // Some processes have a disk that refuses calls now and then.
+        run.disk.refuse_one_in([0, 0, 15, 60][run.random.below(4)]);
         for _ in 0..run.random.below(25) {
             run.step();
         }
@@ -356,7 +364,7 @@ fn no_sync_can_be_left_out() {
 
 /// Rounds 0 to 5 closed, each with a checkpoint and a journal, and checkpoint 6.
 fn used_disk(seed: u64) -> LosingDisk {
-    let disk = LosingDisk::new(seed, None, 0);
+    let disk = LosingDisk::new(seed, None);
     create_dir(&disk, Path::new(DIR)).unwrap();
     let (mut log, snapshots) = opened(&disk);
     for round in 0..=6 {
@@ -382,7 +390,7 @@ fn store_on(disk: &LosingDisk) -> Store {
 #[test]
 fn a_rollback_can_be_repeated_after_a_crash_in_its_middle() {
     let mut refusals = 0;
-    for (seed, calls) in seeds().zip((1..40).cycle()).take(2_000) {
+    for (seed, calls) in seeds().zip((1..150).cycle()).take(1_500) {
         let disk = used_disk(seed);
         disk.stop_after(calls);
         let done = store_on(&disk).rollback_to(3).is_ok();

@@ -17,6 +17,10 @@ pub(crate) enum SyncPoint {
     JournalRecords,
     /// The entry of a new journal.
     JournalEntry,
+    /// Records that a replay has read.
+    ReplayedRecords,
+    /// The entry of a journal that a replay has read.
+    ReplayedEntry,
     /// Content of a checkpoint, before it takes its name.
     CheckpointContent,
     /// The new name of a checkpoint.
@@ -35,10 +39,12 @@ pub(crate) enum SyncPoint {
 
 #[cfg(test)]
 impl SyncPoint {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::StateDir,
         Self::JournalRecords,
         Self::JournalEntry,
+        Self::ReplayedRecords,
+        Self::ReplayedEntry,
         Self::CheckpointContent,
         Self::CheckpointEntry,
         Self::HistoryContent,
@@ -136,7 +142,7 @@ impl DiskFile for File {
     fn sync(&mut self, point: SyncPoint) -> io::Result<()> {
         match point {
             // Length and content are all that a reader needs.
-            SyncPoint::JournalRecords => self.sync_data(),
+            SyncPoint::JournalRecords | SyncPoint::ReplayedRecords => self.sync_data(),
             _ => self.sync_all(),
         }
     }

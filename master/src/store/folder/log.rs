@@ -120,6 +120,9 @@ impl Log for FolderLog {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(StoreError::io("open", &path)(error)),
         };
+        file.sync(SyncPoint::ReplayedRecords)
+            .and_then(|()| self.folder.disk.sync_dir(&self.folder.dir, SyncPoint::ReplayedEntry))
+            .map_err(StoreError::io("sync", &path))?;
         let (replayed, position) = journal_format::read(&mut file, &path, round, &self.fingerprint, visit)?;
         if let Some(position) = position {
             self.replayed = Some((round, position));

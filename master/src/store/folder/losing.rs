@@ -90,13 +90,13 @@ impl Tree {
 }
 
 impl LosingDisk {
-    pub(super) fn new(seed: u64, left_out: Option<SyncPoint>, refuse_one_in: usize) -> Self {
+    pub(super) fn new(seed: u64, left_out: Option<SyncPoint>) -> Self {
         let root = Tree { dirs: BTreeSet::from([PathBuf::from("/")]), files: BTreeMap::new() };
         let state = State {
             crashes: 0,
             random: Random(seed),
             left_out,
-            refuse_one_in,
+            refuse_one_in: 0,
             calls_left: usize::MAX,
             files: Vec::new(),
             seen: root.clone(),
@@ -127,9 +127,18 @@ impl LosingDisk {
         Self { state: self.state.clone(), crashes: state.crashes }
     }
 
-    /// Stops refusing calls.
-    pub(super) fn repair(&self) {
-        self.state.lock().unwrap().refuse_one_in = 0;
+    /// Refuses one call in so many; 0 = none.
+    pub(super) fn refuse_one_in(&self, calls: usize) {
+        self.state.lock().unwrap().refuse_one_in = calls;
+    }
+
+    /// Ends the processes that use it. What a failed sync has dropped is not read any more: a process that
+    /// begins cannot tell it from what will reach the disk.
+    pub(super) fn kill(&self) -> Self {
+        let mut state = self.state.lock().unwrap();
+        state.crashes += 1;
+        state.files.iter_mut().for_each(Content::forget);
+        Self { state: self.state.clone(), crashes: state.crashes }
     }
 
     /// Lets so many calls happen, and none after them.
@@ -197,8 +206,15 @@ impl Content {
         self.durable[dropped].fill(0);
     }
 
+    fn forget(&mut self) {
+        let dropped = self.dropped.start.min(self.seen.len())..self.dropped.end.min(self.seen.len());
+        self.seen[dropped].fill(0);
+        self.dropped = 0..0;
+    }
+
     /// Any part of what was not synced survives.
     fn crash(&mut self, random: &mut Random) {
+        self.forget();
         let common = self.seen.iter().zip(&self.durable).take_while(|(a, b)| a == b).count();
         let is_synced = common == self.seen.len() && common == self.durable.len();
         match random.below(3) {
@@ -210,12 +226,8 @@ impl Content {
                 let hole = common + random.below(kept - common + 1);
                 self.seen[hole..].iter_mut().take(64).for_each(|byte| *byte = 0);
             }
-            _ => {
-                let dropped = self.dropped.start.min(self.seen.len())..self.dropped.end.min(self.seen.len());
-                self.seen[dropped].fill(0);
-            }
+            _ => {}
         }
-        self.dropped = 0..0;
         self.durable = self.seen.clone();
     }
 }

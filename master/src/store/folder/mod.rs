@@ -69,10 +69,16 @@ fn parts(folder: Folder, fingerprint: [u8; 32]) -> (FolderLog, FolderSnapshots) 
 
 /// Makes a folder and those above it, durably.
 fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    if dir.as_os_str().is_empty() || disk.is_dir(dir) {
+    if dir.as_os_str().is_empty() {
         return Ok(());
     }
     let parent = dir.parent().unwrap_or(Path::new(""));
+    let synced = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    if disk.is_dir(dir) {
+        // An earlier start may have made it and got no further. A parent that cannot be opened is not ours.
+        let _ = disk.sync_dir(synced, SyncPoint::StateDir);
+        return Ok(());
+    }
     create_dir(disk, parent)?;
     match disk.create_dir(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -80,8 +86,7 @@ fn create_dir(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
         }
         _ => {}
     }
-    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    disk.sync_dir(parent, SyncPoint::StateDir).map_err(StoreError::io("sync", parent))
+    disk.sync_dir(synced, SyncPoint::StateDir).map_err(StoreError::io("sync", synced))
 }
 
 impl Kind {

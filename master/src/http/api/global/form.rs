@@ -3,8 +3,8 @@
 use super::{Params, header_of};
 use crate::{
     federation::model::{self, Compact},
+    http::App,
     http::problem::Problem,
-    service::state::Shared,
 };
 use anyhow::Context;
 use axum::{
@@ -31,8 +31,8 @@ pub(super) enum Form {
 
 impl Form {
     /// The form that a request asks for.
-    pub(super) fn asked(shared: &Shared, params: &Params, headers: &HeaderMap) -> Result<Self, Problem> {
-        let bad = |code, msg: String| Err(Problem::new(shared, code, msg));
+    pub(super) fn asked(app: &App, params: &Params, headers: &HeaderMap) -> Result<Self, Problem> {
+        let bad = |code, msg: String| Err(Problem::new(app, code, msg));
         let wants_json =
             header_of(headers, header::ACCEPT).is_some_and(|accept| accept.contains("application/json"));
         let scheme = match &params.quantizer {

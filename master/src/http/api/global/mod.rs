@@ -6,8 +6,8 @@ mod form;
 
 use crate::{
     federation::model::Global,
+    http::App,
     http::{AppState, api::range, problem::Problem, server::Place},
-    service::state::Shared,
 };
 use axum::{
     Extension, Router,
@@ -25,8 +25,8 @@ use serde::Deserialize;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 /// The routes of the model.
-pub(in crate::http) fn routes(shared: &Shared) -> Router<AppState> {
-    let budget = cache::budget(shared.core.num_parameters());
+pub(in crate::http) fn routes(app: &App) -> Router<AppState> {
+    let budget = cache::budget(app.job.core.num_parameters());
     let models = Models {
         representations: Arc::new(Representations::new(budget)),
         downloads: Arc::new(Downloads::new(budget)),
@@ -65,21 +65,21 @@ struct Params {
 }
 
 async fn get_global(
-    State(shared): State<AppState>,
+    State(app): State<AppState>,
     Extension(models): Extension<Models>,
     Seat(place): Seat,
     params: Result<Query<Params>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let Query(params) = params.map_err(|error| Problem::from_query(&shared, &error))?;
-    let wait = wait(&shared, params.wait)?;
-    let form = Form::asked(&shared, &params, &headers)?;
+    let Query(params) = params.map_err(|error| Problem::from_query(&app, &error))?;
+    let wait = wait(&app, params.wait)?;
+    let form = Form::asked(&app, &params, &headers)?;
     let exact = match (params.round, params.min_round) {
-        (Some(round), _) => models.kept(&shared, round).await?,
-        (None, None) => exact(&shared.global()),
-        (None, Some(min)) => match newer(&shared, min, wait).await {
+        (Some(round), _) => models.kept(&app, round).await?,
+        (None, None) => exact(&app.job.global()),
+        (None, Some(min)) => match newer(&app, min, wait).await {
             Some(global) => exact(&global),
-            None => return Ok(not_modified(&exact(&shared.global()), form)),
+            None => return Ok(not_modified(&exact(&app.job.global()), form)),
         },
     };
     if header_of(&headers, header::IF_NONE_MATCH)
@@ -87,26 +87,26 @@ async fn get_global(
     {
         return Ok(not_modified(&exact, form));
     }
-    let representation = models.representation(&shared, exact, form).await?;
-    let body = models.downloads.lease(&representation, &shared.global().etag, place);
+    let representation = models.representation(&app, exact, form).await?;
+    let body = models.downloads.lease(&representation, &app.job.global().etag, place);
     match form {
-        Form::Json => Ok(json(&shared, &representation, body)),
-        Form::Exact | Form::Compact(_) => Ok(file(&shared, &representation, form, &body, &headers)),
+        Form::Json => Ok(json(&app, &representation, body)),
+        Form::Exact | Form::Compact(_) => Ok(file(&app, &representation, form, &body, &headers)),
     }
 }
 
 /// `GET /control`: the server's control variate, in a file like the model's.
 async fn get_control(
-    State(shared): State<AppState>,
+    State(app): State<AppState>,
     Extension(models): Extension<Models>,
     Seat(place): Seat,
 ) -> Result<Response, Problem> {
-    let global = shared.global();
+    let global = app.job.global();
     let Some(control) = global.control.clone() else {
-        let msg = format!("{} has no control variate", shared.config.aggregation.strategy);
-        return Err(Problem::new(&shared, ErrorCode::NotFound, msg));
+        let msg = format!("{} has no control variate", app.job.config.aggregation.strategy);
+        return Err(Problem::new(&app, ErrorCode::NotFound, msg));
     };
-    shared.sent_model(control.len());
+    app.job.sent_model(control.len());
     let etag = format!("{}-control\"", global.etag.trim_end_matches('"'));
     let control = Representation { round: global.round, etag, bytes: control };
     let body = models.downloads.lease(&control, &global.etag, place);
@@ -118,11 +118,11 @@ async fn get_control(
 }
 
 /// Checks `wait`.
-pub(in crate::http) fn wait(shared: &Shared, seconds: Option<f64>) -> Result<Duration, Problem> {
+pub(in crate::http) fn wait(app: &App, seconds: Option<f64>) -> Result<Duration, Problem> {
     match seconds.unwrap_or(0.0) {
         s if (0.0..=crate::settings::MAX_WAIT).contains(&s) => Ok(Duration::from_secs_f64(s)),
         _ => Err(Problem::new(
-            shared,
+            app,
             ErrorCode::Malformed,
             format!("wait must be 0 to {} seconds", crate::settings::MAX_WAIT),
         )),
@@ -136,17 +136,17 @@ fn exact(global: &Global) -> Arc<Representation> {
 
 impl Models {
     /// The exact model of an earlier round.
-    async fn kept(&self, shared: &Arc<Shared>, round: u64) -> Result<Arc<Representation>, Problem> {
-        let global = shared.global();
+    async fn kept(&self, app: &AppState, round: u64) -> Result<Arc<Representation>, Problem> {
+        let global = app.job.global();
         if round >= global.round {
             return match round == global.round {
                 true => Ok(exact(&global)),
-                false => Err(problem(shared, round, Failed::NotKept)),
+                false => Err(problem(app, round, Failed::NotKept)),
             };
         }
-        let job_shared = shared.clone();
+        let reading = app.clone();
         let read = move || {
-            let durable = job_shared.durable.as_ref().ok_or(Failed::NotKept)?;
+            let durable = reading.job.durable.as_ref().ok_or(Failed::NotKept)?;
             match durable.model_of(round) {
                 Ok(Some(bytes)) => {
                     let Global { round, etag, bytes, .. } = Global::new(round, bytes);
@@ -160,13 +160,13 @@ impl Models {
             }
         };
         let kept = self.representations.get(round, Form::Exact, read).await;
-        kept.map_err(|failed| problem(shared, round, failed))
+        kept.map_err(|failed| problem(app, round, failed))
     }
 
     /// A form of an exact model.
     async fn representation(
         &self,
-        shared: &Shared,
+        app: &App,
         exact: Arc<Representation>,
         form: Form,
     ) -> Result<Arc<Representation>, Problem> {
@@ -182,12 +182,12 @@ impl Models {
             }
         };
         let made = self.representations.get(round, form, make).await;
-        made.map_err(|failed| problem(shared, round, failed))
+        made.map_err(|failed| problem(app, round, failed))
     }
 }
 
-fn problem(shared: &Shared, round: u64, failed: Failed) -> Problem {
-    let newest = shared.round();
+fn problem(app: &App, round: u64, failed: Failed) -> Problem {
+    let newest = app.job.round();
     let (code, msg) = match failed {
         Failed::Busy => {
             (ErrorCode::Overloaded, "too many models are being prepared: try again later".to_owned())
@@ -198,13 +198,13 @@ fn problem(shared: &Shared, round: u64, failed: Failed) -> Problem {
         Failed::NotKept => (ErrorCode::RoundNotKept, format!("the model of round {round} is no longer kept")),
         Failed::Internal => (ErrorCode::Internal, "an internal fault".to_owned()),
     };
-    Problem::new(shared, code, msg)
+    Problem::new(app, code, msg)
 }
 
 /// The newest model once its round is `min` or later; `None` if it is not in time.
-async fn newer(shared: &Shared, min: u64, wait: Duration) -> Option<Arc<Global>> {
-    let mut published = shared.published.clone();
-    let mut draining = shared.draining.subscribe();
+async fn newer(app: &App, min: u64, wait: Duration) -> Option<Arc<Global>> {
+    let mut published = app.job.published.clone();
+    let mut draining = app.job.host.draining.subscribe();
     let reached = async {
         let state = published.wait_for(|state| state.global.round >= min || state.finished).await;
         state.ok().map(|state| state.global.clone())
@@ -238,14 +238,14 @@ fn not_modified(exact: &Representation, form: Form) -> Response {
     response
 }
 
-fn json(shared: &Shared, json: &Representation, body: Bytes) -> Response {
-    shared.sent_model(body.len());
+fn json(app: &App, json: &Representation, body: Bytes) -> Response {
+    app.job.sent_model(body.len());
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     common(&mut response, json.round, &json.etag);
     response
 }
 
-fn file(shared: &Shared, file: &Representation, form: Form, body: &Bytes, headers: &HeaderMap) -> Response {
+fn file(app: &App, file: &Representation, form: Form, body: &Bytes, headers: &HeaderMap) -> Response {
     let len = body.len();
     // A range of another version of the file is of no use: `If-Range` asks for the whole then.
     let is_same = header_of(headers, header::IF_RANGE).is_none_or(|tag| tag == file.etag);
@@ -261,12 +261,12 @@ fn file(shared: &Shared, file: &Representation, form: Form, body: &Bytes, header
         }
         range::Asked::Unsatisfiable => {
             let msg = format!("the file has {len} bytes: that range is not in it");
-            let mut response = Problem::new(shared, ErrorCode::RangeNotSatisfiable, msg).into_response();
+            let mut response = Problem::new(app, ErrorCode::RangeNotSatisfiable, msg).into_response();
             insert(&mut response, header::CONTENT_RANGE, &format!("bytes */{len}"));
             return response;
         }
     };
-    shared.sent_model(bytes.len());
+    app.job.sent_model(bytes.len());
     let mut response = (status, Body::from(bytes)).into_response();
     common(&mut response, file.round, &file.etag);
     insert(&mut response, header::CONTENT_TYPE, "application/octet-stream");
