@@ -1,5 +1,8 @@
 //! A running master: its parts are put together here, and taken apart.
 
+#[cfg(test)]
+mod place_tests;
+
 use crate::{
     http::{
         App,

@@ -9,7 +9,7 @@ use super::{
     view::StatusView,
 };
 use crate::{
-    federation::{Core, Global},
+    federation::{Core, Global, Strategy},
     settings::Config,
     store::Durable,
 };
@@ -63,6 +63,9 @@ pub struct Job {
     pub(super) close_is_stuck: AtomicBool,
     /// Bytes of models sent since the round opened.
     bytes_down: AtomicU64,
+    /// Whether an update may hold control variates: under today's strategy, or under that with which the open round
+    /// was begun.
+    takes_control: bool,
 }
 
 /// What a [`Job`] is made of.
@@ -84,7 +87,9 @@ const BROADCAST: usize = 1024;
 impl Job {
     pub(crate) fn new(parts: Parts) -> Self {
         let finished = parts.published.borrow().finished;
+        let strategies = [parts.config.aggregation.strategy, parts.core.settings().strategy];
         Self {
+            takes_control: strategies.into_iter().any(Strategy::uses_control),
             host: parts.host,
             config: parts.config,
             model_name: parts.model_name,
@@ -112,6 +117,11 @@ impl Job {
     /// The newest model that workers may see.
     pub fn global(&self) -> Arc<Global> {
         self.published.borrow().global.clone()
+    }
+
+    /// Parameters that one update may hold, those of a control variate included.
+    pub fn most_parameters(&self) -> usize {
+        (1 + usize::from(self.takes_control)) * self.core.num_parameters()
     }
 
     /// Whether updates are refused because the state cannot be written now.

@@ -51,9 +51,7 @@ async fn take(
     }
     let (parts, body) = request.into_parts();
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;
-    // Control variates double what a container holds.
-    let vectors = 1 + usize::from(app.job.config.aggregation.strategy.uses_control());
-    let parameters = vectors * app.job.core.layout().parameters();
+    let parameters = app.job.most_parameters();
     let limit = match format {
         Format::Container => limits::max_update_bytes(parameters),
         Format::Json => limits::max_update_json_bytes(parameters),
