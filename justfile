@@ -19,6 +19,9 @@ doc:
 test:
     .ci/run test
 
+checked:
+    .ci/run checked
+
 backends:
     .ci/run backends
 

@@ -128,7 +128,7 @@ rule = load("manifests/monitoring/alerts.yaml")[0]
 assert rule["kind"] == "PrometheusRule"
 board = json.loads(load("manifests/monitoring/grafana-dashboard.yaml")[0]["data"]["fl.json"])
 assert board["panels"]
-metrics = pathlib.Path("master/src/metrics.rs").read_text() + pathlib.Path("worker/src/metrics.rs").read_text()
+metrics = "".join(path.read_text() for crate in ("master", "worker") for path in pathlib.Path(crate, "src").rglob("metrics.rs"))
 shown = [t["expr"] for p in board["panels"] for t in p.get("targets", [])]
 plain = [re.sub(r"\$__rate_interval|\$__interval", "5m", expr) for expr in shown]
 spec = {"groups": rule["spec"]["groups"] + [

@@ -1,17 +1,21 @@
 //! A running master: its parts are put together here, and taken apart.
 
+#[cfg(test)]
+mod place_tests;
+
 use crate::{
     http::{
         App,
         server::{accept, tls},
     },
-    metrics::Metrics,
+    metrics::Series,
     service::{
         actor::Actor,
         closing,
         handle::{self, Inbox},
         host::Host,
         job::{Job, Parts, Published},
+        metrics::JobMetrics,
         recover::{self, Recovered},
     },
     settings::Config,
@@ -66,7 +70,8 @@ impl Master {
                 .with_context(|| format!("BIND={}: the port cannot be opened", config.bind))?,
         };
         let local_addr = listener.local_addr()?;
-        let (job, inbox, actor) = assemble(config, source).await?;
+        let series = Series::new()?;
+        let (job, inbox, actor) = assemble(config, source, &series).await?;
         let (stop_actor, stopped) = oneshot::channel();
         let actor = tokio::spawn(actor.run(inbox, async {
             let _ = stopped.await;
@@ -75,7 +80,8 @@ impl Master {
             address = %local_addr, round = job.round(), model = job.model_name,
             parameters = job.core.num_parameters(), tls = acceptor.is_some(), "master started"
         );
-        let server = tokio::spawn(accept::serve(listener, Arc::new(App::new(job.clone())), acceptor));
+        let app = Arc::new(App::new(job.clone(), series)?);
+        let server = tokio::spawn(accept::serve(listener, app, acceptor));
         Ok(Self { job, local_addr, server, actor, stop_actor })
     }
 
@@ -177,8 +183,12 @@ pub fn rollback_to(config: &Config, round: u64) -> anyhow::Result<String> {
     Ok(store.rollback_to(round)?)
 }
 
-async fn assemble(config: Config, source: ModelSource) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
-    let metrics = Arc::new(Metrics::new(config.metrics.clone())?);
+async fn assemble(
+    config: Config,
+    source: ModelSource,
+    series: &Series,
+) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
+    let metrics = Arc::new(JobMetrics::new(series, config.metrics.clone())?);
     let host = Arc::new(Host::start(&config)?);
     let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
     let Recovered { core, state, view, .. } = recovered;
@@ -218,7 +228,7 @@ fn load(
     config: &Config,
     source: &ModelSource,
     now: f64,
-    metrics: Arc<Metrics>,
+    metrics: Arc<JobMetrics>,
 ) -> anyhow::Result<(Recovered, Option<Durable>)> {
     if !config.store.durable {
         warn!("DURABLE=false: a crash loses everything");

@@ -5,8 +5,10 @@
 
 mod common;
 
-use common::{Fixture, body, config};
-use fl_master::Config;
+use common::{Fixture, body, config, delta, layout};
+use fl_master::{Config, settings::NormAction};
+use fl_model::ModelSpec;
+use fl_protocol::{UpdateMeta, update, update::Encoded};
 use std::{fs, path::Path};
 
 fn with(dir: &Path, strategy: &str, server_lr: f64) -> Config {
@@ -116,4 +118,168 @@ async fn an_open_round_that_cannot_be_finished_any_more_is_refused() {
     fixture.master.shutdown().await.unwrap();
     let error = fl_master::check(&with(dir.path(), "fedavg", 1.0)).unwrap_err().to_string();
     assert!(error.contains("krum:1") && error.contains("AGG_MIN_CLIENTS"), "{error}");
+}
+
+/// What workers send in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// With control variates.
+    Control,
+    /// From the second round on, worker 1 leaves its upload out.
+    Lazy,
+    /// From the second round on, one is trained from the model before.
+    Late,
+}
+
+/// An update with uneven local steps.
+fn update_of(worker: usize, base: u64, control: bool) -> Vec<u8> {
+    let meta = UpdateMeta {
+        worker_id: format!("w{worker}").parse().unwrap(),
+        round: base,
+        num_samples: 10 + worker as u64,
+        loss: None,
+        accuracy: None,
+        compute_factor: None,
+        local_steps: Some(1 + worker as u32),
+        local_norm: None,
+        reuse: None,
+    };
+    let layout = layout();
+    let vectors = [Some(delta(worker, base)), control.then(|| delta(worker + 100, base))];
+    let tensors: Vec<_> = vectors
+        .iter()
+        .flatten()
+        .flat_map(|vector| layout.tensors().iter().map(|t| Encoded::F32(&vector[t.offset..t.offset + t.len])))
+        .collect();
+    update::write(&meta, &layout, &tensors).unwrap()
+}
+
+fn updates(kind: Kind, round: u64) -> [Vec<u8>; 2] {
+    match kind {
+        Kind::Lazy if round > 0 => {
+            let meta = update::peek_meta(&update_of(1, round, false)).unwrap();
+            let notice = update::write_notice(&UpdateMeta { reuse: Some(0), ..meta }).unwrap();
+            [notice, update_of(0, round, false)]
+        }
+        Kind::Late if round > 0 => {
+            [update_of(10 + round as usize, round - 1, false), update_of(0, round, false)]
+        }
+        _ => [update_of(1, round, kind == Kind::Control), update_of(0, round, kind == Kind::Control)],
+    }
+}
+
+/// Settings before and after a restart, and what workers send under those before.
+type Case = (&'static str, Kind, fn(&mut Config), fn(&mut Config));
+
+fn strategy(config: &mut Config, name: &str) {
+    config.aggregation.strategy = name.parse().unwrap();
+    config.aggregation.server.lr = config.aggregation.strategy.default_server_lr();
+}
+
+/// Changes that leave alone what is checked of an update.
+const CASES: [Case; 9] = [
+    ("scaffold to fedavg", Kind::Control, |c| strategy(c, "scaffold:4"), |c| strategy(c, "fedavg")),
+    ("scaffold to more workers", Kind::Control, |c| strategy(c, "scaffold:4"), |c| strategy(c, "scaffold:9")),
+    ("fedavg to scaffold", Kind::Plain, |c| strategy(c, "fedavg"), |c| strategy(c, "scaffold:4")),
+    ("lazy to eager", Kind::Lazy, |c| c.aggregation.lazy = Some(1e3), |_| ()),
+    ("eager to lazy", Kind::Plain, |_| (), |c| c.aggregation.lazy = Some(1e3)),
+    (
+        "lazy and another step",
+        Kind::Lazy,
+        |c| c.aggregation.lazy = Some(1e3),
+        |c| {
+            c.aggregation.lazy = Some(0.1);
+            c.aggregation.server.lr = 0.5;
+        },
+    ),
+    ("fednova to fedyogi", Kind::Plain, |c| strategy(c, "fednova"), |c| strategy(c, "fedyogi")),
+    ("fedbuff to fedavg", Kind::Late, |c| strategy(c, "fedbuff:2"), |c| strategy(c, "fedavg")),
+    ("max_weight", Kind::Plain, |c| c.aggregation.max_weight = Some(5), |_| ()),
+];
+
+async fn hand_in(fixture: &Fixture, kind: Kind, rounds: std::ops::Range<u64>) {
+    for round in rounds {
+        for update in updates(kind, round) {
+            fixture.accepted(update).await;
+        }
+    }
+}
+
+fn changed(dir: &Path, change: fn(&mut Config)) -> Config {
+    let mut config = config(dir);
+    change(&mut config);
+    config
+}
+
+#[tokio::test]
+async fn closed_rounds_of_every_kind_are_remade_as_they_were_closed() {
+    let clipped: Case = (
+        "clipped norms",
+        Kind::Plain,
+        |c| (c.aggregation.max_update_norm, c.aggregation.norm_action) = (Some(0.05), NormAction::Clip),
+        |c| c.aggregation.max_update_norm = Some(1e-3),
+    );
+    for (name, kind, before, after) in CASES.into_iter().chain([clipped]) {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = Fixture::start(changed(dir.path(), before)).await;
+        hand_in(&fixture, kind, 0..3).await;
+        let model = fixture.master.global();
+        fixture.master.shutdown().await.unwrap();
+        forget_newest_checkpoint(dir.path());
+        let changed = changed(dir.path(), after);
+        assert_eq!(fl_master::check(&changed).unwrap(), 3, "{name}");
+        let fixture = Fixture::start(changed).await;
+        assert!(fixture.master.global() == model, "{name}: another model");
+        fixture.master.shutdown().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn open_rounds_of_every_kind_are_finished_as_they_were_begun() {
+    for (name, kind, before, after) in CASES {
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = Fixture::start(changed(dir.path(), before)).await;
+        hand_in(&fixture, kind, 0..3).await;
+        let model = fixture.master.global();
+        fixture.master.shutdown().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let fixture = Fixture::start(changed(dir.path(), before)).await;
+        hand_in(&fixture, kind, 0..2).await;
+        let [first, second] = updates(kind, 2);
+        fixture.accepted(first).await;
+        fixture.master.shutdown().await.unwrap();
+        let fixture = Fixture::start(changed(dir.path(), after)).await;
+        assert!(fixture.accepted(second).await.aggregated, "{name}");
+        assert!(fixture.master.global() == model, "{name}: another model");
+        fixture.master.shutdown().await.unwrap();
+    }
+}
+
+/// So many parameters that twice as many take more than the largest update without control variates.
+const LARGE: usize = 300_000;
+
+#[tokio::test]
+async fn the_open_round_takes_control_variates_of_a_large_model_after_a_change_to_fedavg() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = |name: &str| {
+        let mut config = config(dir.path());
+        (config.model.model, config.model.model_dim) = ("mlp".into(), LARGE);
+        strategy(&mut config, name);
+        config
+    };
+    let layout = ModelSpec::preset("mlp", &[1, 8, 8], 10, LARGE).unwrap().layout();
+    let values = vec![0.001; layout.parameters()];
+    let body = |worker: usize| {
+        let meta = update::peek_meta(&update_of(worker, 0, false)).unwrap();
+        let tensors: Vec<_> =
+            layout.tensors().iter().map(|t| Encoded::F32(&values[t.offset..t.offset + t.len])).collect();
+        update::write(&meta, &layout, &[tensors.clone(), tensors].concat()).unwrap()
+    };
+    let fixture = Fixture::start(large("scaffold:2")).await;
+    fixture.accepted(body(0)).await;
+    fixture.master.shutdown().await.unwrap();
+    let fixture = Fixture::start(large("fedavg")).await;
+    assert!(fixture.accepted(body(1)).await.aggregated);
+    fixture.master.shutdown().await.unwrap();
 }

@@ -3,10 +3,14 @@
 pub(crate) mod api;
 mod auth;
 mod dashboard;
+pub(crate) mod metrics;
 mod problem;
 pub mod server;
 
-use crate::service::{Peer, job::Job};
+use crate::{
+    metrics::Series,
+    service::{Peer, job::Job},
+};
 use api::{events, global, openapi, status, task, update};
 use axum::{
     Router,
@@ -17,6 +21,7 @@ use axum::{
     routing::{get, post},
 };
 use fl_protocol::ErrorCode;
+use metrics::HttpMetrics;
 use problem::Problem;
 use server::{body::Budget, limiter::Limiter};
 use std::{
@@ -34,14 +39,28 @@ pub struct App {
     budget: Budget,
     /// Refusals per worker and address.
     limiter: Limiter,
+    /// The series of the process.
+    series: Series,
+    metrics: HttpMetrics,
 }
 
 impl App {
     /// The HTTP side of a federation.
-    pub fn new(job: Arc<Job>) -> Self {
+    ///
+    /// # Errors
+    /// If a metric has the name of another one.
+    pub fn new(job: Arc<Job>, series: Series) -> prometheus::Result<Self> {
         let limits = &job.config.limits;
         let budget = Budget::new(limits, job.core.num_parameters());
-        Self { budget, limiter: Limiter::new(limits.refused_per_s), job }
+        let limiter = Limiter::new(limits.refused_per_s);
+        let metrics = HttpMetrics::new(&series)?;
+        Ok(Self { budget, limiter, series, metrics, job })
+    }
+
+    /// Counts a model that was sent.
+    fn sent_model(&self, bytes: usize) {
+        self.job.sent_model(bytes);
+        self.metrics.sent_model(bytes);
     }
 }
 

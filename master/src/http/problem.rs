@@ -40,7 +40,7 @@ impl Problem {
 
 /// Load of the scarcest resource, connections or memory for bodies; 0 to 1.
 fn load(app: &App) -> f64 {
-    let connections = app.job.metrics.connections.get() as f64 / app.job.config.limits.max_connections as f64;
+    let connections = app.metrics.connections.get() as f64 / app.job.config.limits.max_connections as f64;
     connections.max(app.budget.load()).clamp(0.0, 1.0)
 }
 

@@ -4,7 +4,7 @@
 use super::{
     closing,
     events::MasterEvent,
-    handle::{Answer, Inbox, Message, Refused},
+    handle::{Admission, Inbox, Message, Refused},
     job::{Job, Published},
 };
 use crate::federation::{
@@ -42,7 +42,7 @@ struct Offered {
     worker: WorkerId,
     /// The round that the update was trained from.
     base: u64,
-    reply: oneshot::Sender<Answer>,
+    reply: oneshot::Sender<Admission>,
 }
 
 /// Rounds that were closed since the last line about them.
@@ -145,41 +145,33 @@ impl Actor {
     fn step(&mut self, event: Event) -> bool {
         let now = self.job.host.clock.now();
         let mut closes = false;
-        // A place whose request is gone is given back, which has effects of its own.
-        let mut events = vec![event];
-        while let Some(event) = events.pop() {
-            for effect in self.state.step(event, now) {
-                match effect {
-                    Effect::Admit(id) => {
-                        events.extend(self.answer(id, None).map(|worker| Event::Abort { worker }));
-                    }
-                    Effect::Refuse(id, refusal) => {
-                        self.answer(id, Some(refusal));
-                    }
-                    Effect::Close => {
-                        closes = true;
-                        let closed = ClosedRound::of(&self.state, now, self.job.take_bytes_down());
-                        tokio::spawn(closing::close(self.job.clone(), closed));
-                    }
-                    Effect::Invite => self.job.invite(),
+        for effect in self.state.step(event, now) {
+            match effect {
+                Effect::Admit(id) => self.answer(id, None),
+                Effect::Refuse(id, refusal) => self.answer(id, Some(refusal)),
+                Effect::Close => {
+                    closes = true;
+                    let closed = ClosedRound::of(&self.state, now, self.job.take_bytes_down());
+                    tokio::spawn(closing::close(self.job.clone(), closed));
                 }
+                Effect::Invite => self.job.invite(),
             }
         }
         closes
     }
 
-    /// Answers an offer; returns its worker if the request has been dropped.
-    fn answer(&mut self, id: OfferId, refusal: Option<Refusal>) -> Option<WorkerId> {
-        let Offered { worker, base, reply } = self.offers.remove(&id)?;
+    fn answer(&mut self, id: OfferId, refusal: Option<Refusal>) {
+        let Some(Offered { worker, base, reply }) = self.offers.remove(&id) else { return };
         let global_round = self.state.round();
         let answer = match refusal {
-            None => Answer::Admitted(global_round),
+            None => Admission::Admitted(self.job.actor.place(worker, global_round)),
             Some(refusal) => {
                 let is_out = refusal == Refusal::Duplicate && !self.state.has_accepted(&worker, base);
-                Answer::Refused(Refused { refusal, global_round, is_out })
+                Admission::Refused(Refused { refusal, global_round, is_out })
             }
         };
-        reply.send(answer).is_err().then_some(worker)
+        // Nobody may wait for it any more: the place in it is given back then.
+        let _ = reply.send(answer);
     }
 
     /// The next model is there: shows it, opens its round, answers who waited for it.

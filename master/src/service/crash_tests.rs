@@ -134,6 +134,9 @@ impl<'a> World<'a> {
             self.check_closed(snapshot)?;
             self.publish(snapshot.round, &snapshot.model)?;
         }
+        if !state.is_open() {
+            return Err(End::Fault("the recovered round is not open: nobody would close it".to_owned()));
+        }
         let global = core.global();
         if self.reference.global().round != global.round {
             return Err(End::Fault(format!(

@@ -37,7 +37,7 @@ pub(super) enum Message {
     Offer {
         worker: WorkerId,
         round: u64,
-        reply: oneshot::Sender<Answer>,
+        reply: oneshot::Sender<Admission>,
     },
     Commit {
         worker: WorkerId,
@@ -56,13 +56,6 @@ pub(super) enum Message {
         global: Arc<Global>,
         record: HistoryRecord,
     },
-}
-
-/// How an offer was decided, and the round that the master is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
-    Admitted(u64),
-    Refused(Refused),
 }
 
 /// The actor is gone: the master has been shut down.
@@ -136,13 +129,13 @@ impl ActorHandle {
     /// # Errors
     /// If the master has been shut down.
     pub async fn offer(&self, worker: WorkerId, round: u64) -> Result<Admission, Gone> {
-        let answer = self.call(|reply| Message::Offer { worker: worker.clone(), round, reply }).await?;
-        Ok(match answer {
-            Answer::Admitted(round) => {
-                Admission::Admitted(Place { handle: self.clone(), worker: Some(worker), round })
-            }
-            Answer::Refused(refused) => Admission::Refused(refused),
-        })
+        self.call(|reply| Message::Offer { worker, round, reply }).await
+    }
+
+    /// The place of `worker` in the open round, for the answer to its offer. An answer that nobody takes is
+    /// dropped with it, even one that was sent before the request was gone.
+    pub(super) fn place(&self, worker: WorkerId, round: u64) -> Place {
+        Place { handle: self.clone(), worker: Some(worker), round }
     }
 
     /// Asks for work.
@@ -156,5 +149,81 @@ impl ActorHandle {
     /// Reports the next model.
     pub(crate) async fn closed(&self, global: Arc<Global>, record: HistoryRecord) {
         let _ = self.0.send(Message::Closed { global, record }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    fn worker() -> WorkerId {
+        "w".parse().unwrap()
+    }
+
+    fn is_given_back(inbox: &mut Inbox) -> bool {
+        matches!(inbox.0.try_recv(), Ok(Message::Abort { worker: of }) if of == worker())
+    }
+
+    #[tokio::test]
+    async fn a_place_is_given_back_if_its_request_is_gone_before_or_after_the_answer() {
+        for answered_first in [false, true] {
+            let (handle, mut inbox) = channel();
+            let mut offer = Box::pin(handle.offer(worker(), 0));
+            assert!(offer.as_mut().now_or_never().is_none());
+            let Ok(Message::Offer { reply, .. }) = inbox.0.try_recv() else { panic!("there is an offer") };
+            let answer = Admission::Admitted(handle.place(worker(), 0));
+            if answered_first {
+                reply.send(answer).unwrap();
+                assert!(inbox.0.try_recv().is_err(), "it is not lost yet");
+                drop(offer);
+            } else {
+                drop(offer);
+                drop(reply.send(answer));
+            }
+            assert!(is_given_back(&mut inbox), "answered first: {answered_first}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_given_back_even_if_the_queue_is_full() {
+        let (handle, mut inbox) = channel();
+        let place = handle.place(worker(), 0);
+        for _ in 0..QUEUE {
+            handle.0.try_send(Message::Abort { worker: "other".parse().unwrap() }).unwrap();
+        }
+        drop(place);
+        for _ in 0..QUEUE {
+            inbox.0.recv().await.unwrap();
+        }
+        assert!(matches!(inbox.0.recv().await, Some(Message::Abort { worker: of }) if of == worker()));
+    }
+
+    #[tokio::test]
+    async fn a_committed_place_is_not_given_back() {
+        let (handle, mut inbox) = channel();
+        let contribution = Contribution {
+            num_samples: 1,
+            local_norm: 1.0,
+            norm: 0.0,
+            base: 0,
+            loss: None,
+            bytes: 1,
+            reused_bytes: None,
+        };
+        let status = WorkerStatus {
+            ip: "::1".into(),
+            round: 0,
+            num_samples: 1,
+            loss: None,
+            compute_factor: None,
+            last_update_ts: 0.0,
+            bytes: 1,
+        };
+        let mut commit = Box::pin(handle.place(worker(), 0).commit(contribution, status));
+        assert!(commit.as_mut().now_or_never().is_none());
+        drop(commit);
+        assert!(matches!(inbox.0.try_recv(), Ok(Message::Commit { .. })));
+        assert!(inbox.0.try_recv().is_err());
     }
 }

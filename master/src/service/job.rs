@@ -5,11 +5,11 @@ use super::{
     events::MasterEvent,
     handle::ActorHandle,
     host::Host,
+    metrics::JobMetrics,
     view::StatusView,
 };
 use crate::{
-    federation::{Core, Global},
-    metrics::Metrics,
+    federation::{Core, Global, Strategy},
     settings::Config,
     store::Durable,
 };
@@ -49,7 +49,7 @@ pub struct Job {
     /// Changes when workers that wait for work may ask again.
     pub invitations: watch::Sender<u64>,
     /// Its counters.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<JobMetrics>,
     /// The state on disk; absent with `DURABLE=false`.
     pub durable: Option<Durable>,
     /// True once the last round is done and evaluated.
@@ -63,6 +63,9 @@ pub struct Job {
     pub(super) close_is_stuck: AtomicBool,
     /// Bytes of models sent since the round opened.
     bytes_down: AtomicU64,
+    /// Whether an update may hold control variates: under today's strategy, or under that with which the open round
+    /// was begun.
+    takes_control: bool,
 }
 
 /// The parts of a [`Job`].
@@ -73,7 +76,7 @@ pub(crate) struct Parts {
     pub(crate) core: Core,
     pub(crate) actor: ActorHandle,
     pub(crate) published: watch::Receiver<Published>,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<JobMetrics>,
     pub(crate) durable: Option<Durable>,
     pub(crate) view: StatusView,
 }
@@ -84,7 +87,9 @@ const BROADCAST: usize = 1024;
 impl Job {
     pub(crate) fn new(parts: Parts) -> Self {
         let finished = parts.published.borrow().finished;
+        let strategies = [parts.config.aggregation.strategy, parts.core.settings().strategy];
         Self {
+            takes_control: strategies.into_iter().any(Strategy::uses_control),
             host: parts.host,
             config: parts.config,
             model_name: parts.model_name,
@@ -112,6 +117,11 @@ impl Job {
     /// The newest model that workers may see.
     pub fn global(&self) -> Arc<Global> {
         self.published.borrow().global.clone()
+    }
+
+    /// Parameters that one update may hold, those of a control variate included.
+    pub fn most_parameters(&self) -> usize {
+        (1 + usize::from(self.takes_control)) * self.core.num_parameters()
     }
 
     /// Whether updates are refused because the state cannot be written now.
@@ -200,7 +210,6 @@ impl Job {
     /// Counts a model that was sent.
     pub fn sent_model(&self, bytes: usize) {
         self.bytes_down.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.metrics.bytes_down.inc_by(bytes as u64);
     }
 
     /// Bytes of models sent since the last call.

@@ -11,6 +11,7 @@ pub(crate) mod handle;
 pub(crate) mod host;
 pub(crate) mod ingest;
 pub(crate) mod job;
+pub(crate) mod metrics;
 pub(crate) mod pool;
 pub(crate) mod recover;
 mod view;

@@ -7,7 +7,7 @@ use super::{ingest::worker_status, view::StatusView};
 use crate::{
     federation::{
         Added, AggregationSettings, Core, Snapshot,
-        round::{ClosedRound, Event, RoundState},
+        round::{ClosedRound, RoundState},
     },
     settings::Config,
     setup,
@@ -131,12 +131,8 @@ pub(crate) fn recover(
     say_what_changes(&core, config, &open)?;
     info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     let state = RoundState::new(setup::rules(config), round, participants, now);
-    let mut state = state.with_newest(newest);
-    for (Added { meta, contribution, .. }, _) in open {
-        let worker = meta.worker_id;
-        state.step(Event::Offer { id: 0, worker: worker.clone(), round: contribution.base }, now);
-        state.step(Event::Commit { worker, contribution }, now);
-    }
+    let accepted = open.into_iter().map(|(added, _)| (added.meta.worker_id, added.contribution));
+    let state = state.with_newest(newest).with_accepted(accepted, now);
     Ok(Recovered { core, state, view, remade })
 }
 

@@ -126,6 +126,7 @@ impl StatusView {
         match missing.len().saturating_sub(NAMED) {
             _ if names.is_empty() => head,
             0 => format!("{head}: not there yet: {}", names.join(", ")),
+            1 => format!("{head}: not there yet: {} and 1 other", names.join(", ")),
             others => format!("{head}: not there yet: {} and {others} others", names.join(", ")),
         }
     }
@@ -192,20 +193,86 @@ impl StatusView {
 mod tests {
     use super::*;
 
+    fn id(name: impl ToString) -> WorkerId {
+        name.to_string().parse().unwrap()
+    }
+
+    fn update_at(last_update_ts: f64) -> WorkerStatus {
+        WorkerStatus {
+            ip: "::1".into(),
+            round: 1,
+            num_samples: 1,
+            loss: None,
+            compute_factor: None,
+            last_update_ts,
+            bytes: 1,
+        }
+    }
+
+    fn reason(view: &StatusView, now: f64, needed: u64) -> Option<String> {
+        view.waiting(now, needed, false).map(|waiting| waiting.reason)
+    }
+
+    #[test]
+    fn a_round_that_waits_says_for_whom_once_it_has_waited_ten_seconds() {
+        let mut view = StatusView::new(vec![], 100.0);
+        assert_eq!(reason(&view, 109.9, 2), None);
+        let text = reason(&view, 110.0, 2).unwrap();
+        assert_eq!(text, "waiting for 2 more updates of 2: no worker has asked for work yet");
+        view.heard_of(&id("a"), 111.0);
+        let text = reason(&view, 112.0, 2).unwrap();
+        assert!(text.contains("only 1 worker was heard of in the last 2 minutes"), "{text}");
+        assert!(text.contains("AGG_MIN_CLIENTS"), "{text}");
+        for (i, name) in ["b", "c", "d", "e"].into_iter().enumerate() {
+            view.heard_of(&id(name), 113.0 + i as f64);
+        }
+        view.accepted(id("e"), update_at(118.0));
+        let waiting = view.waiting(119.0, 2, false).unwrap();
+        assert_eq!(waiting.reason, "waiting for 1 more update of 2: not there yet: d, c, b and 1 other");
+        let missing: Vec<_> = waiting.missing.iter().map(|m| (m.worker.as_str(), m.last_seen_ts)).collect();
+        assert_eq!(missing, [("d", 115.0), ("c", 114.0), ("b", 113.0), ("a", 111.0)]);
+        assert_eq!((waiting.needed, waiting.accepted, waiting.since_ts), (2, 1, 100.0));
+        // Who is silent for two minutes is not there, and after an hour not missed either.
+        let text = reason(&view, 300.0, 2).unwrap();
+        assert!(text.contains("only 0 workers were heard of"), "{text}");
+        assert!(view.waiting(118.0 + REMEMBERED_S, 2, false).unwrap().missing.is_empty());
+        let text = view.waiting(119.0, 2, true).unwrap().reason;
+        assert!(text.contains("the state cannot be written"), "{text}");
+        view.accepted(id("d"), update_at(120.0));
+        assert_eq!(reason(&view, 121.0, 2), None, "it closes");
+        assert!(view.waiting(121.0, 2, true).is_some(), "it cannot");
+        view.round_closed(122.0);
+        assert_eq!((reason(&view, 131.9, 2), view.pending_updates()), (None, 0));
+        assert!(reason(&view, 132.0, 2).is_some());
+    }
+
+    #[test]
+    fn names_cost_bounded_memory() {
+        let mut view = StatusView::default();
+        for i in 0..3 * MAX_WORKERS {
+            view.accepted(id(format!("w{i}")), update_at(i as f64));
+            view.round_closed(i as f64);
+        }
+        assert_eq!(view.workers().len(), MAX_WORKERS);
+        let newest = id(format!("w{}", 3 * MAX_WORKERS - 1));
+        assert!(view.workers().contains_key(&newest) && view.heard.contains_key(&newest));
+        for i in 0..10 * MAX_WORKERS {
+            view.heard_of(&id(format!("v{i}")), 1e6 + i as f64 * 1e-3);
+            assert!(view.heard.len() <= MAX_WORKERS);
+        }
+        // All at one time.
+        for i in 0..10 * MAX_WORKERS {
+            view.heard_of(&id(format!("u{i}")), 2e6);
+            assert!(view.heard.len() <= MAX_WORKERS);
+        }
+    }
+
     #[test]
     fn the_latest_workers_are_those_heard_from_last() {
         let mut view = StatusView::default();
         for i in 0..1000u32 {
-            let status = WorkerStatus {
-                ip: "::1".into(),
-                round: 1,
-                num_samples: 1,
-                loss: None,
-                compute_factor: None,
-                // Neither in the order of the names nor against it.
-                last_update_ts: f64::from(i * 7 % 1000),
-                bytes: 1,
-            };
+            // Neither in the order of the names nor against it.
+            let status = update_at(f64::from(i * 7 % 1000));
             view.accepted(format!("w{i:04}").parse().unwrap(), status);
         }
         let latest = view.latest_workers(200);

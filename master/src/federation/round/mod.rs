@@ -5,6 +5,8 @@
 //! and are answered by a later step; every offer is answered exactly once.
 
 mod closed;
+#[cfg(test)]
+mod random_tests;
 mod rules;
 mod sampling;
 mod state;

@@ -17,7 +17,7 @@ pub(super) struct Sampling {
     timeout_s: f64,
     /// Last question of every worker that is present.
     seen: BTreeMap<WorkerId, f64>,
-    /// Chosen workers of this round and when they were chosen.
+    /// Chosen workers of this round and since when they may train.
     chosen: BTreeMap<WorkerId, f64>,
 }
 
@@ -26,16 +26,23 @@ impl Sampling {
         Self { size, seed, timeout_s, seen: BTreeMap::new(), chosen: BTreeMap::new() }
     }
 
-    /// Draws for a new round. If fewer are present than are wanted, the next ones that ask fill up.
-    pub(super) fn open(&mut self, round: u64, now: f64) {
+    /// Draws for a new round in which nobody trains before `starts`. If fewer are present than are wanted, the next
+    /// ones that ask fill up.
+    pub(super) fn open(&mut self, round: u64, now: f64, starts: f64) {
         self.seen.retain(|_, last| now - *last <= PRESENT_S);
         let chosen = draw(self.seed, round, self.seen.keys(), self.size);
-        self.chosen = chosen.into_iter().map(|worker| (worker.clone(), now)).collect();
+        self.chosen = chosen.into_iter().map(|worker| (worker.clone(), starts)).collect();
     }
 
     /// Whether `worker` is to train. A chosen worker that stays silent loses its place to the next
     /// one that asks; one whose update is there (`has_slot`) keeps it.
-    pub(super) fn ask(&mut self, worker: &WorkerId, now: f64, has_slot: impl Fn(&WorkerId) -> bool) -> bool {
+    pub(super) fn ask(
+        &mut self,
+        worker: &WorkerId,
+        now: f64,
+        starts: f64,
+        has_slot: impl Fn(&WorkerId) -> bool,
+    ) -> bool {
         self.remember(worker, now);
         if self.chosen.contains_key(worker) {
             return true;
@@ -47,7 +54,7 @@ impl Sampling {
         if self.chosen.len() >= self.size {
             return false;
         }
-        self.chosen.insert(worker.clone(), now);
+        self.chosen.insert(worker.clone(), now.max(starts));
         true
     }
 
@@ -98,9 +105,9 @@ mod tests {
         let draw = |round| {
             let mut sampling = Sampling::new(10, 7, 60.0);
             (0..100).for_each(|i| {
-                sampling.ask(&id(i), 0.0, |_| false);
+                sampling.ask(&id(i), 0.0, 0.0, |_| false);
             });
-            sampling.open(round, 1.0);
+            sampling.open(round, 1.0, 1.0);
             sampling.chosen.into_keys().collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
@@ -114,25 +121,25 @@ mod tests {
     #[test]
     fn a_silent_worker_loses_its_place_and_a_done_one_keeps_it() {
         let mut sampling = Sampling::new(2, 7, 60.0);
-        assert!(sampling.ask(&id(0), 0.0, |_| false));
-        assert!(sampling.ask(&id(1), 0.0, |_| false));
-        assert!(!sampling.ask(&id(2), 59.0, |_| false));
-        assert!(sampling.ask(&id(2), 61.0, |w| *w == id(0)));
-        assert!(!sampling.ask(&id(3), 61.0, |w| *w == id(0)));
+        assert!(sampling.ask(&id(0), 0.0, 0.0, |_| false));
+        assert!(sampling.ask(&id(1), 0.0, 0.0, |_| false));
+        assert!(!sampling.ask(&id(2), 59.0, 0.0, |_| false));
+        assert!(sampling.ask(&id(2), 61.0, 0.0, |w| *w == id(0)));
+        assert!(!sampling.ask(&id(3), 61.0, 0.0, |w| *w == id(0)));
     }
 
     #[test]
     fn asking_under_ever_new_names_takes_bounded_memory() {
         let mut sampling = Sampling::new(1, 7, 60.0);
         for i in 0..MAX_PRESENT + 10 {
-            sampling.ask(&id(i), i as f64 * 1e-3, |_| false);
+            sampling.ask(&id(i), i as f64 * 1e-3, 0.0, |_| false);
         }
         assert!(sampling.seen.len() <= MAX_PRESENT / 2 + 10);
         assert!(sampling.seen.contains_key(&id(MAX_PRESENT + 9)), "the newest stay");
         // All at one time: a flood.
         let mut sampling = Sampling::new(1, 7, 60.0);
         for i in 0..2 * MAX_PRESENT {
-            sampling.ask(&id(i), 0.0, |_| false);
+            sampling.ask(&id(i), 0.0, 0.0, |_| false);
         }
         assert!(sampling.seen.len() <= MAX_PRESENT);
     }
@@ -140,9 +147,9 @@ mod tests {
     #[test]
     fn those_who_left_are_not_drawn() {
         let mut sampling = Sampling::new(5, 7, 60.0);
-        sampling.ask(&id(0), 0.0, |_| false);
-        sampling.ask(&id(1), 100.0, |_| false);
-        sampling.open(1, 130.0);
+        sampling.ask(&id(0), 0.0, 0.0, |_| false);
+        sampling.ask(&id(1), 100.0, 0.0, |_| false);
+        sampling.open(1, 130.0, 130.0);
         assert_eq!(sampling.chosen.into_keys().collect::<Vec<_>>(), [id(1)]);
     }
 }

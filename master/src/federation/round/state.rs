@@ -78,6 +78,20 @@ impl RoundState {
         self
     }
 
+    /// Goes on with updates that the open round had accepted before a restart. If they suffice to close it, the
+    /// next [`Event::Tick`] says so.
+    #[must_use]
+    pub fn with_accepted(
+        mut self,
+        updates: impl IntoIterator<Item = (WorkerId, Contribution)>,
+        now: f64,
+    ) -> Self {
+        for (worker, contribution) in updates {
+            self.commit(worker, contribution, now);
+        }
+        self
+    }
+
     /// Asynchronous operation: the model that each worker's newest update was trained from.
     pub fn newest(&self) -> &BTreeMap<WorkerId, u64> {
         &self.newest
@@ -194,13 +208,13 @@ impl RoundState {
             Phase::Closing => return Decision::Wait,
             Phase::Open => {}
         }
-        self.pausing &= now < self.pause_ends();
-        let slots = &self.slots;
+        // The tick that is due tells everyone else, so `pausing` stays until then.
+        let (starts, slots) = (self.starts(), &self.slots);
         let chosen = match &mut self.sampling {
-            Some(sampling) => sampling.ask(worker, now, |id| slots.contains_key(id)),
+            Some(sampling) => sampling.ask(worker, now, starts, |id| slots.contains_key(id)),
             None => true,
         };
-        if self.pausing || !chosen || self.slots.contains_key(worker) || self.is_full(now) {
+        if now < starts || !chosen || self.slots.contains_key(worker) || self.is_full(now) {
             return Decision::Wait;
         }
         self.clock_from.get_or_insert(now);
@@ -278,6 +292,11 @@ impl RoundState {
         self.opened + self.rules.pause_s
     }
 
+    /// When workers may begin to train.
+    fn starts(&self) -> f64 {
+        if self.pausing { self.pause_ends() } else { self.opened }
+    }
+
     pub(super) fn deadline(&self) -> Option<f64> {
         Some(self.clock_from? + self.rules.deadline_s?)
     }
@@ -295,8 +314,9 @@ impl RoundState {
         self.pausing = self.rules.pause_s > 0.0;
         self.clock_from = None;
         self.phase = if self.finishes_with(self.round) { Phase::Finished } else { Phase::Open };
+        let starts = self.starts();
         if let Some(sampling) = &mut self.sampling {
-            sampling.open(self.round, now);
+            sampling.open(self.round, now, starts);
         }
     }
 

@@ -1,8 +1,6 @@
-//! The rules against a reference that is too simple to be wrong.
+//! The rules, one at a time.
 
 use super::*;
-use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
 
 fn rules(target: usize) -> Rules {
     Rules {
@@ -176,145 +174,33 @@ fn who_has_sent_its_update_waits_for_the_next_round() {
     assert_eq!(state.ask(&id(0), 0.0), Decision::Wait);
 }
 
-#[derive(Debug, Clone)]
-enum Action {
-    Offer { worker: usize, back: u64 },
-    Finish { pick: usize, good: bool },
-    ModelReady,
-    Pass(f64),
-}
-
-fn action() -> impl Strategy<Value = Action> {
-    prop_oneof![
-        4 => (0usize..6, 0u64..6).prop_map(|(worker, back)| Action::Offer { worker, back }),
-        4 => (any::<usize>(), prop::bool::weighted(0.8)).prop_map(|(pick, good)| Action::Finish { pick, good }),
-        2 => Just(Action::ModelReady),
-        1 => (0.0f64..4.0).prop_map(Action::Pass),
-    ]
-}
-
-/// The reference: sets of who was accepted in which round, and every offer's fate.
-#[derive(Default)]
-struct Reference {
-    accepted: BTreeSet<(usize, u64)>,
-    in_flight: Vec<usize>,
-    open_offers: BTreeMap<OfferId, (usize, u64)>,
-    closing: bool,
-    round: u64,
-}
-
-impl Reference {
-    fn accepted_in(&self, round: u64) -> usize {
-        self.accepted.iter().filter(|(_, r)| *r == round).count()
+#[test]
+fn the_end_of_the_pause_is_told_even_if_a_worker_asks_first() {
+    let mut state = RoundState::new(Rules { pause_s: 5.0, ..rules(2) }, 0, vec![], 0.0);
+    for worker in 0..2 {
+        state.step(offer(worker as u64, worker, 0), 0.0);
+        state.step(commit(worker), 0.0);
     }
-
-    fn take(&mut self, effect: &Effect, rules: &Rules, deadline_passed: bool) {
-        match effect {
-            Effect::Admit(offer) => {
-                let (worker, round) = self.open_offers.remove(offer).expect("answered once");
-                assert_eq!(round, self.round);
-                assert!(!self.closing && !self.in_flight.contains(&worker));
-                assert!(!self.accepted.contains(&(worker, round)));
-                self.in_flight.push(worker);
-                assert!(self.in_flight.len() + self.accepted_in(round) <= rules.target);
-            }
-            Effect::Refuse(offer, refusal) => {
-                let (worker, round) = self.open_offers.remove(offer).expect("answered once");
-                let remembered = round + rules.remember as u64 >= self.round;
-                let expected = if round > self.round {
-                    Refusal::Future
-                } else if remembered && self.accepted.contains(&(worker, round)) {
-                    Refusal::Duplicate
-                } else {
-                    assert!(round < self.round || rules.rounds == self.round);
-                    Refusal::Stale
-                };
-                assert_eq!(*refusal, expected);
-            }
-            Effect::Close => {
-                assert!(!self.closing && self.in_flight.is_empty());
-                let accepted = self.accepted_in(self.round);
-                assert!(accepted == rules.target || (deadline_passed && accepted >= rules.min_at_deadline));
-                self.closing = true;
-            }
-            Effect::Invite => assert!(!self.closing),
-        }
-    }
+    state.step(Event::ModelReady, 0.0);
+    assert_eq!(state.ask(&id(0), 4.0), Decision::Wait);
+    // A message that comes when the tick is due is handled before it.
+    assert_eq!(state.ask(&id(1), 5.0), Decision::Train { deadline_s: None });
+    assert_eq!(state.next_wake(5.0), Some(5.0));
+    assert_eq!(state.step(Event::Tick, 5.0), [Effect::Invite], "worker 0 waits");
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-    #[test]
-    fn random_events_keep_every_promise(
-        actions in prop::collection::vec(action(), 1..200),
-        target in 1usize..5,
-        deadline in prop::option::of(1.0f64..8.0),
-        rounds in 0u64..6,
-    ) {
-        let rules = Rules { deadline_s: deadline, rounds, ..rules(target) };
-        let mut state = RoundState::new(rules.clone(), 0, vec![], 0.0);
-        let mut reference = Reference::default();
-        let (mut now, mut next_offer) = (0.0, 0);
-        for action in actions {
-            let event = match action {
-                Action::Offer { worker, back } => {
-                    let round = match back {
-                        0 => state.round() + 1,
-                        1..4 => state.round(),
-                        past => state.round().saturating_sub(past - 3),
-                    };
-                    next_offer += 1;
-                    reference.open_offers.insert(next_offer, (worker, round));
-                    offer(next_offer, worker, round)
-                }
-                Action::Finish { pick, good } => {
-                    if reference.in_flight.is_empty() {
-                        continue;
-                    }
-                    let worker = reference.in_flight.swap_remove(pick % reference.in_flight.len());
-                    if good {
-                        reference.accepted.insert((worker, reference.round));
-                        commit(worker)
-                    } else {
-                        abort(worker)
-                    }
-                }
-                Action::ModelReady => {
-                    if reference.closing {
-                        reference.closing = false;
-                        reference.round += 1;
-                    }
-                    Event::ModelReady
-                }
-                Action::Pass(seconds) => {
-                    now += seconds;
-                    Event::Tick
-                }
-            };
-            let deadline_passed = state.deadline().is_some_and(|at| now >= at);
-            for effect in state.step(event, now) {
-                reference.take(&effect, &rules, deadline_passed);
-            }
-            prop_assert_eq!(state.round(), reference.round);
-            prop_assert_eq!(state.accepted(), reference.accepted_in(reference.round));
-        }
-        // Whatever waits is answered once what it waits for has happened.
-        for _ in 0..1000 {
-            let event = if let Some(worker) = reference.in_flight.pop() {
-                reference.accepted.insert((worker, reference.round));
-                commit(worker)
-            } else if reference.closing {
-                reference.closing = false;
-                reference.round += 1;
-                Event::ModelReady
-            } else {
-                break;
-            };
-            let deadline_passed = state.deadline().is_some_and(|at| now >= at);
-            for effect in state.step(event, now) {
-                reference.take(&effect, &rules, deadline_passed);
-            }
-        }
-        prop_assert!(reference.open_offers.is_empty(), "unanswered: {:?}", reference.open_offers);
-    }
+#[test]
+fn a_chosen_worker_does_not_lose_its_place_by_the_pause() {
+    let rules = Rules { pause_s: 100.0, task_timeout_s: 60.0, sample: Some(1), ..rules(1) };
+    let mut state = RoundState::new(rules, 0, vec![], 0.0);
+    assert_eq!(state.ask(&id(0), 0.0), Decision::Train { deadline_s: None });
+    state.step(offer(1, 0, 0), 0.0);
+    state.step(commit(0), 0.0);
+    state.step(Event::ModelReady, 0.0);
+    // Nobody else has been heard of: worker 0 is drawn, and has nothing to do for 100 s.
+    assert_eq!(state.ask(&id(1), 90.0), Decision::Wait);
+    assert_eq!(state.step(Event::Tick, 100.0), [Effect::Invite]);
+    assert_eq!(state.ask(&id(1), 100.0), Decision::Wait);
+    assert_eq!(state.ask(&id(0), 100.0), Decision::Train { deadline_s: None });
+    assert_eq!(state.ask(&id(1), 161.0), Decision::Train { deadline_s: None }, "it is silent now");
 }

@@ -22,7 +22,7 @@ pub(in crate::http) async fn post_update(
     match take(&app, request, ip).await {
         Ok(ack) => Ok(Json(ack)),
         Err((worker, rejection)) => {
-            app.job.metrics.refused(rejection.code);
+            app.metrics.refused(rejection.code);
             app.job.view().refused(rejection.code);
             let worker_name = worker.as_ref().map_or("", WorkerId::as_str);
             info!(%ip, worker = worker_name, code = rejection.code.as_str(), msg = rejection.msg, "update refused");
@@ -51,9 +51,7 @@ async fn take(
     }
     let (parts, body) = request.into_parts();
     let format = format(&parts.headers).map_err(|rejection| (None, rejection))?;
-    // Control variates double what a container holds.
-    let vectors = 1 + usize::from(app.job.config.aggregation.strategy.uses_control());
-    let parameters = vectors * app.job.core.layout().parameters();
+    let parameters = app.job.most_parameters();
     let limit = match format {
         Format::Container => limits::max_update_bytes(parameters),
         Format::Json => limits::max_update_json_bytes(parameters),

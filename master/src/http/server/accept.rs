@@ -115,9 +115,9 @@ pub async fn serve(listener: TcpListener, app: AppState, tls: Option<TlsAcceptor
         };
         let (server, alive) = (server.clone(), alive.clone());
         tokio::spawn(async move {
-            server.app.job.metrics.connections.inc();
+            server.app.metrics.connections.inc();
             server.handle(stream, address.ip(), seat).await;
-            server.app.job.metrics.connections.dec();
+            server.app.metrics.connections.dec();
             drop(alive);
         });
     }

@@ -62,20 +62,19 @@ impl History {
     }
 
     fn append_line(&mut self, folder: &Folder, record: &HistoryRecord) -> io::Result<()> {
+        let mut line = line(record)?;
         let (len, lines) = match self.seen {
             Some(seen) => seen,
             None => {
                 let text = read(folder)?;
-                // Half a line, which a crash has left, must not make the next one unreadable.
-                let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-                (whole as u64, text[..whole].iter().filter(|byte| **byte == b'\n').count())
+                // Half a line, which a crash has left, must not make this one unreadable.
+                if text.last().is_some_and(|byte| *byte != b'\n') {
+                    line.insert(0, b'\n');
+                }
+                (text.len() as u64, text.iter().filter(|byte| **byte == b'\n').count())
             }
         };
         let mut file = folder.disk.create(&path(folder))?;
-        let line = line(record)?;
-        if self.seen.is_none() {
-            file.set_len(len)?;
-        }
         file.seek(SeekFrom::Start(len))?;
         file.write_all(&line)?;
         self.seen = Some((len + line.len() as u64, lines + 1));

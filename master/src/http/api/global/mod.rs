@@ -106,7 +106,7 @@ async fn get_control(
         let msg = format!("{} has no control variate", app.job.config.aggregation.strategy);
         return Err(Problem::new(&app, ErrorCode::NotFound, msg));
     };
-    app.job.sent_model(control.len());
+    app.sent_model(control.len());
     let etag = format!("{}-control\"", global.etag.trim_end_matches('"'));
     let control = Representation { round: global.round, etag, bytes: control };
     let body = models.downloads.lease(&control, &global.etag, place);
@@ -239,7 +239,7 @@ fn not_modified(exact: &Representation, form: Form) -> Response {
 }
 
 fn json(app: &App, json: &Representation, body: Bytes) -> Response {
-    app.job.sent_model(body.len());
+    app.sent_model(body.len());
     let mut response = ([(header::CONTENT_TYPE, "application/json")], body).into_response();
     common(&mut response, json.round, &json.etag);
     response
@@ -266,7 +266,7 @@ fn file(app: &App, file: &Representation, form: Form, body: &Bytes, headers: &He
             return response;
         }
     };
-    app.job.sent_model(bytes.len());
+    app.sent_model(bytes.len());
     let mut response = (status, Body::from(bytes)).into_response();
     common(&mut response, file.round, &file.etag);
     insert(&mut response, header::CONTENT_TYPE, "application/octet-stream");
