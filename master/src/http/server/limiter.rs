@@ -141,7 +141,7 @@ impl Limiter {
         bucket_of(&mut state.workers, (address, worker.clone()), self.per_s, now).is_known = true;
     }
 
-    /// Whether `worker` may ask for a task: an address may claim at most [`MAX_IDS`] ids within [`WINDOW`].
+    /// Whether `worker` may ask for a task: an address may claim at most `MAX_IDS` ids within `WINDOW`.
     pub fn may_ask(&self, ip: IpAddr, worker: &WorkerId) -> bool {
         if self.per_s <= 0.0 {
             return true;
