@@ -41,7 +41,7 @@ impl Held {
         let url = format!("http://{}", master.local_addr());
         let (release, held) = mpsc::channel();
         let job = master.job.clone();
-        tokio::spawn(async move { job.pool.run_always(move || held.recv().is_ok()).await.is_ok() });
+        tokio::spawn(async move { job.host.pool.run_always(move || held.recv().is_ok()).await.is_ok() });
         Self { master, client: Client::new(), url, release }
     }
 
@@ -82,7 +82,7 @@ impl Held {
     /// Until the owner of the round has told `worker` to wait.
     async fn until_it_waits(&self, worker: &str) {
         let is_known = || {
-            let later = self.master.job.clock.now() + 100.0;
+            let later = self.master.job.host.clock.now() + 100.0;
             let waiting = self.master.job.view().waiting(later, 1, false).unwrap();
             waiting.missing.iter().any(|missing| missing.worker == worker)
         };
