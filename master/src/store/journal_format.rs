@@ -88,7 +88,7 @@ impl Layout {
     ///
     /// # Errors
     /// If it is longer than 4 GiB.
-    pub(super) fn encode<'a>(self, record: &'a Record, durable_len: u64) -> io::Result<(Vec<u8>, &'a [u8])> {
+    pub(super) fn encode(self, record: &Record, durable_len: u64) -> io::Result<(Vec<u8>, &[u8])> {
         let (kind, meta, body): (_, _, &[u8]) = match record {
             Record::Update { meta, body } => (UPDATE, serde_json::to_vec(meta), body),
             Record::Closed(closed) => (CLOSED, serde_json::to_vec(closed), &[]),

@@ -5,7 +5,9 @@ fn max_abs(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |max, v| max.max(v.abs()))
 }
 
-fn pieces(x: &[f32], chunk: usize) -> impl FnOnce(&mut dyn FnMut(usize, Piece<'_>)) {
+type Visit<'a> = dyn FnMut(usize, Piece<'_>) + 'a;
+
+fn pieces(x: &[f32], chunk: usize) -> impl FnOnce(&mut Visit<'_>) {
     move |f| x.chunks(chunk).enumerate().for_each(|(i, c)| f(i * chunk, Piece::Values(c)))
 }
 

@@ -276,7 +276,7 @@ mod tests {
         assert!(limiter.may_ask(ip(1), &id("w0")), "one that is known may ask again");
         assert!(limiter.may_ask(ip(2), &id("other")), "another address may ask");
         for network in 3..50 {
-            (0..MAX_IDS).for_each(|i| drop(limiter.may_ask(ip(network), &id(format!("w{i}")))));
+            (0..MAX_IDS).for_each(|i| _ = limiter.may_ask(ip(network), &id(format!("w{i}"))));
         }
         assert!(limiter.lock().ids.seen.len() <= MAX_ALL_IDS);
     }
