@@ -130,10 +130,11 @@ impl Core {
         settings: AggregationSettings,
         snapshot: Snapshot,
     ) -> Result<Self, ModelError> {
-        let global = Global::new(snapshot.round, snapshot.model).completed(&settings, &snapshot.server)?;
+        let server = snapshot.server.named_for(settings.strategy);
+        let global = Global::new(snapshot.round, snapshot.model).completed(&settings, &server)?;
         let open = OpenRound {
             global: Arc::new(global),
-            server: snapshot.server,
+            server,
             collector: Collector::new(settings.strategy, layout.parameters()),
             cache: UpdateCache::open(&settings, snapshot.last_updates),
             next_settings: settings.clone(),

@@ -13,7 +13,10 @@
 
 use super::StoreError;
 pub use crate::federation::Snapshot as Checkpoint;
-use crate::federation::{intake::lazy::CachedUpdate, step::ServerState};
+use crate::federation::{
+    intake::lazy::CachedUpdate,
+    step::{OptimizerState, ServerState},
+};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use serde::{Deserialize, Serialize};
@@ -133,16 +136,16 @@ impl Checkpoint {
         if content {
             checkpoint.model = file.slice(PREFIX + header_len..model_end);
             let names_fit = || damaged("its vectors do not fit");
-            let (_, rest) =
+            let (unnamed, rest) =
                 read_vectors(&hashed[model_end..], header.vectors.iter().copied()).ok_or_else(names_fit)?;
-            if !header.vectors.is_empty() {
-                tracing::warn!(path = %path.display(), "a checkpoint of an older version: the strategy's state begins anew");
-            }
             let lengths = header.server.iter().map(|(_, len)| *len);
             let (vectors, rest) = read_vectors(rest, lengths).ok_or_else(names_fit)?;
             let names = header.server.into_iter().map(|(name, _)| name);
             checkpoint.server =
                 ServerState::from_vectors(names.zip(vectors)).map_err(|error| damaged(&error.to_string()))?;
+            if !unnamed.is_empty() {
+                checkpoint.server.optimizer = OptimizerState::Unnamed { vectors: unnamed };
+            }
             if !header.steps.is_empty() {
                 checkpoint.server.squared_steps = header.steps;
             }

@@ -44,6 +44,11 @@ pub enum OptimizerState {
         /// Local steps that the last round was worth.
         effective_steps: f32,
     },
+    /// What a checkpoint of an older version holds, which does not say what its vectors are.
+    Unnamed {
+        /// In the order in which that version kept them.
+        vectors: Vec<Vec<f32>>,
+    },
 }
 
 impl OptimizerState {
@@ -66,6 +71,25 @@ impl OptimizerState {
         }
     }
 
+    /// The vectors of an older version as the state of `strategy`; anything else as it is. What they were made by
+    /// is known from the settings alone, as it was to that version.
+    #[must_use]
+    pub fn named_for(self, strategy: Strategy) -> Self {
+        let Self::Unnamed { mut vectors } = self else { return self };
+        let adaptive = |rule, mut vectors: Vec<Vec<f32>>| {
+            let second_moment = vectors.pop().unwrap_or_default();
+            Self::Adaptive { rule, first_moment: vectors.pop().unwrap_or_default(), second_moment }
+        };
+        match (strategy, vectors.len()) {
+            (Strategy::FedAvgM, 1) => Self::Momentum { momentum: vectors.remove(0) },
+            (Strategy::Scaffold { .. }, 1) => Self::ControlVariate { control: vectors.remove(0) },
+            (Strategy::FedAdagrad, 2) => adaptive(AdaptiveRule::Adagrad, vectors),
+            (Strategy::FedYogi, 2) => adaptive(AdaptiveRule::Yogi, vectors),
+            (Strategy::FedAdam, 2) => adaptive(AdaptiveRule::Adam, vectors),
+            _ => Self::Unnamed { vectors },
+        }
+    }
+
     /// The strategy that it belongs to, without numbers.
     pub fn name(&self) -> &'static str {
         match self {
@@ -76,6 +100,7 @@ impl OptimizerState {
             Self::Adaptive { rule: AdaptiveRule::Adam, .. } => "fedadam",
             Self::ControlVariate { .. } => "scaffold",
             Self::NormalizedSteps { .. } => "fednova",
+            Self::Unnamed { .. } => "another strategy",
         }
     }
 
@@ -91,7 +116,7 @@ impl OptimizerState {
             _ => "fedavg",
         };
         let lengths = match self {
-            Self::Stateless | Self::NormalizedSteps { .. } => [parameters; 2],
+            Self::Stateless | Self::NormalizedSteps { .. } | Self::Unnamed { .. } => [parameters; 2],
             Self::Momentum { momentum: vector } | Self::ControlVariate { control: vector } => {
                 [vector.len(); 2]
             }
@@ -104,7 +129,10 @@ impl OptimizerState {
     pub fn direction(&mut self, options: &ServerOptions, offset: usize, mean: &mut [f64]) {
         let ServerOptions { beta1, beta2, tau, .. } = *options;
         match self {
-            Self::Stateless | Self::ControlVariate { .. } | Self::NormalizedSteps { .. } => {}
+            Self::Stateless
+            | Self::ControlVariate { .. }
+            | Self::NormalizedSteps { .. }
+            | Self::Unnamed { .. } => {}
             Self::Momentum { momentum } => {
                 for (value, m) in mean.iter_mut().zip(&mut momentum[offset..]) {
                     *value += beta1 * f64::from(*m);

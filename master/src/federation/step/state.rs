@@ -38,6 +38,12 @@ impl ServerState {
         }
     }
 
+    /// The state with the names that the vectors of an older version have under `strategy`.
+    #[must_use]
+    pub fn named_for(self, strategy: Strategy) -> Self {
+        Self { optimizer: self.optimizer.named_for(strategy), ..self }
+    }
+
     /// Resets a state of another strategy.
     pub(super) fn prepare(&mut self, strategy: Strategy, options: &ServerOptions, parameters: usize) {
         if self.optimizer.fits(strategy, parameters) {
@@ -53,7 +59,7 @@ impl ServerState {
     /// Everything by name.
     pub fn to_vectors(&self) -> Vec<(&'static str, &[f32])> {
         let mut vectors: Vec<(&'static str, &[f32])> = match &self.optimizer {
-            OptimizerState::Stateless => Vec::new(),
+            OptimizerState::Stateless | OptimizerState::Unnamed { .. } => Vec::new(),
             OptimizerState::Momentum { momentum } => vec![("fedavgm.momentum", momentum)],
             OptimizerState::Adaptive { rule, first_moment, second_moment } => {
                 let [first, second] = rule.names();
@@ -144,6 +150,23 @@ mod tests {
         for name in ["fedadam.second_moment", "fedavgm", "fednova.effective_steps"] {
             let error = ServerState::from_vectors([(name.to_owned(), vec![1.0; 2])]).unwrap_err();
             assert!(error.to_string().contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn vectors_without_names_are_those_of_the_strategy_that_is_set() {
+        for strategy in strategies() {
+            let state = OptimizerState::new(strategy, &ServerOptions::default(), 3);
+            let vectors: Vec<Vec<f32>> = match &state {
+                OptimizerState::NormalizedSteps { .. } => continue,
+                named => {
+                    let state = ServerState { optimizer: named.clone(), ..ServerState::default() };
+                    state.to_vectors().into_iter().map(|(_, vector)| vector.to_vec()).collect()
+                }
+            };
+            let unnamed = OptimizerState::Unnamed { vectors: vectors.clone() };
+            let expected = if vectors.is_empty() { unnamed.clone() } else { state };
+            assert_eq!(unnamed.named_for(strategy), expected, "{strategy}");
         }
     }
 
