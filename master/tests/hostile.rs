@@ -261,13 +261,32 @@ async fn documented(url: &str) -> BTreeSet<u16> {
         .collect()
 }
 
+/// Every request reaches what it attacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_requests_change_nothing_and_stop_nobody() {
+    attacked("0").await;
+}
+
+/// Most are answered 429 before anything else looks at them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_requests_that_are_rate_limited_change_nothing_and_stop_nobody() {
+    attacked("20").await;
+}
+
+async fn attacked(refused_per_s: &str) {
+    // One after the other: both measure memory and rounds.
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = TURN.lock().await;
     let total = setting("FL_HOSTILE_REQUESTS", 5000);
     let dir = tempfile::tempdir().unwrap();
     let port = free_port();
     let url = format!("http://127.0.0.1:{port}");
-    let settings = [("AGG_MIN_CLIENTS", "4"), ("BODY_TIMEOUT_S", "1"), ("HEADER_TIMEOUT_S", "3600")];
+    let settings = [
+        ("AGG_MIN_CLIENTS", "4"),
+        ("BODY_TIMEOUT_S", "1"),
+        ("HEADER_TIMEOUT_S", "3600"),
+        ("REFUSED_PER_S", refused_per_s),
+    ];
     let mut master = Running::spawn(port, dir.path(), &settings);
     ready(&url).await;
     let clients = [(); HONEST].map(|()| client());
