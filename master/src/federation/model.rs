@@ -130,6 +130,7 @@ pub fn next(
     Ok((Global::new(model.round, model.to_safetensors()?.into()), next_server))
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// Bytes as text: two digits each.
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

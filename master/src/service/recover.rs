@@ -6,7 +6,7 @@
 use super::{ingest::worker_status, view::StatusView};
 use crate::{
     federation::{
-        Added, AggregationSettings, Core, Snapshot,
+        Added, AggregationSettings, ClosedOutcome, Core, Snapshot,
         round::{ClosedRound, RoundState},
     },
     settings::Config,
@@ -15,8 +15,10 @@ use crate::{
     store::{Closed, Found, Record, Replayed, Store, StoreError},
 };
 use anyhow::Context;
+use bytes::Bytes;
 use fl_model::ModelError;
-use fl_protocol::{HistoryRecord, WorkerStatus};
+use fl_protocol::{HistoryRecord, WorkerId, WorkerStatus};
+use std::collections::BTreeMap;
 use tracing::info;
 
 /// Everything that a master goes on with.
@@ -46,15 +48,19 @@ fn core(source: &ModelSource, settings: AggregationSettings, snapshot: Snapshot)
     Core::new(source.layout.clone(), settings, snapshot)
 }
 
-/// The aggregation settings that a round was begun with; those of today if it has no updates yet, or if its
-/// journal is of a version that did not keep them.
-fn settings_of(store: &mut Store, round: u64, config: &Config) -> anyhow::Result<AggregationSettings> {
-    let replayed = store.replay(round, &mut |_| Ok(()))?;
-    let Some(settings) = replayed.and_then(|replayed| replayed.settings) else {
-        return Ok(config.aggregation.clone());
-    };
-    serde_json::from_slice(&settings)
-        .with_context(|| format!("the settings that round {round} was begun with cannot be read"))
+/// The aggregation settings that each round was begun with.
+struct BegunWith<'a> {
+    stored: BTreeMap<u64, Bytes>,
+    today: &'a AggregationSettings,
+}
+
+impl BegunWith<'_> {
+    /// Today's settings if the round has no updates yet, or if its journal is of a version that did not keep them.
+    fn of(&self, round: u64) -> anyhow::Result<AggregationSettings> {
+        let Some(settings) = self.stored.get(&round) else { return Ok(self.today.clone()) };
+        serde_json::from_slice(settings)
+            .with_context(|| format!("the settings that round {round} was begun with cannot be read"))
+    }
 }
 
 /// Tells if the open round is finished under other settings than today's. It must be possible to finish it.
@@ -94,7 +100,7 @@ pub(crate) fn recover(
     store: &mut Store,
     now: f64,
 ) -> anyhow::Result<Recovered> {
-    let Found { checkpoint, mut participants, history, .. } = store.load()?;
+    let Found { checkpoint, mut participants, history, settings, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
         let recovered = fresh(config, source, now)?;
         let model = recovered.core.global().bytes.clone();
@@ -102,33 +108,24 @@ pub(crate) fn recover(
         return Ok(recovered);
     };
     source.check(&checkpoint.model)?;
+    let begun_with = BegunWith { stored: settings, today: &config.aggregation };
     let mut newest = checkpoint.newest.clone();
-    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
+    let core = core(source, begun_with.of(checkpoint.round)?, checkpoint)?;
     store.tidy(&history);
     let mut view = StatusView::new(history, now);
     let mut remade = Vec::new();
-    let open = loop {
-        let round = core.global().round;
-        let Some((replayed, updates)) = replay(&core, store, round)? else { break Vec::new() };
-        for (added, status) in &updates {
+    let open = remake_rounds(&core, store, config, &begun_with, &mut newest, |updates, outcome| {
+        for (added, status) in updates {
             view.accepted(added.meta.worker_id.clone(), status.clone());
         }
-        let Some(closed) = replayed.closed else { break updates };
-        if core.settings().strategy.is_asynchronous() {
-            let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
-            newest.extend(bases);
+        if let Some(ClosedOutcome { snapshot, record, .. }) = outcome {
+            participants.push((snapshot.round - 1, snapshot.participants.clone()));
+            view.round_closed(now);
+            view.record(record.clone());
+            remade.push((snapshot, record));
         }
-        // The round after it goes on with the settings that it was begun with.
-        core.configure(settings_of(store, round + 1, config)?);
-        let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
-        participants.push((round, outcome.snapshot.participants.clone()));
-        view.round_closed(now);
-        view.record(outcome.record.clone());
-        remade.push((outcome.snapshot, outcome.record));
-    };
-    core.configure(config.aggregation.clone());
+    })?;
     let round = core.global().round;
-    say_what_changes(&core, config, &open)?;
     info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
     let state = RoundState::new(setup::rules(config), round, participants, now);
     let accepted = open.into_iter().map(|(added, _)| (added.meta.worker_id, added.contribution));
@@ -136,23 +133,50 @@ pub(crate) fn recover(
     Ok(Recovered { core, state, view, remade })
 }
 
-/// Reads every file of the state without changing anything.
+/// Reads every file of the state without changing anything, and gives the round of its model.
 ///
 /// # Errors
 /// As [`recover`].
 pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -> anyhow::Result<u64> {
-    let Some(checkpoint) = store.load()?.checkpoint else { return Ok(0) };
+    let Found { checkpoint, settings, .. } = store.load()?;
+    let Some(checkpoint) = checkpoint else { return Ok(0) };
     source.check(&checkpoint.model)?;
-    let core = core(source, settings_of(store, checkpoint.round, config)?, checkpoint)?;
-    let mut round = core.global().round;
-    while let Some((Replayed { closed: Some(closed), .. }, updates)) = replay(&core, store, round)? {
-        core.configure(settings_of(store, round + 1, config)?);
-        core.close(&closed_round(round, &closed, &updates))?;
-        round += 1;
-    }
+    let begun_with = BegunWith { stored: settings, today: &config.aggregation };
+    let mut newest = checkpoint.newest.clone();
+    let core = core(source, begun_with.of(checkpoint.round)?, checkpoint)?;
+    remake_rounds(&core, store, config, &begun_with, &mut newest, |_, _| ())?;
+    Ok(core.global().round)
+}
+
+/// Makes the closed rounds since the checkpoint again and adds the open round's updates, which it gives. `each`
+/// is told every round's updates, and what came of its close if it was closed.
+fn remake_rounds(
+    core: &Core,
+    store: &mut Store,
+    config: &Config,
+    begun_with: &BegunWith<'_>,
+    newest: &mut BTreeMap<WorkerId, u64>,
+    mut each: impl FnMut(&[Accepted], Option<ClosedOutcome>),
+) -> anyhow::Result<Vec<Accepted>> {
+    let open = loop {
+        let round = core.global().round;
+        let Some((replayed, updates)) = replay(core, store, round)? else { break Vec::new() };
+        let Some(closed) = replayed.closed else {
+            each(&updates, None);
+            break updates;
+        };
+        if core.settings().strategy.is_asynchronous() {
+            let bases = updates.iter().map(|(added, _)| (added.meta.worker_id.clone(), added.meta.round));
+            newest.extend(bases);
+        }
+        // The round after it goes on with the settings that it was begun with.
+        core.configure(begun_with.of(round + 1)?);
+        let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
+        each(&updates, Some(outcome));
+    };
     core.configure(config.aggregation.clone());
-    say_what_changes(&core, config, &[])?;
-    Ok(round)
+    say_what_changes(core, config, &open)?;
+    Ok(open)
 }
 
 /// A round's journal: its updates, added to the sum of the open round.

@@ -1,8 +1,9 @@
 //! From the newest readable checkpoint over the closed journals to the open round, and back to an earlier one.
 
 use super::{Checkpoint, Found, Replayed, Store, StoreError, newest_records};
+use bytes::Bytes;
 use fl_protocol::WorkerId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tracing::{error, info};
 
 /// What the checkpoints say.
@@ -27,7 +28,7 @@ pub(super) fn load(store: &mut Store) -> Result<Found, StoreError> {
             (None, None) => Ok(Found::default()),
         };
     };
-    let (open_round, broken) = follow(store, checkpoint.round, latest)?;
+    let Followed { open_round, settings, broken } = follow(store, checkpoint.round, latest)?;
     if let Some(reason) = broken {
         let beyond =
             damaged.iter().filter(|(round, _)| *round > open_round).map(|(_, error)| error.in_brief());
@@ -38,7 +39,7 @@ pub(super) fn load(store: &mut Store) -> Result<Found, StoreError> {
         error!("{}; it is not needed: the state is complete without it", damaged.in_brief());
     }
     let history = newest_records(store.snapshots.history()?, checkpoint.round);
-    Ok(Found { checkpoint: newest, open_round, participants, history })
+    Ok(Found { checkpoint: newest, open_round, settings, participants, history })
 }
 
 fn checkpoints(store: &Store) -> Result<Checkpoints, StoreError> {
@@ -72,14 +73,28 @@ fn read(store: &Store, round: u64, content: bool) -> Result<Checkpoint, StoreErr
     Ok(checkpoint)
 }
 
+/// The rounds that the journals hold.
+struct Followed {
+    open_round: u64,
+    /// The settings at the head of each journal that has them.
+    settings: BTreeMap<u64, Bytes>,
+    /// Why a later round, which a file names, cannot be reached.
+    broken: Option<String>,
+}
+
 /// Follows closed journals from round `from` to the first that is open, and says why a later round, which a
 /// file names, cannot be reached.
-fn follow(store: &mut Store, from: u64, latest: u64) -> Result<(u64, Option<String>), StoreError> {
+fn follow(store: &mut Store, from: u64, latest: u64) -> Result<Followed, StoreError> {
     let mut round = from;
+    let mut settings = BTreeMap::new();
     loop {
         let name = store.log.name(round).display().to_string();
         let replayed = store.log.replay(round, &mut |_| Ok(()));
-        let broken = match replayed.map(|found| found.map(|found| completed(found, round, Some(latest)))) {
+        let mut replayed = replayed.map(|found| found.map(|found| completed(found, round, Some(latest))));
+        if let Ok(Some(found)) = &mut replayed {
+            settings.extend(found.settings.take().map(|begun_with| (round, begun_with)));
+        }
+        let broken = match replayed {
             Ok(Some(Replayed { closed: Some(_), .. })) => {
                 round += 1;
                 continue;
@@ -90,7 +105,7 @@ fn follow(store: &mut Store, from: u64, latest: u64) -> Result<(u64, Option<Stri
             Err(damaged @ (StoreError::Damaged { .. } | StoreError::Io { .. })) => Some(damaged.in_brief()),
             Err(other) => return Err(other),
         };
-        return Ok((round, broken));
+        return Ok(Followed { open_round: round, settings, broken });
     }
 }
 
@@ -108,7 +123,7 @@ pub(super) fn rollback_to(store: &mut Store, round: u64) -> Result<String, Store
     let latest = store.latest_round()?.unwrap_or(0);
     let mut possible = BTreeSet::new();
     for from in readable {
-        possible.extend(from..=follow(store, from, latest)?.0);
+        possible.extend(from..=follow(store, from, latest)?.open_round);
     }
     if !possible.contains(&round) {
         return Err(StoreError::NoSuchRound { round, possible: possible.into_iter().collect() });

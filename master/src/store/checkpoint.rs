@@ -15,6 +15,7 @@ use super::StoreError;
 pub use crate::federation::Snapshot as Checkpoint;
 use crate::federation::{
     intake::lazy::CachedUpdate,
+    model::hex,
     step::{OptimizerState, ServerState},
 };
 use bytes::Bytes;
@@ -200,14 +201,6 @@ impl<W: Write> Write for Hashing<W> {
 
 fn le(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |value, byte| (value << 8) | u64::from(*byte))
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        use std::fmt::Write as _;
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

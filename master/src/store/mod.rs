@@ -45,6 +45,8 @@ pub struct Found {
     pub checkpoint: Option<Checkpoint>,
     /// Number of the open round: from the checkpoint's round up to it, the rounds have journals and are closed.
     pub open_round: u64,
+    /// The settings at the head of the journals from the checkpoint's round up to `open_round`, by round.
+    pub settings: BTreeMap<u64, Bytes>,
     /// Participants of the last finished rounds, the oldest first.
     pub participants: Vec<(u64, Vec<WorkerId>)>,
     /// Records of the finished rounds, the oldest first.

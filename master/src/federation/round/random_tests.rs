@@ -3,7 +3,10 @@
 //! A message may be handled although a tick is due: the owner of the state prefers messages. Failures print what
 //! led to them; the seed is a new one each time.
 
-use super::*;
+use super::{
+    tests::{commit_by as commit, id},
+    *,
+};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,23 +15,6 @@ const WORKERS: usize = 7;
 const PRESENT_S: f64 = 2.0 * fl_protocol::limits::MAX_WAIT_S as f64;
 /// Where workers are sampled, one that waits for work asks again after so many seconds.
 const ASKS_AGAIN_S: f64 = 2.0;
-
-fn id(i: usize) -> WorkerId {
-    format!("w{i}").parse().unwrap()
-}
-
-fn commit(worker: WorkerId, base: u64) -> Event {
-    let contribution = Contribution {
-        num_samples: 1,
-        local_norm: 1.0,
-        norm: 0.0,
-        base,
-        loss: None,
-        bytes: 1,
-        reused_bytes: None,
-    };
-    Event::Commit { worker, contribution }
-}
 
 #[derive(Debug, Clone)]
 enum Action {

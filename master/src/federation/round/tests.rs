@@ -17,7 +17,7 @@ fn rules(target: usize) -> Rules {
     }
 }
 
-fn id(i: usize) -> WorkerId {
+pub(super) fn id(i: usize) -> WorkerId {
     format!("w{i}").parse().unwrap()
 }
 
@@ -30,6 +30,10 @@ fn commit(worker: usize) -> Event {
 }
 
 fn commit_of(worker: usize, base: u64) -> Event {
+    commit_by(id(worker), base)
+}
+
+pub(super) fn commit_by(worker: WorkerId, base: u64) -> Event {
     let contribution = Contribution {
         num_samples: 1,
         local_norm: 1.0,
@@ -39,7 +43,7 @@ fn commit_of(worker: usize, base: u64) -> Event {
         bytes: 1,
         reused_bytes: None,
     };
-    Event::Commit { worker: id(worker), contribution }
+    Event::Commit { worker, contribution }
 }
 
 fn abort(worker: usize) -> Event {
