@@ -5,12 +5,14 @@
 //! - [`types`]: the JSON bodies of every endpoint,
 //! - [`error`]: the closed set of error codes and the body that carries them,
 //! - [`layout`]: names, shapes and flat order of a model's tensors,
+//! - [`samples`]: what a sample is and what is learnt from it,
 //! - [`update`]: the update container that a worker posts,
 //! - [`limits`]: bounds on all input from outside.
 
 pub mod error;
 pub mod layout;
 pub mod limits;
+pub mod samples;
 mod schedule;
 pub mod types;
 pub mod update;
@@ -18,6 +20,7 @@ pub mod worker_id;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
+pub use samples::{Input, Inputs, Targets, Task};
 pub use schedule::LrSchedule;
 pub use types::{
     DataNames, GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody,
