@@ -49,10 +49,10 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
     let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
-    if data.input_shape != global.spec.input_shape || data.num_classes != global.spec.num_classes {
+    if data.input_shape != global.spec.input_shape() || data.num_classes != global.spec.num_classes() {
         return Err(BadInput(format!(
             "{path} takes inputs of shape {:?} and knows {} classes, but {} has {:?} and {}: give the data set that it was trained on with --dataset",
-            global.spec.input_shape, global.spec.num_classes, data.name, data.input_shape, data.num_classes
+            global.spec.input_shape(), global.spec.num_classes(), data.name, data.input_shape, data.num_classes
         ))
         .into());
     }

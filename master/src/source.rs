@@ -29,7 +29,7 @@ impl ModelSource {
             dataset.set_labels(labels.clone())?;
         }
         let spec =
-            ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
+            ModelSpec::load(&config.model, &fl_protocol::Input::numbers(&dataset.input_shape), &fl_protocol::Task::classes(dataset.num_classes), config.model_dim)?;
         Ok(Self { layout: spec.layout(), spec, dataset })
     }
 
@@ -55,7 +55,7 @@ impl ModelSource {
     pub fn check(&self, file: &[u8]) -> anyhow::Result<()> {
         let model = GlobalModel::from_safetensors(file).context("the checkpoint's model cannot be read")?;
         anyhow::ensure!(
-            model.spec.layers == self.spec.layers && model.spec.input_shape == self.spec.input_shape,
+            model.spec.layers == self.spec.layers && model.spec.input == self.spec.input,
             ModelError::BadFile(
                 "STATE_DIR holds another network: use another folder, or the MODEL and DATASET it was made with".into()
             )

@@ -268,7 +268,7 @@ async fn the_open_round_takes_control_variates_of_a_large_model_after_a_change_t
         strategy(&mut config, name);
         config
     };
-    let layout = ModelSpec::preset("mlp", &[1, 8, 8], 10, LARGE).unwrap().layout();
+    let layout = ModelSpec::classifier("mlp", &[1, 8, 8], 10, LARGE).unwrap().layout();
     let values = vec![0.001; layout.parameters()];
     let body = |worker: usize| {
         let meta = update::peek_meta(&update_of(worker, 0, false)).unwrap();

@@ -208,7 +208,7 @@ async fn readiness_ends_before_the_port_closes() {
 }
 
 fn layout() -> ModelLayout {
-    ModelSpec::preset("mlp", &[1, 8, 8], 10, PARAMETERS).unwrap().layout()
+    ModelSpec::classifier("mlp", &[1, 8, 8], 10, PARAMETERS).unwrap().layout()
 }
 
 /// An update that changes nothing.

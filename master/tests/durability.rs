@@ -203,7 +203,7 @@ impl Drop for Volume {
 const LARGE: [(&str, &str); 2] = [("MODEL", "mlp"), ("MODEL_DIM", "120000")];
 
 fn large_layout() -> ModelLayout {
-    ModelSpec::preset("mlp", &[1, 8, 8], 10, 120_000).unwrap().layout()
+    ModelSpec::classifier("mlp", &[1, 8, 8], 10, 120_000).unwrap().layout()
 }
 
 fn large_body(worker: usize, round: u64) -> Vec<u8> {

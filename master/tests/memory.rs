@@ -107,7 +107,7 @@ async fn a_client_more_in_a_round_costs_no_memory_to_speak_of() {
     let mut master = Running::spawn(port, dir.path(), &settings);
     ready(&url).await;
     let idle_mb = master.memory_mb("VmRSS");
-    let layout = Arc::new(ModelSpec::preset("mlp", &[1, 8, 8], 10, MODEL_DIM).unwrap().layout());
+    let layout = Arc::new(ModelSpec::classifier("mlp", &[1, 8, 8], 10, MODEL_DIM).unwrap().layout());
     let streams = Arc::new(streams(&layout));
     hand_in(&url, &layout, &streams, 0..EARLY_CLIENTS).await;
     let early_mb = master.memory_mb("VmRSS");

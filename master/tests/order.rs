@@ -21,7 +21,7 @@ const SENDERS: usize = 8;
 const MODEL_DIM: usize = 10_000;
 
 fn layout() -> ModelLayout {
-    ModelSpec::preset("mlp", &[1, 8, 8], 10, MODEL_DIM).unwrap().layout()
+    ModelSpec::classifier("mlp", &[1, 8, 8], 10, MODEL_DIM).unwrap().layout()
 }
 
 /// A small custom generator, so that the test's input does not change with a dependency.

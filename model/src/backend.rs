@@ -4,7 +4,7 @@
 use crate::burn::{self, BurnLearner};
 use crate::{
     error::ModelError,
-    fused::{self, FusedLearner},
+    fused,
     learner::Learner,
     spec::ModelSpec,
 };
@@ -92,7 +92,7 @@ impl ModelSpec {
     pub fn learner(&self, backend: Backend, threads: usize) -> Result<Box<dyn Learner>, ModelError> {
         self.validate()?;
         match backend.for_spec(self) {
-            Backend::Fused => Ok(Box::new(FusedLearner::new(self, threads)?)),
+            Backend::Fused => fused::learner(self, threads),
             burn => burn_learner(self, burn),
         }
     }

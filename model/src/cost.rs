@@ -3,7 +3,7 @@
 use crate::{
     error::ModelError,
     fused,
-    spec::{Layer, ModelSpec},
+    spec::{Layer, ModelSpec, Pair, visit_shapes},
 };
 
 impl ModelSpec {
@@ -14,19 +14,33 @@ impl ModelSpec {
     /// # Errors
     /// As [`ModelSpec::validate`].
     pub fn training_flops(&self) -> Result<f64, ModelError> {
-        let shapes = self.shapes()?;
         let mut flops = 0.0;
-        for (layer, output) in self.layers.iter().zip(&shapes[1..]) {
+        visit_shapes(self, |layer, input, output| {
+            let rows = |shape: &[usize]| shape[..shape.len() - 1].iter().product::<usize>() as f64;
+            let outputs = output.iter().product::<usize>() as f64;
             let products = match *layer {
-                Layer::Linear { in_features, out_features } => in_features as f64 * out_features as f64,
-                Layer::Conv2d { in_channels, kernel, .. } => {
-                    output.iter().product::<usize>() as f64 * (in_channels * kernel * kernel) as f64
+                Layer::Linear { in_features, .. } => outputs * in_features as f64,
+                Layer::Conv2d { in_channels, kernel: Pair([h, w]), groups, .. } => {
+                    outputs * (in_channels / groups * h * w) as f64
                 }
-                _ => continue,
+                Layer::Conv1d { in_channels, kernel, groups, .. } => {
+                    outputs * (in_channels / groups * kernel) as f64
+                }
+                Layer::Lstm { input_size, hidden_size, num_layers }
+                | Layer::Gru { input_size, hidden_size, num_layers } => {
+                    let gates = if matches!(layer, Layer::Lstm { .. }) { 4 } else { 3 };
+                    let widths = input_size + hidden_size + 2 * hidden_size * (num_layers - 1);
+                    rows(input) * (gates * hidden_size * widths) as f64
+                }
+                Layer::Attention { dim, causal, .. } => {
+                    let scores = rows(input) * rows(input) * dim as f64 * 2.0;
+                    rows(input) * (4 * dim * dim) as f64 + if causal { scores / 2.0 } else { scores }
+                }
+                _ => return,
             };
             let passes = if flops == 0.0 { 2.0 } else { 3.0 };
             flops += 2.0 * products * passes;
-        }
+        })?;
         Ok(flops)
     }
 }

@@ -7,7 +7,8 @@ use thiserror::Error;
 pub enum ModelError {
     /// A name that is no preset, nor looks like the path of a file.
     #[error(
-        "unknown model `{name}`: use softmax, mlp, cnn, mcmahan_cnn, or the path of a layer list in JSON (./{name}.json)"
+        "unknown model `{name}`: use {}, or the path of a network in JSON (./{name}.json)",
+        crate::spec::PRESETS.join(", ")
     )]
     UnknownModel {
         /// The name.

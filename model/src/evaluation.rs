@@ -1,12 +1,16 @@
-//! Accuracy and loss of a model on a data set.
+//! Loss and metrics of a model on a data set.
 
 /// Sums over the samples of one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct BatchEvaluation {
-    /// Sum of the cross-entropies, in nats.
+    /// Sum of the losses of all terms: nats of cross-entropy, or squares.
     pub loss_sum: f64,
-    /// Correctly classified samples.
+    /// Terms that are right: samples, tokens, or (sample, label) pairs.
     pub correct: u64,
+    /// Sum of the absolute differences of a regression.
+    pub absolute_sum: f64,
+    /// Terms: samples, tokens, or (sample, output) pairs.
+    pub terms: u64,
     /// Samples.
     pub samples: u64,
 }
@@ -15,24 +19,33 @@ impl std::ops::AddAssign for BatchEvaluation {
     fn add_assign(&mut self, other: Self) {
         self.loss_sum += other.loss_sum;
         self.correct += other.correct;
+        self.absolute_sum += other.absolute_sum;
+        self.terms += other.terms;
         self.samples += other.samples;
     }
 }
 
-/// Means over the samples of a data set.
+/// Means over a data set.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Evaluation {
-    /// Share of correctly classified samples, 0 to 1.
+    /// Share of right terms, 0 to 1; 0 for a regression.
     pub accuracy: f64,
-    /// Mean cross-entropy, in nats.
+    /// Mean loss of a term.
     pub loss: f64,
+    /// Mean absolute difference of a regression; 0 for other tasks.
+    pub absolute_error: f64,
     /// Samples.
     pub samples: u64,
 }
 
 impl From<BatchEvaluation> for Evaluation {
     fn from(sums: BatchEvaluation) -> Self {
-        let samples = sums.samples.max(1) as f64;
-        Self { accuracy: sums.correct as f64 / samples, loss: sums.loss_sum / samples, samples: sums.samples }
+        let terms = sums.terms.max(1) as f64;
+        Self {
+            accuracy: sums.correct as f64 / terms,
+            loss: sums.loss_sum / terms,
+            absolute_error: sums.absolute_sum / terms,
+            samples: sums.samples,
+        }
     }
 }

@@ -98,11 +98,11 @@ impl GlobalModel {
         let metadata = Metadata {
             features: list(&self.names.features),
             format: "pt",
-            input_shape: json!(self.spec.input_shape).to_string(),
+            input_shape: json!(self.spec.input_shape()).to_string(),
             labels: list(&self.names.labels),
             model: self.spec.to_json(),
             normalization: serde_json::to_string(&self.normalization).unwrap_or_default(),
-            num_classes: self.spec.num_classes.to_string(),
+            num_classes: self.spec.num_classes().to_string(),
             round: self.round.to_string(),
             version: env!("CARGO_PKG_VERSION"),
         };
@@ -235,7 +235,7 @@ fn check_finite(parameters: &[f32]) -> Result<(), ModelError> {
 }
 
 fn check_normalization(normalization: &Normalization, spec: &ModelSpec) -> Result<(), ModelError> {
-    let lengths = [1, spec.input_shape[0], spec.num_features()];
+    let lengths = [1, spec.input_shape()[0], spec.num_features()];
     let fits = |values: &[f32]| lengths.contains(&values.len()) && values.iter().all(|v| v.is_finite());
     if !fits(&normalization.mean) || !fits(&normalization.std) || normalization.std.contains(&0.0) {
         return Err(ModelError::BadFile(
@@ -250,11 +250,11 @@ fn check_normalization(normalization: &Normalization, spec: &ModelSpec) -> Resul
 /// Checks names: at most one for each class, without duplicates, and one for every input or none.
 fn check_names(names: &DataNames, spec: &ModelSpec) -> Result<(), ModelError> {
     let DataNames { labels, features } = names;
-    if labels.len() > spec.num_classes {
+    if labels.len() > spec.num_classes() {
         return Err(ModelError::BadFile(format!(
             "it names {} labels, its network has {} classes",
             labels.len(),
-            spec.num_classes
+            spec.num_classes()
         )));
     }
     let mut seen = HashSet::new();

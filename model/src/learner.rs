@@ -6,33 +6,27 @@ use crate::{
     sgd::SgdConfig,
     spec::ModelSpec,
 };
-use fl_protocol::ModelLayout;
+use fl_protocol::{Input, Inputs, ModelLayout, Targets, Task};
 
 /// Most samples that an evaluation puts through the network at once.
-const EVALUATION_BATCH: usize = 64;
+pub(crate) const EVALUATION_BATCH: usize = 64;
 
 /// Samples that [`evaluate`] asks for at a time.
 const GATHERED: usize = 256;
 
-/// Samples with their labels.
+/// Samples with their targets.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Features, row-major: one sample after the other, each in the order of the spec's input shape
-    /// (channels outermost).
-    pub inputs: &'a [f32],
-    /// The class of each sample.
-    pub labels: &'a [u32],
+    /// Numbers or tokens, one sample after the other.
+    pub inputs: Inputs<'a>,
+    /// Classes, next tokens or numbers, one sample after the other.
+    pub targets: Targets<'a>,
 }
 
 impl<'a> Batch<'a> {
-    /// A batch of `labels.len()` samples.
-    pub fn new(inputs: &'a [f32], labels: &'a [u32]) -> Self {
-        Self { inputs, labels }
-    }
-
-    /// Number of samples.
-    pub fn samples(&self) -> usize {
-        self.labels.len()
+    /// A batch of as many samples as the inputs and targets of the network's task make.
+    pub fn new(inputs: impl Into<Inputs<'a>>, targets: impl Into<Targets<'a>>) -> Self {
+        Self { inputs: inputs.into(), targets: targets.into() }
     }
 }
 
@@ -110,44 +104,86 @@ pub fn evaluate(
     Ok(sums.into())
 }
 
-/// Values per sample and number of classes of a network's batches.
-#[derive(Debug, Clone, Copy)]
+/// What the batches of a network are.
+#[derive(Debug, Clone)]
 pub(crate) struct BatchShape {
-    /// Values of one sample.
+    /// What enters the network.
+    pub(crate) input: Input,
+    /// What it learns.
+    pub(crate) task: Task,
+    /// Values or tokens of one sample.
     pub(crate) features: usize,
-    /// Labels are below this.
+    /// Classes or numbers of one sample.
+    pub(crate) targets: usize,
+    /// Classes are below this; numbers of one sample.
     pub(crate) classes: usize,
 }
 
 impl BatchShape {
     pub(crate) fn of(spec: &ModelSpec) -> Self {
-        Self { features: spec.num_features(), classes: spec.num_classes }
-    }
-
-    /// Checks sizes and labels.
-    pub(crate) fn check(self, batch: Batch<'_>) -> Result<(), ModelError> {
-        let Batch { inputs, labels } = batch;
-        if labels.is_empty() || labels.len().checked_mul(self.features) != Some(inputs.len()) {
-            return Err(ModelError::BadBatch(format!(
-                "{} values came with {} labels, each sample needs {}",
-                inputs.len(),
-                labels.len(),
-                self.features
-            )));
-        }
-        match labels.iter().find(|&&label| label as usize >= self.classes) {
-            Some(label) => Err(ModelError::BadBatch(format!(
-                "label {label} is out of range, the network has {} classes",
-                self.classes
-            ))),
-            None => Ok(()),
+        Self {
+            features: spec.num_features(),
+            targets: spec.task.targets_per_sample(&spec.input),
+            classes: spec.num_classes(),
+            input: spec.input.clone(),
+            task: spec.task.clone(),
         }
     }
 
-    /// Cuts a checked batch into pieces for an evaluation.
-    pub(crate) fn pieces(self, batch: Batch<'_>) -> impl Iterator<Item = Batch<'_>> {
-        let inputs = batch.inputs.chunks(EVALUATION_BATCH * self.features);
-        inputs.zip(batch.labels.chunks(EVALUATION_BATCH)).map(|(inputs, labels)| Batch { inputs, labels })
+    /// Checks sizes, tokens and classes. Returns the number of samples.
+    pub(crate) fn check(&self, batch: Batch<'_>) -> Result<usize, ModelError> {
+        let (inputs, targets) = (batch.inputs.len(), batch.targets.len());
+        let samples = targets / self.targets;
+        let bad = |reason: String| Err(ModelError::BadBatch(reason));
+        if samples == 0
+            || samples * self.targets != targets
+            || samples.checked_mul(self.features) != Some(inputs)
+        {
+            return bad(format!(
+                "{inputs} values came with {targets} targets, each sample needs {} and {}",
+                self.features, self.targets
+            ));
+        }
+        match (batch.inputs, &self.input) {
+            (Inputs::Numbers(_), Input::Vector { .. } | Input::Image { .. }) => {}
+            (Inputs::Tokens(tokens), Input::Tokens { vocab, .. }) => {
+                if let Some(token) = tokens.iter().find(|&&token| token as usize >= *vocab) {
+                    return bad(format!("token {token} is out of range, the network knows {vocab}"));
+                }
+            }
+            _ => return bad(format!("{:?} do not enter this network", self.input)),
+        }
+        match (batch.targets, self.task.has_classes()) {
+            (Targets::Classes(classes), true) => {
+                match classes.iter().find(|&&class| class as usize >= self.classes) {
+                    Some(class) => {
+                        bad(format!("label {class} is out of range, the network has {} classes", self.classes))
+                    }
+                    None => Ok(samples),
+                }
+            }
+            (Targets::Numbers(_), false) => Ok(samples),
+            _ => bad(format!("the targets are not those of a {} task", self.task.name())),
+        }
+    }
+
+    /// Cuts a checked batch into pieces of at most `most` samples.
+    pub(crate) fn pieces<'a>(&self, batch: Batch<'a>, most: usize) -> impl Iterator<Item = Batch<'a>> + use<'a> {
+        let (features, targets) = (self.features, self.targets);
+        let samples = batch.targets.len() / targets;
+        (0..samples).step_by(most).map(move |first| {
+            let last = samples.min(first + most);
+            Batch {
+                inputs: match batch.inputs {
+                    Inputs::Numbers(x) => Inputs::Numbers(&x[first * features..last * features]),
+                    Inputs::Tokens(x) => Inputs::Tokens(&x[first * features..last * features]),
+                },
+                targets: match batch.targets {
+                    Targets::Classes(y) => Targets::Classes(&y[first * targets..last * targets]),
+                    Targets::Numbers(y) => Targets::Numbers(&y[first * targets..last * targets]),
+                },
+            }
+        })
     }
 }
 

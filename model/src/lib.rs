@@ -8,10 +8,10 @@
 //! ```
 //! use fl_model::{Backend, Batch, ModelSpec, SgdConfig, init_parameters};
 //!
-//! let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 100_000)?;
+//! let spec = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 100_000)?;
 //! let mut learner = spec.learner(Backend::Auto, 1)?;
 //! learner.load(&init_parameters(&spec, 42));
-//! let (inputs, labels) = (vec![0.5; 2 * 64], vec![3, 7]);
+//! let (inputs, labels) = (vec![0.5f32; 2 * 64], vec![3u32, 7]);
 //! let batch = Batch::new(&inputs, &labels);
 //! let before = learner.step(batch, &SgdConfig::default())?;
 //! let after = learner.step(batch, &SgdConfig::default())?;
@@ -29,10 +29,10 @@ mod evaluation;
 mod fused;
 mod global;
 mod learner;
-mod loss;
 mod params;
 mod sgd;
 pub mod spec;
+mod tasks;
 
 pub use backend::Backend;
 pub use cost::measure_gemm_gflops;

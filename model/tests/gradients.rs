@@ -44,7 +44,7 @@ fn compare(spec: &ModelSpec, batch: usize, seed: u64) -> f64 {
 fn every_preset_has_burns_gradients() {
     for name in PRESETS {
         for shape in [[1, 28, 28], [3, 32, 32]] {
-            let spec = ModelSpec::preset(name, &shape, 10, 100_000).unwrap();
+            let spec = ModelSpec::classifier(name, &shape, 10, 100_000).unwrap();
             let worst = compare(&spec, 19, 7);
             assert!(worst < 1e-5, "{name}: {worst:e}");
         }
@@ -135,7 +135,7 @@ fn burns_gradients_are_the_slopes_of_the_loss() {
 #[test]
 fn threads_do_not_change_a_bit() {
     for name in PRESETS {
-        let spec = ModelSpec::preset(name, &[1, 28, 28], 10, 100_000).unwrap();
+        let spec = ModelSpec::classifier(name, &[1, 28, 28], 10, 100_000).unwrap();
         let samples = noise(&spec, 64, 5);
         let train = |threads| {
             let mut learner = spec.learner(Backend::Fused, threads).unwrap();

@@ -9,7 +9,7 @@ use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, SgdConfig, ini
 use fl_protocol::{DataNames, Normalization};
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
-    ModelSpec::preset(name, shape, 10, 100_000).unwrap()
+    ModelSpec::classifier(name, shape, 10, 100_000).unwrap()
 }
 
 fn global() -> GlobalModel {

@@ -12,7 +12,7 @@ fn with_layers(layers: &str) -> Result<ModelSpec, ModelError> {
 
 #[test]
 fn keys_and_shapes_are_those_of_torch_nn_sequential() {
-    let spec = ModelSpec::preset("mcmahan_cnn", &[1, 28, 28], 10, 0).unwrap();
+    let spec = ModelSpec::classifier("mcmahan_cnn", &[1, 28, 28], 10, 0).unwrap();
     let layout = spec.layout();
     let tensors: Vec<_> = layout.tensors().iter().map(|t| (t.name.as_str(), t.shape.clone())).collect();
     let expected = [
@@ -31,11 +31,11 @@ fn keys_and_shapes_are_those_of_torch_nn_sequential() {
 #[test]
 fn mlp_is_as_wide_as_its_budget_allows() {
     for (budget, hidden) in [(100_000, 125), (99_385, 125), (99_384, 124), (805, 1)] {
-        let spec = ModelSpec::preset("mlp", &[1, 28, 28], 10, budget).unwrap();
+        let spec = ModelSpec::classifier("mlp", &[1, 28, 28], 10, budget).unwrap();
         assert_eq!(spec.layers[1], Layer::Linear { in_features: 784, out_features: hidden });
         assert!(spec.num_parameters() <= budget);
     }
-    assert!(ModelSpec::preset("mlp", &[1, 28, 28], 10, 804).is_err());
+    assert!(ModelSpec::classifier("mlp", &[1, 28, 28], 10, 804).is_err());
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn what_cannot_be_a_model_is_named() {
     for preset in fl_model::PRESETS {
         assert!(unknown.to_string().contains(preset), "it lists the presets: {unknown}");
     }
-    assert!(ModelSpec::preset("cnn", &[64], 10, 0).is_err(), "convolutions need images");
+    assert!(ModelSpec::classifier("cnn", &[64], 10, 0).is_err(), "convolutions need images");
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) ->
 #[test]
 fn every_preset_learns_the_digits() {
     for (name, least) in [("softmax", 0.92), ("mlp", 0.95), ("cnn", 0.94), ("mcmahan_cnn", 0.94)] {
-        let spec = ModelSpec::preset(name, &[1, 8, 8], 10, 20_000).unwrap();
+        let spec = ModelSpec::classifier(name, &[1, 8, 8], 10, 20_000).unwrap();
         let accuracy = train_digits(Backend::Auto, &spec, 42, 12);
         assert!(accuracy >= least, "{name}: {accuracy}");
     }
@@ -41,7 +41,7 @@ fn every_preset_learns_the_digits() {
 #[test]
 fn the_fused_step_and_burn_are_worth_the_same_over_five_seeds() {
     for (name, of_one, of_all) in [("mlp", 0.01, 0.004), ("mcmahan_cnn", 0.03, 0.01)] {
-        let spec = ModelSpec::preset(name, &[1, 8, 8], 10, 10_000).unwrap();
+        let spec = ModelSpec::classifier(name, &[1, 8, 8], 10, 10_000).unwrap();
         let mut difference = 0.0;
         for seed in 1..=5 {
             let fused = train_digits(Backend::Fused, &spec, seed, 1);
@@ -56,7 +56,7 @@ fn the_fused_step_and_burn_are_worth_the_same_over_five_seeds() {
 #[cfg(feature = "ndarray")]
 #[test]
 fn ndarray_learns_the_digits() {
-    let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 10_000).unwrap();
+    let spec = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 10_000).unwrap();
     let accuracy = train_digits(Backend::NdArray, &spec, 42, 5);
     assert!(accuracy >= 0.94, "{accuracy}");
 }
@@ -65,14 +65,14 @@ fn ndarray_learns_the_digits() {
 #[cfg(feature = "wgpu")]
 #[test]
 fn wgpu_learns_the_digits() {
-    let spec = ModelSpec::preset("mlp", &[1, 8, 8], 10, 10_000).unwrap();
+    let spec = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 10_000).unwrap();
     let accuracy = train_digits(Backend::Wgpu, &spec, 42, 5);
     assert!(accuracy >= 0.94, "{accuracy}");
 }
 
 #[test]
 fn backends_that_are_not_built_in_say_how_to_get_them() {
-    let spec = ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap();
+    let spec = ModelSpec::classifier("softmax", &[1, 8, 8], 10, 0).unwrap();
     for (name, built) in
         [("flex", true), ("ndarray", cfg!(feature = "ndarray")), ("wgpu", cfg!(feature = "wgpu"))]
     {
@@ -108,7 +108,7 @@ fn convolutions(channels: &[usize], size: usize) -> ModelSpec {
 #[test]
 fn auto_is_the_faster_backend() {
     for name in fl_model::PRESETS {
-        let spec = ModelSpec::preset(name, &[3, 32, 32], 10, 100_000).unwrap();
+        let spec = ModelSpec::classifier(name, &[3, 32, 32], 10, 100_000).unwrap();
         assert_eq!(Backend::Auto.for_spec(&spec), Backend::Fused, "{name}");
     }
     assert_eq!(Backend::Auto.for_spec(&convolutions(&[128, 128], 7)), Backend::Fused);
@@ -164,7 +164,7 @@ fn rounds_have_dropout_masks_of_their_own_on_every_backend() {
 
 #[test]
 fn every_setting_of_sgd_is_the_same_on_both_paths() {
-    let spec = ModelSpec::preset("cnn", &[1, 8, 8], 10, 0).unwrap();
+    let spec = ModelSpec::classifier("cnn", &[1, 8, 8], 10, 0).unwrap();
     let samples = noise(&spec, 12, 3);
     let plain = SgdConfig::default();
     let configs = [
@@ -193,7 +193,7 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
 
 #[test]
 fn bad_batches_and_settings_are_errors() {
-    let spec = ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap();
+    let spec = ModelSpec::classifier("softmax", &[1, 8, 8], 10, 0).unwrap();
     let config = SgdConfig::default();
     for backend in [Backend::Fused, Backend::Flex] {
         let mut learner = learner(&spec, backend);
@@ -222,7 +222,7 @@ fn bad_batches_and_settings_are_errors() {
 
 #[test]
 fn a_batch_may_have_any_size_from_step_to_step() {
-    let spec = ModelSpec::preset("mcmahan_cnn", &[1, 8, 8], 10, 0).unwrap();
+    let spec = ModelSpec::classifier("mcmahan_cnn", &[1, 8, 8], 10, 0).unwrap();
     let start = parameters(&spec, 2);
     let mut reused = learner(&spec, Backend::Fused);
     for batch in [64, 3, 130, 1, 17] {

@@ -46,22 +46,22 @@ impl Engine {
         }
         let misfit = || SetupError::Data {
             dataset: data.name.clone(),
-            model: spec.input_shape.clone(),
+            model: spec.input_shape().to_vec(),
             data: data.input_shape.clone(),
-            model_classes: spec.num_classes,
+            model_classes: spec.num_classes(),
             data_classes: data.num_classes,
         };
-        if data.input_shape != spec.input_shape {
+        if data.input_shape != spec.input_shape() {
             return Err(misfit());
         }
         let classes = data.class_map(&global.names).map_err(SetupError::Names)?;
-        if classes.is_none() && data.num_classes > spec.num_classes {
+        if classes.is_none() && data.num_classes > spec.num_classes() {
             return Err(misfit());
         }
         data.train
             .check_normalization(&global.normalization)
             .map_err(|error| SetupError::Normalization(error.to_string()))?;
-        let convolutional = spec.layers.iter().any(|layer| matches!(layer, Layer::Conv2d { .. }));
+        let convolutional = spec.has_layer(|layer| matches!(layer, Layer::Conv2d { .. }));
         let threads = config.training.threads_for(convolutional, config.workers);
         Ok(Self {
             learner: spec.learner(config.training.backend, threads)?,
@@ -134,7 +134,7 @@ impl Engine {
             if let Some(classes) = &self.classes {
                 y.iter_mut().for_each(|class| *class = classes[*class as usize]);
             }
-            loss += f64::from(self.learner.step(Batch::new(x, y), &plan.sgd)?);
+            loss += f64::from(self.learner.step(Batch::new(&*x, &*y), &plan.sgd)?);
             steps += 1;
         }
         let train_time = started.elapsed();

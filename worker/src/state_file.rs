@@ -201,7 +201,7 @@ mod tests {
     use fl_model::ModelSpec;
 
     fn layout(classes: usize) -> ModelLayout {
-        ModelSpec::preset("softmax", &[1, 2, 2], classes, 0).unwrap().layout()
+        ModelSpec::classifier("softmax", &[1, 2, 2], classes, 0).unwrap().layout()
     }
 
     fn state(layout: &ModelLayout) -> SavedState {

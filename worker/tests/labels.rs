@@ -41,7 +41,7 @@ fn config(args: &[String]) -> Config {
 }
 
 fn model(data: &Dataset) -> GlobalModel {
-    let spec = ModelSpec::preset("softmax", &data.input_shape, data.num_classes, 0).unwrap();
+    let spec = ModelSpec::classifier("softmax", &data.input_shape, data.num_classes, 0).unwrap();
     let parameters = vec![0.0; spec.num_parameters()];
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
     GlobalModel { round: 0, spec, normalization, names, parameters }

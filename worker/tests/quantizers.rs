@@ -25,7 +25,7 @@ fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
 /// Trains 40 rounds with a small network and gives the accuracy.
 fn federation(quantizer: &str, bits: u8) -> f64 {
     let data = Arc::new(fl_datasets::load(&DatasetSpec::Digits, None, Part::Both).unwrap());
-    let spec = ModelSpec::preset("mlp", &data.input_shape, data.num_classes, 10_000).unwrap();
+    let spec = ModelSpec::classifier("mlp", &data.input_shape, data.num_classes, 10_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let normalization = data.normalization.clone();

@@ -67,7 +67,7 @@ struct Measured {
 /// Runs `fl bench aggregate`.
 pub fn run(args: &AggregateArgs, json: bool) -> anyhow::Result<()> {
     check(args)?;
-    let layout = ModelSpec::preset("mlp", &[1, 28, 28], 10, args.params)?.layout();
+    let layout = ModelSpec::classifier("mlp", &[1, 28, 28], 10, args.params)?.layout();
     let templates = updates::templates(&layout, &Spec::new(args.quantizer, args.bits), VARIANTS)?;
     let bytes = 4.0 * layout.parameters() as f64;
     let part = Duration::from_secs_f64(args.seconds / 4.0 / TURNS as f64);

@@ -139,7 +139,7 @@ fn check(args: &ServeArgs) -> Result<(), SettingError> {
 
 async fn measure(args: &ServeArgs) -> anyhow::Result<Measured> {
     let scratch = Scratch::make(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
-    let layout = ModelSpec::preset("mlp", &[1, 8, 8], 10, args.params)?.layout();
+    let layout = ModelSpec::classifier("mlp", &[1, 8, 8], 10, args.params)?.layout();
     let templates = updates::templates(&layout, &Spec::new(args.quantizer, args.bits), VARIANTS)?;
     let update_bytes = templates[0].bytes().len();
     let disk_fsync_per_s = match args.no_durability {

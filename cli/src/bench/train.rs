@@ -100,7 +100,7 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         Some(data) => (data.input_shape.clone(), data.num_classes),
         None => (vec![1, 28, 28], 10),
     };
-    let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
+    let spec = ModelSpec::load(&args.model, &fl_protocol::Input::numbers(&shape), &fl_protocol::Task::classes(classes), args.model_dim)?;
     let backend = args.backend.for_spec(&spec);
     let measure = |backend| measure(&mut *spec.learner(backend, args.threads)?, &spec, args, data.as_ref());
     let Step { median_s: step_s, cpu_s } = measure(backend)?;
@@ -175,7 +175,7 @@ fn measure(
     let mut x: Vec<f32> =
         (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
     let mut y: Vec<u32> =
-        (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
+        (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
     let mut indices = vec![0; args.batch_size];
     let config = SgdConfig::default();
     let mut times = Vec::new();

@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_patched_container_is_an_update_of_that_client_and_round() {
-        let layout = ModelSpec::preset("mlp", &[1, 8, 8], 10, 5000).unwrap().layout();
+        let layout = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 5000).unwrap().layout();
         let made = templates(&layout, &Spec::new(Scheme::MsqV2, 4), 2).unwrap();
         let mut body = Vec::new();
         made[1].patch(&mut body, 17, 3);

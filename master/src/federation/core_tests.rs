@@ -5,7 +5,7 @@ use fl_model::{GlobalModel, ModelSpec, init_parameters};
 use fl_protocol::{Normalization, update, update::Encoded};
 
 fn spec() -> ModelSpec {
-    ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap()
+    ModelSpec::classifier("softmax", &[1, 8, 8], 10, 0).unwrap()
 }
 
 fn core(settings: AggregationSettings) -> Core {

@@ -154,7 +154,7 @@ impl Job {
             let mut view = self.view();
             view.record(record.clone());
             if let Some(Evaluated { evaluation, took }) = evaluated {
-                let Evaluation { accuracy, loss, samples } = evaluation;
+                let Evaluation { accuracy, loss, samples, .. } = evaluation;
                 view.last_evaluation = Some(LastEvaluation { round: record.round, accuracy, loss, samples });
                 self.metrics.test_accuracy.set(accuracy);
                 self.metrics.test_loss.set(loss);

@@ -25,7 +25,7 @@ pub fn config(dir: &Path) -> Config {
 
 /// The tensors of that model.
 pub fn layout() -> ModelLayout {
-    ModelSpec::preset("softmax", &[1, 8, 8], 10, 0).unwrap().layout()
+    ModelSpec::classifier("softmax", &[1, 8, 8], 10, 0).unwrap().layout()
 }
 
 /// A delta that only worker and round determine.

@@ -14,16 +14,16 @@ use crate::{
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
-    learner::{Batch, BatchShape, Learner, assert_length, finite},
-    loss::evaluate_logits,
+    learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
     sgd::{SgdConfig, SgdState},
     spec::ModelSpec,
+    tasks,
 };
 use burn::{
     module::Module,
     tensor::{Gradients, Int, Tensor, activation::log_softmax},
 };
-use fl_protocol::ModelLayout;
+use fl_protocol::{Inputs, ModelLayout, Targets};
 use network::Network;
 use parameters::{Descend, Load, Read, values};
 
@@ -61,10 +61,14 @@ impl BurnLearner {
 
     /// Mean loss of a batch and all gradients.
     fn backward(&self, batch: Batch<'_>) -> Result<(f32, Gradients), ModelError> {
-        let labels: Vec<i32> = batch.labels.iter().map(|&label| label as i32).collect();
+        let (Inputs::Numbers(inputs), Targets::Classes(labels)) = (batch.inputs, batch.targets) else {
+            return Err(ModelError::BadBatch("not yet".into()));
+        };
+        let samples = labels.len();
+        let labels: Vec<i32> = labels.iter().map(|&label| label as i32).collect();
         let labels = Tensor::<1, Int>::from_data(labels.as_slice(), &self.device);
-        let logits = self.network.logits(batch.inputs, &self.device, Some(self.masks));
-        let log_probabilities = log_softmax(logits, 1).gather(1, labels.reshape([batch.samples(), 1]));
+        let logits = self.network.logits(inputs, &self.device, Some(self.masks));
+        let log_probabilities = log_softmax(logits, 1).gather(1, labels.reshape([samples, 1]));
         let loss = log_probabilities.mean().neg();
         let gradients = loss.backward();
         let loss = values(loss).first().copied().unwrap_or(f32::NAN);
@@ -128,9 +132,11 @@ impl Learner for BurnLearner {
         self.batches.check(batch)?;
         let (network, device) = (self.network.valid(), self.device.clone().inner());
         let mut sums = BatchEvaluation::default();
-        for Batch { inputs, labels } in self.batches.pieces(batch) {
+        for piece in self.batches.pieces(batch, EVALUATION_BATCH) {
+            let Inputs::Numbers(inputs) = piece.inputs else { continue };
             let logits = values(network.logits(inputs, &device, None));
-            sums += evaluate_logits(&logits, labels, self.batches.classes);
+            sums += tasks::evaluate(&self.batches.task, &logits, self.batches.classes, piece.targets);
+            sums.samples += (piece.targets.len() / self.batches.targets) as u64;
         }
         Ok(sums)
     }

@@ -1,10 +1,10 @@
-//! The network of a layer list as a Burn module.
+//! The network of a spec as a Burn module.
 //!
-//! This is the definition of what a layer list computes.
+//! This is the definition of what a spec computes.
 
 use crate::{
     dropout::{Mask, MaskSeed},
-    spec::{GROUP_NORM_EPSILON, Layer, ModelSpec},
+    spec::{Layer, ModelSpec, Pair},
 };
 use burn::{
     module::Module,
@@ -74,24 +74,29 @@ impl Activation {
 impl Network {
     pub(super) fn new(spec: &ModelSpec, device: &Device) -> Self {
         let layer = |layer: &Layer| match *layer {
-            Layer::Conv2d { in_channels, out_channels, kernel, padding, stride } => NetworkLayer::Conv2d(
-                Conv2dConfig::new([in_channels, out_channels], [kernel, kernel])
-                    .with_stride([stride, stride])
-                    .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
-                    .init(device),
-            ),
-            Layer::Linear { in_features, out_features } => {
+            Layer::Conv2d { in_channels, out_channels, kernel, padding: Pair([padding, _]), stride, .. } => {
+                NetworkLayer::Conv2d(
+                    Conv2dConfig::new([in_channels, out_channels], kernel.0)
+                        .with_stride(stride.0)
+                        .with_padding(PaddingConfig2d::Explicit(padding, padding, padding, padding))
+                        .init(device),
+                )
+            }
+            Layer::Linear { in_features, out_features, .. } => {
                 NetworkLayer::Linear(LinearConfig::new(in_features, out_features).init(device))
             }
-            Layer::MaxPool2d { kernel, stride } => NetworkLayer::Pool(
-                MaxPool2dConfig::new([kernel, kernel]).with_strides([stride, stride]).init(),
+            Layer::MaxPool2d { kernel, stride, .. } => {
+                NetworkLayer::Pool(MaxPool2dConfig::new(kernel.0).with_strides(stride.0).init())
+            }
+            Layer::GroupNorm { groups, channels, eps } => NetworkLayer::GroupNorm(
+                GroupNormConfig::new(groups, channels).with_epsilon(eps).init(device),
             ),
-            Layer::GroupNorm { groups, channels } => NetworkLayer::GroupNorm(
-                GroupNormConfig::new(groups, channels).with_epsilon(GROUP_NORM_EPSILON).init(device),
-            ),
-            layer => NetworkLayer::Plain(Plain { layer }),
+            ref layer => NetworkLayer::Plain(Plain { layer: layer.clone() }),
         };
-        Self { layers: spec.layers.iter().map(layer).collect(), input_shape: spec.input_shape.clone() }
+        Self {
+            layers: spec.layers.iter().map(layer).collect(),
+            input_shape: spec.input_shape().to_vec(),
+        }
     }
 
     /// Logits of row-major samples, one row per sample. Without `masks`, dropout does nothing.
@@ -108,7 +113,7 @@ impl Network {
                 NetworkLayer::Pool(pool) => x.image(|x| pool.forward(x)),
                 NetworkLayer::GroupNorm(norm) => x.image(|x| norm.forward(x)),
                 NetworkLayer::Linear(linear) => x.map(|x| x, |x| linear.forward(x)),
-                NetworkLayer::Plain(Plain { layer }) => plain(*layer, index, x, masks),
+                NetworkLayer::Plain(Plain { layer }) => plain(layer, index, x, masks),
             };
         }
         x.flatten()
@@ -116,12 +121,12 @@ impl Network {
 }
 
 /// Applies layer `index`, which has no parameters.
-fn plain(layer: Layer, index: usize, x: Activation, masks: Option<MaskSeed>) -> Activation {
+fn plain(layer: &Layer, index: usize, x: Activation, masks: Option<MaskSeed>) -> Activation {
     match (layer, masks) {
         (Layer::Relu, _) => x.map(relu, relu),
         (Layer::Flatten, _) => Activation::Vector(x.flatten()),
         (Layer::Dropout { p }, Some(seed)) => {
-            let mask = seed.mask(p, index);
+            let mask = seed.mask(*p, index);
             x.map(|x| drop_some(x, mask), |x| drop_some(x, mask))
         }
         _ => x,

@@ -1,63 +1,212 @@
-//! Shape inference: what every layer makes of one sample, and why a list is refused.
+//! Shape inference: what every layer makes of one sample, and why a network is refused.
 
-use super::{Layer, ModelSpec, limits};
+use super::{Join, Layer, ModelSpec, Pair, limits};
 use crate::error::ModelError;
-use fl_protocol::limits::MAX_PARAMETERS;
+use fl_protocol::{Input, limits::MAX_PARAMETERS};
 
-/// Shapes at the input and after every layer.
-pub(super) fn infer(spec: &ModelSpec) -> Result<Vec<Vec<usize>>, ModelError> {
+/// Checks a network.
+pub(super) fn check(spec: &ModelSpec) -> Result<(), ModelError> {
     check_frame(spec).map_err(ModelError::BadSpec)?;
-    let mut shapes = vec![spec.input_shape.clone()];
-    let mut parameters = 0usize;
-    for (index, layer) in spec.layers.iter().enumerate() {
-        let output = output(index, layer, &shapes[index])?;
-        parameters = count(layer)
-            .and_then(|n| parameters.checked_add(n))
-            .filter(|&n| n <= MAX_PARAMETERS)
-            .ok_or_else(|| in_layer(index, format!("the model has more than {MAX_PARAMETERS} parameters")))?;
-        shapes.push(output);
+    // Only checked, so the copy that `walk` may complete is dropped.
+    let mut layers = spec.layers.clone();
+    let output = walk(spec, &mut layers, false)?;
+    let wanted = spec.task.output_shape(&spec.input);
+    if output != wanted {
+        return Err(ModelError::BadSpec(format!(
+            "the last layer gives {output:?} values a sample, the task ({}) needs {wanted:?}",
+            spec.task.name()
+        )));
     }
-    match shapes.last() {
-        Some(last) if *last == [spec.num_classes] => {}
-        last => {
-            return Err(ModelError::BadSpec(format!(
-                "the last layer gives {last:?} values a sample, the data has {} classes",
-                spec.num_classes
-            )));
-        }
+    match spec.num_parameters() {
+        0 => Err(ModelError::BadSpec("it has no layer with parameters: there is nothing to train".into())),
+        _ => Ok(()),
     }
-    if parameters == 0 {
-        return Err(ModelError::BadSpec("it has no layer with parameters: there is nothing to train".into()));
-    }
-    Ok(shapes)
 }
 
 /// Fills in the input sizes that a file may leave out.
 pub(super) fn complete(spec: &mut ModelSpec) -> Result<(), ModelError> {
     check_frame(spec).map_err(ModelError::BadSpec)?;
-    let mut shape = spec.input_shape.clone();
-    for (index, layer) in spec.layers.iter_mut().enumerate() {
-        let first = shape.first().copied().unwrap_or(0);
+    let mut layers = std::mem::take(&mut spec.layers);
+    let outcome = walk(spec, &mut layers, true);
+    spec.layers = layers;
+    outcome.map(drop)
+}
+
+/// Calls `f(layer, input shape, output shape)` for every layer that holds no others, in canonical order.
+pub(crate) fn visit_shapes(
+    spec: &ModelSpec,
+    mut f: impl FnMut(&Layer, &[usize], &[usize]),
+) -> Result<(), ModelError> {
+    check_frame(spec).map_err(ModelError::BadSpec)?;
+    walk_with(spec, &mut spec.layers.clone(), false, &mut f).map(drop)
+}
+
+fn walk(spec: &ModelSpec, layers: &mut [Layer], complete: bool) -> Result<Vec<usize>, ModelError> {
+    walk_with(spec, layers, complete, &mut |_, _, _| {})
+}
+
+fn walk_with(
+    spec: &ModelSpec,
+    layers: &mut [Layer],
+    complete: bool,
+    visitor: &mut dyn FnMut(&Layer, &[usize], &[usize]),
+) -> Result<Vec<usize>, ModelError> {
+    let vocab = match spec.input {
+        Input::Tokens { vocab, .. } => Some(vocab),
+        _ => None,
+    };
+    let shape = State { shape: spec.input.shape().to_vec(), tokens: vocab };
+    let mut walker = Walker { complete, layers: 0, parameters: 0, visitor };
+    walker.list(layers, "", 0, shape).map(|state| state.shape).map_err(ModelError::BadSpec)
+}
+
+/// Shape of one sample between two layers.
+#[derive(Clone)]
+struct State {
+    shape: Vec<usize>,
+    /// The vocabulary while the values are still tokens.
+    tokens: Option<usize>,
+}
+
+struct Walker<'a> {
+    complete: bool,
+    visitor: &'a mut dyn FnMut(&Layer, &[usize], &[usize]),
+    layers: usize,
+    parameters: usize,
+}
+
+impl Walker<'_> {
+    fn list(
+        &mut self,
+        layers: &mut [Layer],
+        prefix: &str,
+        depth: usize,
+        mut state: State,
+    ) -> Result<State, String> {
+        if depth > limits::MAX_DEPTH {
+            return Err(format!("layers nest more than {} deep", limits::MAX_DEPTH));
+        }
+        for (index, layer) in layers.iter_mut().enumerate() {
+            let path = format!("{prefix}{index}");
+            self.layers += 1;
+            if self.layers > limits::MAX_LAYERS {
+                return Err(format!("it has more than {} layers", limits::MAX_LAYERS));
+            }
+            state = self.layer(layer, &path, depth, state).map_err(|reason| match reason.starts_with("layer ") {
+                // A nested layer has named itself.
+                true => reason,
+                false => format!("layer {path}: {reason}"),
+            })?;
+        }
+        Ok(state)
+    }
+
+    fn layer(&mut self, layer: &mut Layer, path: &str, depth: usize, input: State) -> Result<State, String> {
+        if self.complete {
+            fill_in(layer, &input);
+        }
         match layer {
-            Layer::Conv2d { in_channels: size @ 0, .. }
-            | Layer::Linear { in_features: size @ 0, .. }
-            | Layer::GroupNorm { channels: size @ 0, .. } => *size = first,
-            Layer::MaxPool2d { kernel, stride: stride @ 0 } => *stride = *kernel,
+            Layer::Sequential { layers } => return self.list(layers, &format!("{path}."), depth + 1, input),
+            Layer::Residual { body, shortcut } => {
+                let a = self.list(body, &format!("{path}.body."), depth + 1, input.clone())?;
+                let b = self.list(shortcut, &format!("{path}.shortcut."), depth + 1, input)?;
+                if a.shape != b.shape || a.tokens.is_some() || b.tokens.is_some() {
+                    return Err(format!(
+                        "residual adds {:?} of its body to {:?} of its shortcut: both must be equal",
+                        a.shape, b.shape
+                    ));
+                }
+                return Ok(a);
+            }
+            Layer::Branches { branches, join } => {
+                let mut results = Vec::new();
+                for (k, branch) in branches.iter_mut().enumerate() {
+                    results.push(self.list(branch, &format!("{path}.branches.{k}."), depth + 1, input.clone())?);
+                }
+                return joined(&results, *join);
+            }
             _ => {}
         }
-        shape = output(index, layer, &shape)?;
+        let shape = match (input.tokens, &*layer) {
+            (None, _) => after(layer, &input.shape)?,
+            (Some(tokens), Layer::Embedding { vocab, dim }) => {
+                if *vocab < tokens {
+                    return Err(format!("embedding has {vocab} vectors, but the tokens are below {tokens}"));
+                }
+                let [length] = input.shape[..] else { return Err("embedding needs [length]".into()) };
+                in_range("dim", *dim, 1, limits::MAX_DIM)?;
+                vec![length, *dim]
+            }
+            (Some(_), _) => return Err("tokens must enter an embedding first".into()),
+        };
+        check_activation(&shape)?;
+        self.parameters = count(layer)
+            .and_then(|n| self.parameters.checked_add(n))
+            .filter(|&n| n <= MAX_PARAMETERS)
+            .ok_or_else(|| format!("the model has more than {MAX_PARAMETERS} parameters"))?;
+        (self.visitor)(layer, &input.shape, &shape);
+        Ok(State { shape, tokens: None })
     }
-    Ok(())
 }
 
-/// Shape after layer `index`, within the limits.
-fn output(index: usize, layer: &Layer, input: &[usize]) -> Result<Vec<usize>, ModelError> {
-    let shape = apply(layer, input).and_then(|shape| check_activation(&shape).map(|()| shape));
-    shape.map_err(|reason| in_layer(index, reason))
+fn joined(results: &[State], join: Join) -> Result<State, String> {
+    let [first, rest @ ..] = results else { return Err("branches needs at least one branch".into()) };
+    if results.iter().any(|result| result.tokens.is_some()) {
+        return Err("tokens must enter an embedding first".into());
+    }
+    let mut shape = first.shape.clone();
+    // Channels are the first dimension of an image and the last of a sequence or a vector.
+    let channels = if shape.len() == 3 { 0 } else { shape.len() - 1 };
+    for State { shape: other, .. } in rest {
+        let mut masked = other.clone();
+        if join == Join::Concat && other.len() == shape.len() {
+            masked[channels] = shape[channels];
+        }
+        if masked != shape {
+            return Err(format!("branches cannot join {shape:?} and {other:?}"));
+        }
+        if join == Join::Concat {
+            shape[channels] = shape[channels].saturating_add(other[channels]);
+        }
+    }
+    check_activation(&shape)?;
+    Ok(State { shape, tokens: None })
 }
 
-fn in_layer(index: usize, reason: String) -> ModelError {
-    ModelError::BadSpec(format!("layer {index}: {reason}"))
+fn fill_in(layer: &mut Layer, input: &State) {
+    let first = input.shape.first().copied().unwrap_or(0);
+    let last = input.shape.last().copied().unwrap_or(0);
+    match layer {
+        Layer::Conv2d { in_channels: size @ 0, .. } => *size = first,
+        Layer::GroupNorm { channels: size @ 0, .. } | Layer::BatchNorm { channels: size @ 0, .. } => {
+            *size = if input.shape.len() == 3 { first } else { last };
+        }
+        Layer::Conv1d { in_channels: size @ 0, .. }
+        | Layer::Linear { in_features: size @ 0, .. }
+        | Layer::LayerNorm { features: size @ 0, .. }
+        | Layer::Lstm { input_size: size @ 0, .. }
+        | Layer::Gru { input_size: size @ 0, .. }
+        | Layer::Attention { dim: size @ 0, .. } => *size = last,
+        Layer::Embedding { vocab: vocab @ 0, .. } => *vocab = input.tokens.unwrap_or(0),
+        Layer::PositionalEmbedding { length, dim } => {
+            if *length == 0 {
+                *length = first;
+            }
+            if *dim == 0 {
+                *dim = last;
+            }
+        }
+        Layer::MaxPool2d { kernel, stride, .. } | Layer::AvgPool2d { kernel, stride, .. } => {
+            for (stride, kernel) in stride.0.iter_mut().zip(kernel.0) {
+                if *stride == 0 {
+                    *stride = kernel;
+                }
+            }
+        }
+        Layer::MaxPool1d { kernel, stride: stride @ 0, .. }
+        | Layer::AvgPool1d { kernel, stride: stride @ 0, .. } => *stride = *kernel,
+        _ => {}
+    }
 }
 
 fn check_frame(spec: &ModelSpec) -> Result<(), String> {
@@ -70,15 +219,39 @@ fn check_frame(spec: &ModelSpec) -> Result<(), String> {
             limits::MAX_NAME_BYTES
         ));
     }
-    if !matches!(spec.input_shape.len(), 1 | 3) {
+    let shape = spec.input.shape();
+    let rank_fits = match spec.input {
+        Input::Vector { .. } => matches!(shape.len(), 1 | 2),
+        Input::Image { .. } => shape.len() == 3,
+        Input::Tokens { .. } => shape.len() == 1,
+    };
+    if !rank_fits {
         return Err(format!(
-            "the input shape is {:?}: it must be [features] or [channels, height, width]",
-            spec.input_shape
+            "the input shape is {shape:?}: it must be [features] or [length, channels] for a vector, \
+             [channels, height, width] for an image, [length] for tokens"
         ));
     }
-    check_activation(&spec.input_shape).map_err(|reason| format!("input: {reason}"))?;
-    if !(2..=limits::MAX_DIM).contains(&spec.num_classes) {
-        return Err(format!("it has {} classes: at least 2 are needed", spec.num_classes));
+    check_activation(shape).map_err(|reason| format!("input: {reason}"))?;
+    if let Input::Tokens { vocab, .. } = spec.input {
+        in_range("the vocabulary", vocab, 2, limits::MAX_DIM)?;
+    }
+    let (least, what) = match spec.task {
+        fl_protocol::Task::Classification { .. } => (2, "classes"),
+        fl_protocol::Task::LanguageModel => (2, "tokens"),
+        _ => (1, "outputs"),
+    };
+    if !(least..=limits::MAX_DIM).contains(&spec.num_classes()) {
+        return Err(format!(
+            "its task ({}) has {} {what}: at least {least} are needed",
+            spec.task.name(),
+            spec.num_classes()
+        ));
+    }
+    if let fl_protocol::Task::Classification { classes, labels } = &spec.task
+        && !labels.is_empty()
+        && labels.len() != *classes
+    {
+        return Err(format!("its task names {} labels and has {classes} classes", labels.len()));
     }
     match spec.layers.len() {
         1..=limits::MAX_LAYERS => Ok(()),
@@ -96,8 +269,8 @@ fn check_activation(shape: &[usize]) -> Result<(), String> {
 
 /// Number of parameters; `None` if it overflows.
 fn count(layer: &Layer) -> Option<usize> {
-    layer.parameters().iter().try_fold(0usize, |sum, (_, shape)| {
-        sum.checked_add(shape.iter().try_fold(1usize, |size, &dim| size.checked_mul(dim))?)
+    layer.tensors().iter().try_fold(0usize, |sum, tensor| {
+        sum.checked_add(tensor.shape.iter().try_fold(1usize, |size, &dim| size.checked_mul(dim))?)
     })
 }
 
@@ -113,6 +286,10 @@ fn image(input: &[usize], what: &str) -> Result<[usize; 3], String> {
         .map_err(|_| format!("{what} needs [channels, height, width], but gets {input:?}"))
 }
 
+fn sequence(input: &[usize], what: &str) -> Result<[usize; 2], String> {
+    <[usize; 2]>::try_from(input).map_err(|_| format!("{what} needs [length, channels], but gets {input:?}"))
+}
+
 fn windows(size: usize, kernel: usize, padding: usize, stride: usize) -> Result<usize, String> {
     (size + 2 * padding)
         .checked_sub(kernel)
@@ -120,54 +297,206 @@ fn windows(size: usize, kernel: usize, padding: usize, stride: usize) -> Result<
         .ok_or_else(|| format!("its window of {kernel} is larger than the image, {size} + 2 x {padding}"))
 }
 
-/// Shape after `layer`, or what is wrong with it.
-fn apply(layer: &Layer, input: &[usize]) -> Result<Vec<usize>, String> {
+/// One dimension of a convolution or pooling.
+struct Window {
+    kernel: usize,
+    padding: usize,
+    stride: usize,
+    dilation: usize,
+}
+
+impl Window {
+    fn output(&self, size: usize) -> Result<usize, String> {
+        let Self { kernel, padding, stride, dilation } = *self;
+        in_range("kernel", kernel, 1, limits::MAX_KERNEL)?;
+        in_range("stride", stride, 1, limits::MAX_KERNEL)?;
+        in_range("dilation", dilation, 1, limits::MAX_KERNEL)?;
+        in_range("padding", padding, 0, limits::MAX_KERNEL)?;
+        windows(size, dilation * (kernel - 1) + 1, padding, stride)
+    }
+
+    /// A convolution's padding stays below its kernel: no window lies outside of the image as a whole.
+    fn convolution(&self, size: usize) -> Result<usize, String> {
+        in_range("kernel", self.kernel, 1, limits::MAX_KERNEL)?;
+        in_range("dilation", self.dilation, 1, limits::MAX_KERNEL)?;
+        in_range("padding", self.padding, 0, self.dilation * (self.kernel - 1))?;
+        self.output(size)
+    }
+
+    fn pooling(&self, size: usize) -> Result<usize, String> {
+        in_range("padding", self.padding, 0, self.kernel / 2)?;
+        self.output(size)
+    }
+}
+
+fn per_axis(
+    [height, width]: [usize; 2],
+    (kernel, padding, stride, dilation): (Pair, Pair, Pair, Pair),
+    f: impl Fn(&Window, usize) -> Result<usize, String>,
+) -> Result<[usize; 2], String> {
+    let axis = |k: usize, size: usize| {
+        let window = Window {
+            kernel: kernel.0[k],
+            padding: padding.0[k],
+            stride: stride.0[k],
+            dilation: dilation.0[k],
+        };
+        f(&window, size)
+    };
+    Ok([axis(0, height)?, axis(1, width)?])
+}
+
+fn same_channels(what: &str, declared: usize, got: usize, name: &str) -> Result<(), String> {
+    match declared == got {
+        true => Ok(()),
+        false => Err(format!("{what} has {declared} {name}, but gets {got}")),
+    }
+}
+
+fn check_groups(what: &str, groups: usize, sizes: &[usize]) -> Result<(), String> {
+    match groups > 0 && sizes.iter().all(|size| size % groups == 0) {
+        true => Ok(()),
+        false => Err(format!("{what}'s {groups} groups must divide its channels ({sizes:?})")),
+    }
+}
+
+fn check_epsilon(eps: f64) -> Result<(), String> {
+    match eps.is_finite() && eps > 0.0 {
+        true => Ok(()),
+        false => Err(format!("eps is {eps}: it must be above 0")),
+    }
+}
+
+/// Shape after a layer that holds no others, or what is wrong with it.
+pub(super) fn after(layer: &Layer, input: &[usize]) -> Result<Vec<usize>, String> {
+    let one = Pair([1, 1]);
     match *layer {
-        Layer::Conv2d { in_channels, out_channels, kernel, padding, stride } => {
+        Layer::Conv2d { in_channels, out_channels, kernel, padding, stride, dilation, groups, .. } => {
             let [channels, height, width] = image(input, "conv2d")?;
             in_range("out_channels", out_channels, 1, limits::MAX_DIM)?;
-            in_range("kernel", kernel, 1, limits::MAX_KERNEL)?;
-            in_range("padding", padding, 0, kernel - 1)?;
-            in_range("stride", stride, 1, limits::MAX_KERNEL)?;
-            if in_channels != channels {
-                return Err(format!("conv2d has {in_channels} in_channels, but gets {channels} channels"));
-            }
-            Ok(vec![
-                out_channels,
-                windows(height, kernel, padding, stride)?,
-                windows(width, kernel, padding, stride)?,
-            ])
+            same_channels("conv2d", in_channels, channels, "in_channels")?;
+            check_groups("conv2d", groups, &[in_channels, out_channels])?;
+            let window = (kernel, padding, stride, dilation);
+            let [height, width] = per_axis([height, width], window, Window::convolution)?;
+            Ok(vec![out_channels, height, width])
         }
-        Layer::Linear { in_features, out_features } => {
+        Layer::Conv1d { in_channels, out_channels, kernel, padding, stride, dilation, groups, .. } => {
+            let [length, channels] = sequence(input, "conv1d")?;
+            in_range("out_channels", out_channels, 1, limits::MAX_DIM)?;
+            same_channels("conv1d", in_channels, channels, "in_channels")?;
+            check_groups("conv1d", groups, &[in_channels, out_channels])?;
+            Ok(vec![Window { kernel, padding, stride, dilation }.convolution(length)?, out_channels])
+        }
+        Layer::Linear { in_features, out_features, .. } => {
             in_range("out_features", out_features, 1, limits::MAX_DIM)?;
             match input {
-                [features] if *features == in_features => Ok(vec![out_features]),
-                [features] => {
-                    Err(format!("linear has {in_features} in_features, but gets {features} values"))
+                [rest @ .., features] if rest.len() <= 1 => {
+                    if *features != in_features {
+                        return Err(format!(
+                            "linear has {in_features} in_features, but gets {features} values"
+                        ));
+                    }
+                    let mut shape = rest.to_vec();
+                    shape.push(out_features);
+                    Ok(shape)
                 }
-                _ => Err(format!("linear needs a vector, but gets {input:?}: put flatten before it")),
+                _ => Err(format!("linear needs a vector or a sequence, but gets {input:?}: put flatten before it")),
             }
         }
-        Layer::MaxPool2d { kernel, stride } => {
-            let [channels, height, width] = image(input, "max_pool2d")?;
-            in_range("kernel", kernel, 1, limits::MAX_KERNEL)?;
-            in_range("stride", stride, 1, limits::MAX_KERNEL)?;
-            Ok(vec![channels, windows(height, kernel, 0, stride)?, windows(width, kernel, 0, stride)?])
-        }
-        Layer::GroupNorm { groups, channels } => {
-            let [got, ..] = image(input, "group_norm")?;
-            if got != channels {
-                return Err(format!("group_norm has {channels} channels, but gets {got}"));
+        Layer::BatchNorm { channels, eps, momentum } => {
+            let got = if input.len() == 3 { input[0] } else { input.last().copied().unwrap_or(0) };
+            same_channels("batch_norm", channels, got, "channels")?;
+            check_epsilon(eps)?;
+            if !(0.0..=1.0).contains(&momentum) {
+                return Err(format!("batch_norm's momentum is {momentum}: it must be 0 to 1"));
             }
+            Ok(input.to_vec())
+        }
+        Layer::GroupNorm { groups, channels, eps } => {
+            let got = match input {
+                [channels, _, _] | [channels] => *channels,
+                _ => return Err(format!("group_norm needs an image or a vector, but gets {input:?}")),
+            };
+            same_channels("group_norm", channels, got, "channels")?;
+            check_epsilon(eps)?;
             if groups == 0 || channels % groups != 0 {
                 return Err(format!("group_norm's {groups} groups must divide its {channels} channels"));
             }
             Ok(input.to_vec())
         }
+        Layer::LayerNorm { features, eps } => {
+            if input.len() > 2 {
+                return Err(format!("layer_norm needs a vector or a sequence, but gets {input:?}"));
+            }
+            same_channels("layer_norm", features, input.last().copied().unwrap_or(0), "features")?;
+            check_epsilon(eps)?;
+            Ok(input.to_vec())
+        }
+        Layer::MaxPool2d { kernel, stride, padding } | Layer::AvgPool2d { kernel, stride, padding } => {
+            let [channels, height, width] = image(input, "a 2d pooling")?;
+            let [height, width] = per_axis([height, width], (kernel, padding, stride, one), Window::pooling)?;
+            Ok(vec![channels, height, width])
+        }
+        Layer::MaxPool1d { kernel, stride, padding } | Layer::AvgPool1d { kernel, stride, padding } => {
+            let [length, channels] = sequence(input, "a 1d pooling")?;
+            Ok(vec![Window { kernel, padding, stride, dilation: 1 }.pooling(length)?, channels])
+        }
+        Layer::AdaptiveAvgPool2d { size: Pair([height, width]) } => {
+            let [channels, ..] = image(input, "adaptive_avg_pool2d")?;
+            in_range("size", height, 1, limits::MAX_KERNEL)?;
+            in_range("size", width, 1, limits::MAX_KERNEL)?;
+            Ok(vec![channels, height, width])
+        }
+        Layer::AdaptiveAvgPool1d { size } => {
+            let [_, channels] = sequence(input, "adaptive_avg_pool1d")?;
+            in_range("size", size, 1, limits::MAX_KERNEL)?;
+            Ok(vec![size, channels])
+        }
         Layer::Dropout { p } if !(0.0..1.0).contains(&p) => {
             Err(format!("dropout's p is {p}: it must be 0 to below 1"))
         }
-        Layer::Relu | Layer::Dropout { .. } => Ok(input.to_vec()),
+        Layer::LeakyRelu { negative_slope } if !negative_slope.is_finite() => {
+            Err(format!("leaky_relu's negative_slope is {negative_slope}"))
+        }
+        Layer::Relu
+        | Layer::LeakyRelu { .. }
+        | Layer::Gelu { .. }
+        | Layer::Silu
+        | Layer::Tanh
+        | Layer::Sigmoid
+        | Layer::Dropout { .. } => Ok(input.to_vec()),
+        Layer::Embedding { .. } => Err(format!("embedding needs tokens, but gets {input:?}")),
+        Layer::PositionalEmbedding { length, dim } => {
+            let [tokens, channels] = sequence(input, "positional_embedding")?;
+            same_channels("positional_embedding", dim, channels, "dim")?;
+            match length >= tokens {
+                true => Ok(input.to_vec()),
+                false => Err(format!("positional_embedding has {length} positions, the sequence {tokens}")),
+            }
+        }
+        Layer::Lstm { input_size, hidden_size, num_layers }
+        | Layer::Gru { input_size, hidden_size, num_layers } => {
+            let [length, channels] = sequence(input, "a recurrent layer")?;
+            same_channels("a recurrent layer", input_size, channels, "input_size")?;
+            in_range("hidden_size", hidden_size, 1, limits::MAX_DIM)?;
+            in_range("num_layers", num_layers, 1, limits::MAX_STACKED)?;
+            Ok(vec![length, hidden_size])
+        }
+        Layer::Attention { dim, heads, .. } => {
+            let [_, channels] = sequence(input, "attention")?;
+            same_channels("attention", dim, channels, "dim")?;
+            match heads > 0 && dim % heads == 0 {
+                true => Ok(input.to_vec()),
+                false => Err(format!("attention's {heads} heads must divide its {dim} channels")),
+            }
+        }
         Layer::Flatten => Ok(vec![input.iter().product()]),
+        Layer::MeanTokens | Layer::LastToken => {
+            let [_, channels] = sequence(input, "a layer over tokens")?;
+            Ok(vec![channels])
+        }
+        Layer::Residual { .. } | Layer::Branches { .. } | Layer::Sequential { .. } => {
+            Err("a layer of layers has no shape of its own".into())
+        }
     }
 }

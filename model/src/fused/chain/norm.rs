@@ -1,7 +1,7 @@
 //! Group normalisation of one channels-last image (Wu and He 2018).
 
 use super::plan::Shape;
-use crate::spec::GROUP_NORM_EPSILON;
+use crate::spec::EPSILON;
 
 /// Mean and reciprocal standard deviation of one group.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,7 +36,7 @@ pub(super) fn forward(
         let mean = sum / n;
         let mut squares = 0.0f64;
         for_each(shape, groups, group, |at, _| squares += (f64::from(x[at]) - mean).powi(2));
-        let scale = (squares / n + GROUP_NORM_EPSILON).sqrt().recip();
+        let scale = (squares / n + EPSILON).sqrt().recip();
         *moments = Moments { mean: mean as f32, scale: scale as f32 };
         let Moments { mean, scale } = *moments;
         for_each(shape, groups, group, |at, channel| {

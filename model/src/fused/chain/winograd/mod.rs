@@ -11,11 +11,8 @@
 mod tiles;
 mod transform;
 
-use super::{
-    gemm::{Columns, Rows, Store, nn, tn},
-    plan::Shape,
-    simd,
-};
+use super::{plan::Shape};
+use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}, simd};
 use tiles::{GradientTransform, InputTransform, OutputTransform};
 use transform::{POINTS, filter_matrix};
 

@@ -4,13 +4,8 @@
 //! used, and updated, where they lie. A linear layer also keeps its input row by row for the
 //! gradient of its weights.
 
-use super::{
-    Descent,
-    gemm::{Columns, Rows, Store, nn, tn},
-    parallel::Threads,
-    plan::{DenseOp, DenseStage},
-    transpose::transpose,
-};
+use super::{Descent, plan::{DenseOp, DenseStage}};
+use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}, parallel::Threads, transpose::transpose};
 use crate::dropout::{Mask, MaskSeed};
 
 /// Columns of an activation are padded to a multiple of this, the widest vector.

@@ -6,8 +6,9 @@
 
 use crate::{
     error::ModelError,
-    spec::{Layer, ModelSpec, limits::MAX_ACTIVATION},
+    spec::{EPSILON, Layer, LayerTensor, ModelSpec, Pair, limits::MAX_ACTIVATION, visit_shapes},
 };
+use fl_protocol::{Input, Task};
 use std::ops::Range;
 
 /// Shape of one image.
@@ -108,7 +109,15 @@ impl Plan {
     /// # Errors
     /// A spec that does not fit together; [`ModelError::NotFused`].
     pub(super) fn new(spec: &ModelSpec) -> Result<Self, ModelError> {
-        let shapes = spec.shapes()?;
+        let chain = |reason: &str| Err(ModelError::NotFused(reason.to_owned()));
+        if !matches!(spec.task, Task::Classification { .. }) || matches!(spec.input, Input::Tokens { .. }) {
+            return chain("it is no classification of numbers");
+        }
+        if spec.has_layer(|layer| !layer.nested().is_empty()) {
+            return chain("its layers nest");
+        }
+        let mut shapes = vec![spec.input_shape().to_vec()];
+        visit_shapes(spec, |_, _, output| shapes.push(output.to_vec()))?;
         let mut plan = Self { image: Vec::new(), dense: Vec::new(), image_parameters: 0, parameters: 0 };
         let mut flat = shapes[0].len() == 1;
         for (index, layer) in spec.layers.iter().enumerate() {
@@ -133,7 +142,7 @@ impl Plan {
     }
 
     fn take_parameters(&mut self, layer: &Layer) -> Params {
-        let mut ranges = layer.parameters().into_iter().map(|(_, shape)| {
+        let mut ranges = layer.tensors().into_iter().map(|LayerTensor { shape, .. }| {
             let start = self.parameters;
             self.parameters += shape.iter().product::<usize>();
             start..self.parameters
@@ -159,16 +168,28 @@ impl Plan {
                 }
                 ImageOp::Pass
             }
-            Layer::Conv2d { kernel, padding, stride, .. } => {
+            Layer::Conv2d {
+                kernel: Pair([kernel, width]),
+                padding: Pair([padding, right]),
+                stride: Pair([stride, across]),
+                dilation: Pair([1, 1]),
+                groups: 1,
+                bias: true,
+                ..
+            } if (kernel, padding, stride) == (width, right, across) => {
                 let (input, output) = (shape(input)?, shape(output)?);
                 fits_with_border(input, 2 * padding + kernel)?;
                 fits_with_border(Shape { channels: output.channels, ..input }, 2 * kernel)?;
                 ImageOp::Conv { kernel, padding, stride, params }
             }
-            Layer::MaxPool2d { kernel, stride } => ImageOp::Pool { kernel, stride },
-            Layer::GroupNorm { groups, .. } => ImageOp::Norm { groups, params },
+            Layer::MaxPool2d {
+                kernel: Pair([kernel, width]),
+                stride: Pair([stride, across]),
+                padding: Pair([0, 0]),
+            } if (kernel, stride) == (width, across) => ImageOp::Pool { kernel, stride },
+            Layer::GroupNorm { groups, eps, .. } if eps == EPSILON => ImageOp::Norm { groups, params },
             Layer::Dropout { p } => ImageOp::Dropout { p, layer: index },
-            Layer::Linear { .. } | Layer::Flatten => return None,
+            _ => return None,
         };
         let relu = *layer == Layer::Relu;
         self.image.push(ImageStage { op, relu, input: shape(input)?, output: shape(output)?, kept: false });
@@ -191,7 +212,7 @@ impl Plan {
                 }
                 DenseOp::Pass
             }
-            Layer::Linear { .. } => DenseOp::Linear(params),
+            Layer::Linear { bias: true, .. } => DenseOp::Linear(params),
             Layer::Dropout { p } => DenseOp::Dropout { p, layer: index },
             _ => return None,
         };

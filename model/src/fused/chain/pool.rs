@@ -1,6 +1,7 @@
 //! Max pooling of one channels-last image.
 
-use super::{plan::Shape, simd};
+use super::plan::Shape;
+use crate::fused::simd;
 use pulp::{Simd, WithSimd};
 
 /// Lanes of the widest vector.
