@@ -2,6 +2,7 @@
 
 mod chain;
 mod gemm;
+mod kernels;
 mod parallel;
 mod simd;
 mod transpose;

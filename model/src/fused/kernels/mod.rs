@@ -1,0 +1,3 @@
+//! What the operations of a network compute, on row-major activations with the channels last.
+
+pub(super) mod product;
