@@ -11,7 +11,11 @@ use crate::fused::parallel::Threads;
 pub(super) struct Packed(Vec<f32>);
 
 /// Place of the panels of a matrix of `depth` rows and `columns` per group.
-pub(super) fn panels(groups: usize, depth: usize, columns: usize) -> impl Iterator<Item = (usize, usize, usize)> {
+pub(super) fn panels(
+    groups: usize,
+    depth: usize,
+    columns: usize,
+) -> impl Iterator<Item = (usize, usize, usize)> {
     let count = columns.div_ceil(PANEL);
     (0..groups).flat_map(move |group| {
         (0..count).scan(0, move |at, panel| {

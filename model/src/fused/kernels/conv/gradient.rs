@@ -70,7 +70,10 @@ impl WeightGradient {
                         .iter()
                         .flat_map(|&(y, at)| {
                             class.positions.iter().map(move |&(x, from)| {
-                                [((at * width + from) * channels) as u32, ((y * out_width + x) * out_channels) as u32]
+                                [
+                                    ((at * width + from) * channels) as u32,
+                                    ((y * out_width + x) * out_channels) as u32,
+                                ]
                             })
                         })
                         .collect(),
@@ -91,7 +94,14 @@ impl WeightGradient {
     }
 
     /// Writes the gradient, `[out, in / groups, kernel rows, kernel columns]`.
-    pub(super) fn run(&self, x: &[f32], dy: &[f32], dweight: &mut [f32], sums: &mut Vec<f32>, threads: &Threads) {
+    pub(super) fn run(
+        &self,
+        x: &[f32],
+        dy: &[f32],
+        dweight: &mut [f32],
+        sums: &mut Vec<f32>,
+        threads: &Threads,
+    ) {
         let batch = dy.len() / self.output_len;
         let depth = self.taps_across * self.inputs;
         let count = self.outputs.div_ceil(PANEL);

@@ -6,9 +6,9 @@
 mod direct;
 mod gradient;
 mod plan;
-mod tile;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use crate::fused::parallel::Threads;
 use direct::Packed;
@@ -152,7 +152,13 @@ impl Conv {
     }
 
     /// Writes the gradient of the input, with the weights as packed for training.
-    pub(crate) fn backward_input(&self, dy: &[f32], dx: &mut [f32], _scratch: &mut Scratch, threads: &Threads) {
+    pub(crate) fn backward_input(
+        &self,
+        dy: &[f32],
+        dx: &mut [f32],
+        _scratch: &mut Scratch,
+        threads: &Threads,
+    ) {
         direct::run(&self.backward, &self.backward_weights, dy, None, false, dx, threads);
     }
 }

@@ -163,7 +163,8 @@ impl Plan {
                 classes.push(class);
             }
         }
-        let (depth_taps, target_channels) = (geometry.kernel[0] * geometry.kernel[1], target_all / geometry.groups);
+        let (depth_taps, target_channels) =
+            (geometry.kernel[0] * geometry.kernel[1], target_all / geometry.groups);
         Self {
             classes,
             images,

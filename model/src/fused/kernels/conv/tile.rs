@@ -299,7 +299,8 @@ fn outer_tile<S: Simd, const ROWS: usize, const VECTORS: usize, const PART: bool
         }
     }
     for (j, acc) in acc.iter().enumerate() {
-        let (c, _) = S::as_mut_simd_f32s(&mut product.out[(row + j) * ld + column..][..VECTORS * S::F32_LANES]);
+        let (c, _) =
+            S::as_mut_simd_f32s(&mut product.out[(row + j) * ld + column..][..VECTORS * S::F32_LANES]);
         c.copy_from_slice(acc);
     }
 }
