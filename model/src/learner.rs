@@ -3,9 +3,10 @@
 use crate::{
     error::ModelError,
     evaluation::{BatchEvaluation, Evaluation},
-    sgd::SgdConfig,
+    optimizer::OptimizerConfig,
     spec::ModelSpec,
 };
+use std::ops::Range;
 use fl_protocol::{Input, Inputs, ModelLayout, Targets, Task};
 
 /// Most samples that an evaluation puts through the network at once.
@@ -62,11 +63,15 @@ pub trait Learner: Send + Sync {
     /// If there are not as many values as the layout has parameters.
     fn set_drift(&mut self, drift: &[f32]);
 
+    /// From now on only these parts of the flat vector move, in ascending order; all at first. The gradient of
+    /// the others may be zero.
+    fn set_trainable(&mut self, trainable: &[Range<usize>]);
+
     /// One step of the optimizer. Returns the mean loss of the batch before the step.
     ///
     /// # Errors
     /// A batch that does not fit, a setting out of range, a loss that is not finite.
-    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError>;
+    fn step(&mut self, batch: Batch<'_>, optimizer: &OptimizerConfig) -> Result<f32, ModelError>;
 
     /// Writes the gradient of the mean loss to `out` and returns that loss. Changes nothing.
     ///

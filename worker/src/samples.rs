@@ -73,7 +73,7 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fl_model::SgdConfig;
+    use fl_model::OptimizerConfig;
     use fl_quant::{FeedbackRule, Scheme, Spec};
     use rand::SeedableRng;
 
@@ -81,7 +81,7 @@ mod tests {
         let plan = Plan {
             work,
             batch_size,
-            sgd: SgdConfig::default(),
+            sgd: OptimizerConfig::default(),
             encoding: Spec::new(Scheme::None, 8),
             feedback: FeedbackRule::Nothing,
             lazy_below: None,

@@ -8,7 +8,7 @@ use fl_app::{
     setting::{number, whole},
 };
 use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_model::{Backend, Batch, Learner, ModelSpec, SgdConfig, init_parameters, measure_gemm_gflops};
+use fl_model::{Backend, Batch, Learner, ModelSpec, OptimizerConfig, init_parameters, measure_gemm_gflops};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
 use std::{
@@ -177,7 +177,7 @@ fn measure(
     let mut y: Vec<u32> =
         (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
     let mut indices = vec![0; args.batch_size];
-    let config = SgdConfig::default();
+    let config = OptimizerConfig::default();
     let mut times = Vec::new();
     let (mut began, mut cpu_before) = (Instant::now(), None);
     for step in 0.. {

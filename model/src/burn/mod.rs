@@ -14,8 +14,9 @@ use crate::{
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
+    fused::Threads,
     learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
-    sgd::{SgdConfig, SgdState},
+    optimizer::{Optimizer, OptimizerConfig},
     spec::ModelSpec,
     tasks,
 };
@@ -24,6 +25,7 @@ use burn::{
     tensor::{Gradients, Int, Tensor, activation::log_softmax},
 };
 use fl_protocol::{Inputs, ModelLayout, Targets};
+use std::ops::Range;
 use network::Network;
 use parameters::{Descend, Load, Read, values};
 
@@ -34,7 +36,7 @@ pub(crate) struct BurnLearner {
     device: Device,
     layout: ModelLayout,
     batches: BatchShape,
-    state: SgdState,
+    state: Optimizer,
     masks: MaskSeed,
 }
 
@@ -47,7 +49,7 @@ impl BurnLearner {
             device,
             layout: spec.layout(),
             batches: BatchShape::of(spec),
-            state: SgdState::default(),
+            state: Optimizer::new(spec),
             masks: MaskSeed::default(),
         };
         learner.load(&vec![0.0; learner.layout.parameters()]);
@@ -83,7 +85,7 @@ impl Learner for BurnLearner {
 
     fn load(&mut self, parameters: &[f32]) {
         assert_length(parameters, &self.layout);
-        self.state.reset(parameters);
+        self.state.reset();
         self.masks.step = 0;
         self.put(parameters);
     }
@@ -102,18 +104,24 @@ impl Learner for BurnLearner {
         self.state.set_drift(drift);
     }
 
-    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError> {
+    fn set_trainable(&mut self, trainable: &[Range<usize>]) {
+        self.state.set_trainable(trainable);
+    }
+
+    fn step(&mut self, batch: Batch<'_>, optimizer: &OptimizerConfig) -> Result<f32, ModelError> {
         self.batches.check(batch)?;
         optimizer.validate()?;
         let (loss, gradients) = self.backward(batch)?;
-        if self.state.is_plain(optimizer) {
+        let whole = 0..self.layout.parameters();
+        if self.state.plain(optimizer, &whole).is_some() {
             self.network = self.network.clone().map(&mut Descend { lr: optimizer.lr, gradients });
         } else {
             let mut gradient = vec![0.0; self.layout.parameters()];
             let mut parameters = gradient.clone();
             self.network.visit(&mut Read { rest: &mut gradient, gradients: Some(&gradients) });
             self.read(&mut parameters);
-            self.state.step(&mut parameters, &mut gradient, optimizer);
+            self.state.begin_step(&parameters, optimizer);
+            self.state.update(&mut parameters, &mut gradient, whole, optimizer, &Threads::none());
             self.put(&parameters);
         }
         self.masks.step += 1;

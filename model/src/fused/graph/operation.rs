@@ -1,0 +1,275 @@
+//! The operations, each on the kernels that compute it.
+
+use super::build::Dim;
+use crate::{
+    dropout::MaskSeed,
+    error::ModelError,
+    fused::{
+        kernels::product::{self, Store, View, multiply},
+        parallel::Threads,
+    },
+    spec::Layer,
+};
+use std::ops::Range;
+
+/// What every operation of a pass sees.
+pub(super) struct Context<'a> {
+    /// Samples of the batch.
+    pub(super) samples: usize,
+    /// The whole flat vector.
+    pub(super) parameters: &'a [f32],
+    pub(super) threads: &'a Threads,
+    /// Seeds of dropout; none in an evaluation.
+    pub(super) masks: Option<MaskSeed>,
+    pub(super) training: bool,
+    /// The network's input, if it is tokens.
+    pub(super) tokens: &'a [u32],
+}
+
+/// Buffers that all operations share.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    product: product::Scratch,
+}
+
+/// Which values the backward pass of an operation reads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keeps {
+    pub(super) input: bool,
+    pub(super) output: bool,
+}
+
+/// What a node computes.
+#[derive(Debug)]
+pub(super) enum Operation {
+    /// `y = x W^T + b` over the last dimension, then ReLU if fused.
+    Linear { inputs: usize, outputs: usize, bias: bool, relu: bool },
+    /// `max(x, 0)`.
+    Relu,
+    /// Dropout layer `layer`, counted over all layers.
+    Dropout { p: f32, layer: usize, dim: Dim },
+    /// The sum of all inputs, then ReLU if fused.
+    Add { relu: bool },
+    /// The inputs' channels one after the other.
+    Concat { channels: Vec<usize>, pixels: usize },
+    /// From PyTorch's order to channels last.
+    ToChannelsLast(Dim),
+    /// From channels last to PyTorch's order.
+    ToChannelsFirst(Dim),
+}
+
+/// One operation of a layer.
+pub(super) struct Step {
+    pub(super) operation: Operation,
+    pub(super) output: Dim,
+    pub(super) tensors: Vec<Range<usize>>,
+}
+
+/// The operations of a layer that holds no others; `number` counts all layers.
+///
+/// # Errors
+/// [`ModelError::NotFused`].
+pub(super) fn operations(
+    layer: &Layer,
+    number: usize,
+    input: Dim,
+    output: Dim,
+    tensors: &[Range<usize>],
+) -> Result<Vec<Step>, ModelError> {
+    let operation = match *layer {
+        Layer::Linear { in_features, out_features, bias } => {
+            Operation::Linear { inputs: in_features, outputs: out_features, bias, relu: false }
+        }
+        Layer::Relu => Operation::Relu,
+        Layer::Dropout { p } => Operation::Dropout { p, layer: number, dim: input },
+        _ => return Err(ModelError::NotFused(format!("{layer:?}"))),
+    };
+    Ok(vec![Step { operation, output, tensors: tensors.to_vec() }])
+}
+
+impl Operation {
+    /// Applies a ReLU with the operation, if it can.
+    pub(super) fn fuse_relu(&mut self) -> bool {
+        match self {
+            Self::Linear { relu, .. } | Self::Add { relu } if !*relu => {
+                *relu = true;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn keeps(&self) -> Keeps {
+        let (input, output) = match self {
+            Self::Linear { relu, .. } => (true, *relu),
+            Self::Relu => (false, true),
+            Self::Add { relu } => (false, *relu),
+            Self::Dropout { .. } | Self::Concat { .. } | Self::ToChannelsLast(_) | Self::ToChannelsFirst(_) => {
+                (false, false)
+            }
+        };
+        Keeps { input, output }
+    }
+
+    /// Computes `y`, of which every value is written.
+    pub(super) fn forward(
+        &mut self,
+        context: &Context<'_>,
+        tensors: &[Range<usize>],
+        xs: &[&[f32]],
+        y: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let &Context { parameters, threads, masks, samples, .. } = context;
+        let x = xs.first().copied().unwrap_or(&[]);
+        match self {
+            Self::Linear { inputs, outputs, bias, relu } => {
+                let x = View::new(x, x.len() / *inputs, *inputs);
+                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
+                let store = match *bias {
+                    true => Store::Bias { bias: &parameters[tensors[1].clone()], relu: *relu },
+                    false => Store::Set,
+                };
+                multiply(x, w.transposed(), y, *outputs, store, &mut scratch.product, threads);
+                if *relu && !*bias {
+                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+                }
+            }
+            Self::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = if *x < 0.0 { 0.0 } else { *x }),
+            Self::Dropout { p, layer, dim } => match masks {
+                None => y.copy_from_slice(x),
+                Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer)),
+            },
+            Self::Add { relu } => {
+                y.copy_from_slice(x);
+                for x in &xs[1..] {
+                    y.iter_mut().zip(*x).for_each(|(y, x)| *y += x);
+                }
+                if *relu {
+                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
+                }
+            }
+            Self::Concat { channels, .. } => {
+                let width: usize = channels.iter().sum();
+                let mut at = 0;
+                for (x, own) in xs.iter().zip(channels.iter()) {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(*own)) {
+                        y[at..at + own].copy_from_slice(x);
+                    }
+                    at += own;
+                }
+            }
+            Self::ToChannelsLast(dim) => permute(x, y, samples, dim.channels, dim.pixels()),
+            Self::ToChannelsFirst(dim) => permute(x, y, samples, dim.pixels(), dim.channels),
+        }
+    }
+
+    /// From the gradient of the output, which may be changed, writes those of the inputs that are asked for
+    /// and that of the layer's parameters.
+    #[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
+    pub(super) fn backward(
+        &mut self,
+        context: &Context<'_>,
+        tensors: &[Range<usize>],
+        xs: &[&[f32]],
+        y: &[f32],
+        dy: &mut [f32],
+        dxs: &mut [Option<&mut [f32]>],
+        gradient: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let &Context { parameters, threads, masks, samples, .. } = context;
+        let x = xs.first().copied().unwrap_or(&[]);
+        let [dx, ..] = dxs else { return };
+        match self {
+            Self::Linear { inputs, outputs, bias, relu } => {
+                if *relu {
+                    mask(dy, y);
+                }
+                let rows = x.len() / *inputs;
+                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
+                let dy = View::new(dy, rows, *outputs);
+                if let Some(dx) = dx {
+                    multiply(dy, w, dx, *inputs, Store::Set, &mut scratch.product, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let x = View::new(x, rows, *inputs);
+                multiply(dy.transposed(), x, dw, *inputs, Store::Set, &mut scratch.product, threads);
+                if *bias {
+                    db.fill(0.0);
+                    for row in dy.data.chunks_exact(*outputs) {
+                        db.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                    }
+                }
+            }
+            Self::Relu => {
+                let Some(dx) = dx else { return };
+                dx.copy_from_slice(dy);
+                mask(dx, y);
+            }
+            Self::Dropout { p, layer, dim } => {
+                let Some(dx) = dx else { return };
+                match masks {
+                    None => dx.copy_from_slice(dy),
+                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer)),
+                }
+            }
+            Self::Add { relu } => {
+                if *relu {
+                    mask(dy, y);
+                }
+                dxs.iter_mut().flatten().for_each(|dx| dx.copy_from_slice(dy));
+            }
+            Self::Concat { channels, .. } => {
+                let width: usize = channels.iter().sum();
+                let mut at = 0;
+                for (dx, own) in dxs.iter_mut().zip(channels.iter()) {
+                    if let Some(dx) = dx {
+                        for (dy, dx) in dy.chunks_exact(width).zip(dx.chunks_exact_mut(*own)) {
+                            dx.copy_from_slice(&dy[at..at + own]);
+                        }
+                    }
+                    at += own;
+                }
+            }
+            Self::ToChannelsLast(dim) => {
+                let Some(dx) = dx else { return };
+                permute(dy, dx, samples, dim.pixels(), dim.channels);
+            }
+            Self::ToChannelsFirst(dim) => {
+                let Some(dx) = dx else { return };
+                permute(dy, dx, samples, dim.channels, dim.pixels());
+            }
+        }
+    }
+
+    /// Moves what the forward pass of a training step moves and no gradient does.
+    pub(super) fn move_buffers(&self, _tensors: &[Range<usize>], _parameters: &mut [f32]) {}
+}
+
+/// Zeroes the gradient where the ReLU's output is zero.
+fn mask(dy: &mut [f32], y: &[f32]) {
+    dy.iter_mut().zip(y).for_each(|(dy, y)| *dy = if *y > 0.0 { *dy } else { 0.0 });
+}
+
+fn drop_some(x: &[f32], y: &mut [f32], dim: Dim, mask: crate::dropout::Mask) {
+    for (at, (y, x)) in y.iter_mut().zip(x).enumerate() {
+        let (row, channel) = (at / dim.channels, at % dim.channels);
+        let index = match dim.height {
+            1 => at,
+            _ => (row / dim.pixels() * dim.channels + channel) * dim.pixels() + row % dim.pixels(),
+        };
+        *y = x * mask.at(index);
+    }
+}
+
+/// Transposes each sample's `rows x columns` matrix.
+fn permute(x: &[f32], y: &mut [f32], samples: usize, rows: usize, columns: usize) {
+    for (x, y) in x.chunks_exact(rows * columns).zip(y.chunks_exact_mut(rows * columns)).take(samples) {
+        for (r, row) in x.chunks_exact(columns).enumerate() {
+            for (c, value) in row.iter().enumerate() {
+                y[c * rows + r] = *value;
+            }
+        }
+    }
+}
