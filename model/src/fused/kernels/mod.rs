@@ -1,3 +1,6 @@
 //! What the operations of a network compute, on row-major activations with the channels last.
 
+pub(super) mod activation;
+pub(super) mod math;
 pub(super) mod product;
+pub(super) mod vector;
