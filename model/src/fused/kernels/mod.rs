@@ -1,3 +1,8 @@
 //! What the operations of a network compute, on row-major activations with the channels last.
 
+pub(super) mod activation;
+pub(super) mod columns;
+pub(super) mod math;
+pub(super) mod norm;
 pub(super) mod product;
+pub(super) mod vector;
