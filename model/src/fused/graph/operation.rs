@@ -5,10 +5,15 @@ use crate::{
     dropout::MaskSeed,
     error::ModelError,
     fused::{
-        kernels::product::{self, Store, View, multiply},
+        kernels::{
+            activation::{self, Activation},
+            conv::{self, Conv, Geometry},
+            norm::{self, GroupNorm, Running, Saved, Settings},
+            product::{self, Store, View, multiply},
+        },
         parallel::Threads,
     },
-    spec::Layer,
+    spec::{GeluForm, Layer},
 };
 use std::ops::Range;
 
@@ -30,6 +35,8 @@ pub(super) struct Context<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     product: product::Scratch,
+    conv: conv::Scratch,
+    norm: norm::Partial,
 }
 
 /// Which values the backward pass of an operation reads.
@@ -44,8 +51,13 @@ pub(super) struct Keeps {
 pub(super) enum Operation {
     /// `y = x W^T + b` over the last dimension, then ReLU if fused.
     Linear { inputs: usize, outputs: usize, bias: bool, relu: bool },
-    /// `max(x, 0)`.
-    Relu,
+    /// Convolution, then ReLU if fused.
+    Conv { conv: Box<Conv>, relu: bool },
+    /// Group or layer normalisation, then ReLU if fused.
+    GroupNorm { norm: GroupNorm, eps: f64, relu: bool, saved: Saved },
+    /// Batch normalisation, then ReLU if fused.
+    BatchNorm(BatchNorm),
+    Activation(Activation),
     /// Dropout layer `layer`, counted over all layers.
     Dropout { p: f32, layer: usize, dim: Dim },
     /// The sum of all inputs, then ReLU if fused.
@@ -56,6 +68,16 @@ pub(super) enum Operation {
     ToChannelsLast(Dim),
     /// From channels last to PyTorch's order.
     ToChannelsFirst(Dim),
+}
+
+/// A batch normalisation with the running moments as the last training pass left them.
+#[derive(Debug)]
+pub(super) struct BatchNorm {
+    eps: f64,
+    momentum: f64,
+    relu: bool,
+    saved: Saved,
+    running: [Vec<f32>; 2],
 }
 
 /// One operation of a layer.
@@ -80,18 +102,79 @@ pub(super) fn operations(
         Layer::Linear { in_features, out_features, bias } => {
             Operation::Linear { inputs: in_features, outputs: out_features, bias, relu: false }
         }
-        Layer::Relu => Operation::Relu,
+        Layer::Conv2d { kernel, stride, padding, dilation, groups, .. } => {
+            let geometry = Geometry {
+                height: input.height,
+                width: input.width,
+                inputs: input.channels,
+                outputs: output.channels,
+                kernel: kernel.0,
+                stride: stride.0,
+                padding: padding.0,
+                dilation: dilation.0,
+                groups,
+            };
+            convolution(geometry)?
+        }
+        Layer::Conv1d { kernel, stride, padding, dilation, groups, .. } => {
+            let geometry = Geometry {
+                height: 1,
+                width: input.width,
+                inputs: input.channels,
+                outputs: output.channels,
+                kernel: [1, kernel],
+                stride: [1, stride],
+                padding: [0, padding],
+                dilation: [1, dilation],
+                groups,
+            };
+            convolution(geometry)?
+        }
+        Layer::GroupNorm { groups, eps, .. } => {
+            let norm = GroupNorm { pixels: input.pixels(), channels: input.channels, groups };
+            Operation::GroupNorm { norm, eps, relu: false, saved: Saved::default() }
+        }
+        Layer::LayerNorm { eps, .. } => {
+            let norm = GroupNorm { pixels: 1, channels: input.channels, groups: 1 };
+            Operation::GroupNorm { norm, eps, relu: false, saved: Saved::default() }
+        }
+        Layer::BatchNorm { eps, momentum, .. } => Operation::BatchNorm(BatchNorm {
+            eps,
+            momentum,
+            relu: false,
+            saved: Saved::default(),
+            running: Default::default(),
+        }),
+        Layer::Relu => Operation::Activation(Activation::Relu),
+        Layer::LeakyRelu { negative_slope: slope } => Operation::Activation(Activation::LeakyRelu { slope }),
+        Layer::Gelu { approximate: GeluForm::None } => Operation::Activation(Activation::Gelu),
+        Layer::Gelu { approximate: GeluForm::Tanh } => Operation::Activation(Activation::GeluTanh),
+        Layer::Silu => Operation::Activation(Activation::Silu),
+        Layer::Tanh => Operation::Activation(Activation::Tanh),
+        Layer::Sigmoid => Operation::Activation(Activation::Sigmoid),
         Layer::Dropout { p } => Operation::Dropout { p, layer: number, dim: input },
         _ => return Err(ModelError::NotFused(format!("{layer:?}"))),
     };
     Ok(vec![Step { operation, output, tensors: tensors.to_vec() }])
 }
 
+fn convolution(geometry: Geometry) -> Result<Operation, ModelError> {
+    Conv::new(geometry)
+        .map(|conv| Operation::Conv { conv: Box::new(conv), relu: false })
+        .ok_or_else(|| ModelError::NotFused(format!("{geometry:?}")))
+}
+
 impl Operation {
     /// Applies a ReLU with the operation, if it can.
     pub(super) fn fuse_relu(&mut self) -> bool {
         match self {
-            Self::Linear { relu, .. } | Self::Add { relu } if !*relu => {
+            Self::Linear { relu, .. }
+            | Self::Conv { relu, .. }
+            | Self::GroupNorm { relu, .. }
+            | Self::BatchNorm(BatchNorm { relu, .. })
+            | Self::Add { relu }
+                if !*relu =>
+            {
                 *relu = true;
                 true
             }
@@ -101,8 +184,10 @@ impl Operation {
 
     pub(super) fn keeps(&self) -> Keeps {
         let (input, output) = match self {
-            Self::Linear { relu, .. } => (true, *relu),
-            Self::Relu => (false, true),
+            Self::Linear { relu, .. } | Self::Conv { relu, .. } => (true, *relu),
+            // Where the ReLU is closed follows from the input.
+            Self::GroupNorm { .. } | Self::BatchNorm(_) => (true, false),
+            Self::Activation(kind) => (!kind.keeps_output(), kind.keeps_output()),
             Self::Add { relu } => (false, *relu),
             Self::Dropout { .. } | Self::Concat { .. } | Self::ToChannelsLast(_) | Self::ToChannelsFirst(_) => {
                 (false, false)
@@ -120,7 +205,7 @@ impl Operation {
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let &Context { parameters, threads, masks, samples, .. } = context;
+        let &Context { parameters, threads, masks, samples, training, .. } = context;
         let x = xs.first().copied().unwrap_or(&[]);
         match self {
             Self::Linear { inputs, outputs, bias, relu } => {
@@ -135,7 +220,16 @@ impl Operation {
                     y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
                 }
             }
-            Self::Relu => y.iter_mut().zip(x).for_each(|(y, x)| *y = if *x < 0.0 { 0.0 } else { *x }),
+            Self::Conv { conv, relu } => {
+                conv.pack(&parameters[tensors[0].clone()], training, threads);
+                let bias = tensors.get(1).map(|bias| &parameters[bias.clone()]);
+                conv.forward(x, bias, *relu, y, &mut scratch.conv, threads);
+            }
+            Self::GroupNorm { norm, eps, relu, saved } => {
+                norm.forward(x, settings(parameters, tensors, *eps, *relu), y, saved, threads);
+            }
+            Self::BatchNorm(norm) => norm.forward(context, tensors, x, y),
+            Self::Activation(kind) => activation::forward(*kind, x, y, threads),
             Self::Dropout { p, layer, dim } => match masks {
                 None => y.copy_from_slice(x),
                 Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer)),
@@ -184,7 +278,7 @@ impl Operation {
         match self {
             Self::Linear { inputs, outputs, bias, relu } => {
                 if *relu {
-                    mask(dy, y);
+                    mask(dy, y, threads);
                 }
                 let rows = x.len() / *inputs;
                 let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
@@ -202,10 +296,43 @@ impl Operation {
                     }
                 }
             }
-            Self::Relu => {
+            Self::Conv { conv, relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let db = (tensors.len() > 1).then_some(db);
+                conv.backward_weights(x, dy, dw, db, &mut scratch.conv, threads);
+                if let Some(dx) = dx {
+                    conv.backward_input(dy, dx, &mut scratch.conv, threads);
+                }
+            }
+            Self::GroupNorm { norm, eps, relu, saved } => {
+                let parts = gradient.split_at_mut(tensors[0].len());
+                let settings = settings(parameters, tensors, *eps, *relu);
+                match dx {
+                    Some(dx) => {
+                        norm.backward(x, settings, saved, Some(dy), dx, parts, &mut scratch.norm, threads);
+                    }
+                    None => norm.backward(x, settings, saved, None, dy, parts, &mut scratch.norm, threads),
+                }
+            }
+            Self::BatchNorm(norm) => {
+                let (parts, moments) = gradient.split_at_mut(tensors[2].start - tensors[0].start);
+                moments.fill(0.0);
+                let parts = parts.split_at_mut(tensors[0].len());
+                let settings = settings(parameters, tensors, norm.eps, norm.relu);
+                let saved = &norm.saved;
+                match dx {
+                    Some(dx) => norm::batch_backward(
+                        x, settings, saved, Some(dy), dx, parts, &mut scratch.norm, threads,
+                    ),
+                    None => norm::batch_backward(x, settings, saved, None, dy, parts, &mut scratch.norm, threads),
+                }
+            }
+            Self::Activation(kind) => {
                 let Some(dx) = dx else { return };
-                dx.copy_from_slice(dy);
-                mask(dx, y);
+                activation::backward(*kind, if kind.keeps_output() { y } else { x }, dy, dx, threads);
             }
             Self::Dropout { p, layer, dim } => {
                 let Some(dx) = dx else { return };
@@ -216,7 +343,7 @@ impl Operation {
             }
             Self::Add { relu } => {
                 if *relu {
-                    mask(dy, y);
+                    mask(dy, y, threads);
                 }
                 dxs.iter_mut().flatten().for_each(|dx| dx.copy_from_slice(dy));
             }
@@ -244,12 +371,40 @@ impl Operation {
     }
 
     /// Moves what the forward pass of a training step moves and no gradient does.
-    pub(super) fn move_buffers(&self, _tensors: &[Range<usize>], _parameters: &mut [f32]) {}
+    pub(super) fn move_buffers(&self, tensors: &[Range<usize>], parameters: &mut [f32]) {
+        if let Self::BatchNorm(norm) = self {
+            for (range, running) in tensors[2..].iter().zip(&norm.running) {
+                parameters[range.clone()].copy_from_slice(running);
+            }
+        }
+    }
+}
+
+impl BatchNorm {
+    fn forward(&mut self, context: &Context<'_>, tensors: &[Range<usize>], x: &[f32], y: &mut [f32]) {
+        let &Context { parameters, threads, training, .. } = context;
+        let settings = settings(parameters, tensors, self.eps, self.relu);
+        let [mean, var] = [2, 3].map(|k: usize| &parameters[tensors[k].clone()]);
+        if !training {
+            return norm::batch_evaluate(x, settings, (mean, var), y, threads);
+        }
+        for (own, current) in self.running.iter_mut().zip([mean, var]) {
+            own.clear();
+            own.extend_from_slice(current);
+        }
+        let [mean, var] = &mut self.running;
+        let running = Running { mean, var, momentum: self.momentum };
+        norm::batch_forward(x, settings, running, y, &mut self.saved, threads);
+    }
+}
+
+fn settings<'a>(parameters: &'a [f32], tensors: &[Range<usize>], eps: f64, relu: bool) -> Settings<'a> {
+    Settings { weight: &parameters[tensors[0].clone()], bias: &parameters[tensors[1].clone()], eps, relu }
 }
 
 /// Zeroes the gradient where the ReLU's output is zero.
-fn mask(dy: &mut [f32], y: &[f32]) {
-    dy.iter_mut().zip(y).for_each(|(dy, y)| *dy = if *y > 0.0 { *dy } else { 0.0 });
+fn mask(dy: &mut [f32], y: &[f32], threads: &Threads) {
+    activation::backward_in_place(Activation::Relu, y, dy, threads);
 }
 
 fn drop_some(x: &[f32], y: &mut [f32], dim: Dim, mask: crate::dropout::Mask) {
