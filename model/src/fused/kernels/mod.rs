@@ -2,6 +2,7 @@
 
 pub(super) mod activation;
 pub(super) mod columns;
+pub(super) mod conv;
 pub(super) mod math;
 pub(super) mod norm;
 pub(super) mod product;
