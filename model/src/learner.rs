@@ -122,16 +122,24 @@ pub(crate) struct BatchShape {
     pub(crate) targets: usize,
     /// Classes are below this; numbers of one sample.
     pub(crate) classes: usize,
+    /// Rows of outputs of one sample: positions of a language model, else one.
+    pub(crate) rows: usize,
 }
 
 impl BatchShape {
     pub(crate) fn of(spec: &ModelSpec) -> Self {
+        Self::new(spec.input.clone(), spec.task.clone())
+    }
+
+    pub(crate) fn new(input: Input, task: Task) -> Self {
+        let targets = task.targets_per_sample(&input);
         Self {
-            features: spec.num_features(),
-            targets: spec.task.targets_per_sample(&spec.input),
-            classes: spec.num_classes(),
-            input: spec.input.clone(),
-            task: spec.task.clone(),
+            features: input.len(),
+            targets,
+            classes: task.num_classes(&input),
+            rows: if matches!(task, Task::LanguageModel) { targets } else { 1 },
+            input,
+            task,
         }
     }
 

@@ -21,7 +21,7 @@
 
 mod backend;
 #[cfg(feature = "flex")]
-mod burn;
+pub mod burn;
 mod cost;
 mod dropout;
 mod error;
