@@ -3,8 +3,8 @@
 use crate::output;
 use anyhow::Context;
 use clap::Args;
-use fl_app::exit::BadInput;
-use fl_datasets::{DatasetSpec, Part};
+use fl_app::{exit::BadInput, setting};
+use fl_datasets::{DatasetSpec, Part, Samples};
 use fl_model::{Backend, GlobalModel};
 use serde::Serialize;
 use std::{fs, path::PathBuf};
@@ -15,10 +15,14 @@ pub struct EvalArgs {
     /// Model file, as `GET /global` and `fl run` write it.
     file: PathBuf,
 
-    /// Data set whose test part is used: digits, fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE,
-    /// safetensors:FILE.
+    /// Data set whose test part is used: digits, shakespeare, fashion-mnist, mnist, cifar10, idx:DIR, images:DIR[@WxH],
+    /// csv:FILE, safetensors:FILE, text:FILE, bytes:FILE.
     #[arg(long, default_value = "digits")]
     dataset: DatasetSpec,
+
+    /// Columns of a csv file that the model predicts, as they were given for its training.
+    #[arg(long, value_name = "COLUMNS")]
+    target: Option<String>,
 
     /// Folder with the data set's files, if they are not where the system's package puts them.
     #[arg(long, value_name = "DIR")]
@@ -48,19 +52,25 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors"))
     })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
-    let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
-    if data.input_shape != global.spec.input_shape || data.num_classes != global.spec.num_classes {
+    let spec = setting::dataset(&args.dataset.to_string(), args.target.clone())?;
+    let data = fl_datasets::load(&spec, args.data_dir.as_deref(), Part::Test)?;
+    if data.input_shape() != global.spec.input_shape || data.num_classes() != global.spec.num_classes {
         return Err(BadInput(format!(
             "{path} takes inputs of shape {:?} and knows {} classes, but {} has {:?} and {}: give the data set that it was trained on with --dataset",
-            global.spec.input_shape, global.spec.num_classes, data.name, data.input_shape, data.num_classes
+            global.spec.input_shape, global.spec.num_classes, data.name, data.input_shape(), data.num_classes()
         ))
         .into());
     }
     let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
     learner.load(&global.parameters);
     // The file's normalisation, with which the model was trained, not that of the loaded data set.
+    let mut samples = Samples::new();
     let evaluation = fl_model::evaluate(&mut *learner, data.test.len(), |indices, x, y| {
-        data.test.gather(indices, &global.normalization, x, y);
+        data.test.gather(indices, &global.normalization, &mut samples);
+        if let Some((inputs, classes)) = samples.classified() {
+            inputs.clone_into(x);
+            classes.clone_into(y);
+        }
     })?;
     let result = Evaluated {
         file: path.to_string(),

@@ -29,7 +29,7 @@ impl ModelSource {
             dataset.set_labels(labels.clone())?;
         }
         let spec =
-            ModelSpec::load(&config.model, &dataset.input_shape, dataset.num_classes, config.model_dim)?;
+            ModelSpec::load(&config.model, dataset.input_shape(), dataset.num_classes(), config.model_dim)?;
         Ok(Self { layout: spec.layout(), spec, dataset })
     }
 

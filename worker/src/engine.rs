@@ -11,7 +11,7 @@ use crate::{
     settings::Config,
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
-use fl_datasets::{Dataset, Purpose, seeded_rng};
+use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
 use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec};
 use fl_protocol::{DataNames, ModelLayout, Normalization, UpdateMeta};
 use rand::RngExt;
@@ -29,7 +29,7 @@ pub struct Engine {
     updates: UpdateEncoder,
     /// SCAFFOLD's correction of every gradient.
     drift: Vec<f32>,
-    batch: (Vec<f32>, Vec<u32>),
+    batch: Samples,
 }
 
 impl Engine {
@@ -47,15 +47,15 @@ impl Engine {
         let misfit = || SetupError::Data {
             dataset: data.name.clone(),
             model: spec.input_shape.clone(),
-            data: data.input_shape.clone(),
+            data: data.input_shape().to_vec(),
             model_classes: spec.num_classes,
-            data_classes: data.num_classes,
+            data_classes: data.num_classes(),
         };
-        if data.input_shape != spec.input_shape {
+        if data.input_shape() != spec.input_shape {
             return Err(misfit());
         }
         let classes = data.class_map(&global.names).map_err(SetupError::Names)?;
-        if classes.is_none() && data.num_classes > spec.num_classes {
+        if classes.is_none() && data.num_classes() > spec.num_classes {
             return Err(misfit());
         }
         data.train
@@ -67,7 +67,7 @@ impl Engine {
             learner: spec.learner(config.training.backend, threads)?,
             updates: UpdateEncoder::new(layout),
             drift: Vec::new(),
-            batch: (Vec::new(), Vec::new()),
+            batch: Samples::new(),
             normalization: global.normalization.clone(),
             names: global.names.clone(),
             classes,
@@ -129,11 +129,13 @@ impl Engine {
             if before_step().is_break() {
                 return Ok(None);
             }
-            let (x, y) = &mut self.batch;
-            self.data.train.gather(indices, &self.normalization, x, y);
+            self.data.train.gather(indices, &self.normalization, &mut self.batch);
             if let Some(classes) = &self.classes {
-                y.iter_mut().for_each(|class| *class = classes[*class as usize]);
+                self.batch.renumber(classes);
             }
+            let Some((x, y)) = self.batch.classified() else {
+                return Err(ModelError::BadBatch("the data have no classes".to_owned()));
+            };
             loss += f64::from(self.learner.step(Batch::new(x, y), &plan.sgd)?);
             steps += 1;
         }

@@ -7,7 +7,7 @@ use fl_app::{
     SettingError,
     setting::{number, whole},
 };
-use fl_datasets::{Dataset, DatasetSpec, Part};
+use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
 use fl_model::{Backend, Batch, Learner, ModelSpec, SgdConfig, init_parameters, measure_gemm_gflops};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
@@ -97,7 +97,7 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         None => None,
     };
     let (shape, classes) = match &data {
-        Some(data) => (data.input_shape.clone(), data.num_classes),
+        Some(data) => (data.input_shape().to_vec(), data.num_classes()),
         None => (vec![1, 28, 28], 10),
     };
     let spec = ModelSpec::load(&args.model, &shape, classes, args.model_dim)?;
@@ -172,11 +172,11 @@ fn measure(
 ) -> anyhow::Result<Step> {
     learner.load(&init_parameters(spec, SEED));
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut x: Vec<f32> =
+    let x: Vec<f32> =
         (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let mut y: Vec<u32> =
+    let y: Vec<u32> =
         (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
-    let mut indices = vec![0; args.batch_size];
+    let (mut indices, mut samples) = (vec![0; args.batch_size], Samples::new());
     let config = SgdConfig::default();
     let mut times = Vec::new();
     let (mut began, mut cpu_before) = (Instant::now(), None);
@@ -190,9 +190,13 @@ fn measure(
         }
         let start = Instant::now();
         if let Some(data) = data {
-            data.train.gather(&indices, &data.normalization, &mut x, &mut y);
+            data.train.gather(&indices, &data.normalization, &mut samples);
         }
-        learner.step(Batch::new(&x, &y), &config)?;
+        let batch = match data {
+            Some(_) => samples.classified().unwrap_or_default(),
+            None => (&x[..], &y[..]),
+        };
+        learner.step(Batch::new(batch.0, batch.1), &config)?;
         times.push(start.elapsed().as_secs_f64());
         if step > WARM_UP && began.elapsed() > Duration::from_secs_f64(args.seconds) {
             break;

@@ -1,7 +1,7 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
 use crate::{federation::Global, settings::ModelConfig};
-use fl_datasets::Dataset;
+use fl_datasets::{Dataset, Samples};
 use fl_model::{Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
 use fl_protocol::HistoryRecord;
 use std::{
@@ -132,8 +132,13 @@ fn evaluate(learner: &mut dyn Learner, dataset: &Dataset, global: &Global) -> Re
     let started = Instant::now();
     let model = GlobalModel::from_safetensors(&global.bytes)?;
     learner.load(&model.parameters);
+    let mut samples = Samples::new();
     let evaluation = fl_model::evaluate(learner, dataset.test.len(), |indices, x, y| {
-        dataset.test.gather(indices, &model.normalization, x, y);
+        dataset.test.gather(indices, &model.normalization, &mut samples);
+        if let Some((inputs, classes)) = samples.classified() {
+            inputs.clone_into(x);
+            classes.clone_into(y);
+        }
     })?;
     Ok(Evaluated { evaluation, took: started.elapsed() })
 }
