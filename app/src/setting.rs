@@ -48,7 +48,9 @@ where
 pub fn dataset(text: &str, target: Option<String>) -> Result<DatasetSpec, SettingError> {
     let spec: DatasetSpec = parse("DATASET", text)?;
     match filled(target) {
-        Some(target) => spec.with_target(&target).map_err(|reason| SettingError::new("TARGET", target, reason)),
+        Some(target) => {
+            spec.with_target(&target).map_err(|reason| SettingError::new("TARGET", target, reason))
+        }
         None => Ok(spec),
     }
 }

@@ -86,7 +86,10 @@ pub enum DatasetError {
         length: usize,
     },
     /// A length that no sequence can have.
-    #[error("sequences of {length} tokens cannot be cut: use a length from 1 to {}", crate::limits::MAX_SAMPLE_FEATURES)]
+    #[error(
+        "sequences of {length} tokens cannot be cut: use a length from 1 to {}",
+        crate::limits::MAX_SAMPLE_FEATURES
+    )]
     SequenceLength {
         /// The length.
         length: usize,
@@ -155,7 +158,9 @@ pub enum DatasetError {
         unknown: String,
     },
     /// One of model and data is of characters, the other of bytes.
-    #[error("{dataset} is read as {data}, the model is of {model}: use text:FILE everywhere, or bytes:FILE everywhere")]
+    #[error(
+        "{dataset} is read as {data}, the model is of {model}: use text:FILE everywhere, or bytes:FILE everywhere"
+    )]
     Alphabet {
         /// Name of the data set.
         dataset: String,
@@ -165,7 +170,9 @@ pub enum DatasetError {
         model: &'static str,
     },
     /// The targets' names or order differ from the model's.
-    #[error("{dataset} has the targets {found}, the model has {expected}: set TARGET={expected}, as on the master")]
+    #[error(
+        "{dataset} has the targets {found}, the model has {expected}: set TARGET={expected}, as on the master"
+    )]
     Outputs {
         /// Name of the data set.
         dataset: String,

@@ -73,9 +73,7 @@ pub fn load(spec: &DatasetSpec, data_dir: Option<&Path>, part: Part) -> Result<D
         DatasetSpec::Mnist => idx::load_known(&idx::MNIST, data_dir, part),
         DatasetSpec::Cifar10 => cifar::load(data_dir, part),
         DatasetSpec::Idx(dir) => idx::load_dir(&name, &spec::resolve(dir, data_dir), part),
-        DatasetSpec::Images { dir, size } => {
-            images::load(&name, &spec::resolve(dir, data_dir), *size, part)
-        }
+        DatasetSpec::Images { dir, size } => images::load(&name, &spec::resolve(dir, data_dir), *size, part),
         DatasetSpec::Csv { file, target } => {
             csv::load(&name, &spec::resolve(file, data_dir), target.as_ref(), part)
         }

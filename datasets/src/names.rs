@@ -72,7 +72,11 @@ impl Dataset {
         if own.is_empty() || model.is_empty() {
             return Ok(None);
         }
-        Err(DatasetError::Outputs { dataset: self.name.clone(), found: own.join(","), expected: model.join(",") })
+        Err(DatasetError::Outputs {
+            dataset: self.name.clone(),
+            found: own.join(","),
+            expected: model.join(","),
+        })
     }
 
     /// The model's class of each class, and the labels that the model lacks.

@@ -92,7 +92,9 @@ impl DatasetSpec {
                 let (columns, task) = text.split_once("?task=").map_or((text, None), |(c, t)| (c, Some(t)));
                 Ok(Self::Csv { file, target: Some(Target::new(columns, task)?) })
             }
-            Self::Csv { .. } => Err("the data set names its target columns already: use one of both".to_owned()),
+            Self::Csv { .. } => {
+                Err("the data set names its target columns already: use one of both".to_owned())
+            }
             other => Err(format!("only csv:FILE has target columns, not {other}")),
         }
     }
@@ -193,7 +195,11 @@ fn images(text: &str) -> Result<DatasetSpec, String> {
     let size = match numbers.as_deref() {
         Some(&[width, height]) => ImageSize { width, height, channels: None },
         Some(&[width, height, channels @ (1 | 3)]) => ImageSize { width, height, channels: Some(channels) },
-        _ => return Err(format!("`@{text}` is no size of images: use @WIDTHxHEIGHT, such as @32x32, or @32x32x3 (1 = grey, 3 = colours)")),
+        _ => {
+            return Err(format!(
+                "`@{text}` is no size of images: use @WIDTHxHEIGHT, such as @32x32, or @32x32x3 (1 = grey, 3 = colours)"
+            ));
+        }
     };
     let sides = 1..=MAX_IMAGE_SIDE;
     if !sides.contains(&size.width) || !sides.contains(&size.height) {

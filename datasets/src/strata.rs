@@ -56,7 +56,9 @@ impl Dataset {
         match (&self.task, self.train.targets()) {
             (Task::LanguageModel, _) => Strata::stretches(self.train.len()),
             (Task::Regression { outputs }, Targets::Numbers(values)) => Strata::sizes(values, *outputs),
-            (Task::Multilabel { outputs }, Targets::Numbers(values)) => Strata::first_labels(values, *outputs),
+            (Task::Multilabel { outputs }, Targets::Numbers(values)) => {
+                Strata::first_labels(values, *outputs)
+            }
             (_, Targets::Classes(labels)) => Strata::classes(labels, self.num_classes()),
             // No data set pairs a classification with numbers as targets.
             (_, Targets::Numbers(values)) => Strata::stretches(values.len()),

@@ -27,7 +27,10 @@ pub(crate) fn load(name: &str, path: &Path, part: Part) -> Result<Dataset, Datas
     let mut task = loaded.task.clone();
     if let Some(test) = &test {
         if test.shape != loaded.shape || test.is_bytes() != loaded.is_bytes() {
-            return Err(DatasetError::unusable(path, "x and x_test must have the same type and sample shape"));
+            return Err(DatasetError::unusable(
+                path,
+                "x and x_test must have the same type and sample shape",
+            ));
         }
         task = match (task, &test.task) {
             (Task::Classification { classes, .. }, Task::Classification { classes: others, .. }) => {

@@ -72,7 +72,11 @@ fn skew(split: &[Vec<u32>], labels: &[u32]) -> f64 {
 fn another_seed_or_worker_gives_other_samples() {
     let labels = balanced(10, 100);
     for partition in [Partition::Iid, Partition::Dirichlet(0.5), Partition::Shards(2)] {
-        assert_ne!(partition.split(&Strata::classes(&labels, 10), 4, 1), partition.split(&Strata::classes(&labels, 10), 4, 2), "{partition}");
+        assert_ne!(
+            partition.split(&Strata::classes(&labels, 10), 4, 1),
+            partition.split(&Strata::classes(&labels, 10), 4, 2),
+            "{partition}"
+        );
         let draw = |worker| partition.draw(&Strata::classes(&labels, 10), worker, 1, 100);
         assert_ne!(draw("a"), draw("b"), "{partition}");
     }
@@ -108,8 +112,9 @@ fn a_smaller_concentration_is_more_skewed() {
 #[test]
 fn a_skewed_draw_stays_skewed_without_a_limit() {
     let labels = balanced(10, 600);
-    let drawn: Vec<_> =
-        (0..50).map(|w| Partition::Dirichlet(0.1).draw(&Strata::classes(&labels, 10), &format!("w{w}"), 9, 50_000)).collect();
+    let drawn: Vec<_> = (0..50)
+        .map(|w| Partition::Dirichlet(0.1).draw(&Strata::classes(&labels, 10), &format!("w{w}"), 9, 50_000))
+        .collect();
     assert!(skew(&drawn, &labels) > 0.4);
     assert!(drawn.iter().all(|part| part.len() < 4000));
 }

@@ -174,8 +174,7 @@ fn measure(
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let x: Vec<f32> =
         (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let y: Vec<u32> =
-        (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
+    let y: Vec<u32> = (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes as u32)).collect();
     let (mut indices, mut samples) = (vec![0; args.batch_size], Samples::new());
     let config = SgdConfig::default();
     let mut times = Vec::new();

@@ -127,9 +127,10 @@ fn check_size(header: Header, most: u64, path: &Path) -> Result<(), DatasetError
         return Err(DatasetError::too_large(path, what));
     }
     match pixels as u64 > most {
-        true => {
-            Err(DatasetError::image(path, format!("it declares {width}x{height} pixels but is too short for them")))
-        }
+        true => Err(DatasetError::image(
+            path,
+            format!("it declares {width}x{height} pixels but is too short for them"),
+        )),
         false => Ok(()),
     }
 }

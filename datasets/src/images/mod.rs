@@ -133,7 +133,9 @@ impl Listing {
         if listed.is_empty() {
             return Err(DatasetError::unusable(dir, format!("its folders hold no images: {HINT}")));
         }
-        for (wanted, test, what) in [(part.has_train(), false, "train"), (has_test && part.has_test(), true, "test")] {
+        for (wanted, test, what) in
+            [(part.has_train(), false, "train"), (has_test && part.has_test(), true, "test")]
+        {
             if lacks(wanted, test) {
                 return Err(DatasetError::unusable(dir, format!("its folder `{what}` is missing or empty")));
             }
@@ -145,7 +147,9 @@ impl Listing {
 /// The class of each name, the number of classes, and their names unless those are numbers.
 fn number(names: &[&String], dir: &Path) -> Result<(Vec<u32>, usize, Vec<String>), DatasetError> {
     if names.iter().map(|name| name.len()).sum::<usize>() > MAX_NAMES_BYTES {
-        let what = format!("the names of its classes have more than {MAX_NAMES_BYTES} bytes: shorten or number them");
+        let what = format!(
+            "the names of its classes have more than {MAX_NAMES_BYTES} bytes: shorten or number them"
+        );
         return Err(DatasetError::unusable(dir, what));
     }
     let numbers: Option<Vec<u32>> = names.iter().map(|name| name.parse().ok()).collect();
@@ -188,7 +192,8 @@ fn classes_below(dir: &Path, left: &mut usize) -> Result<BTreeMap<String, Vec<Pa
     for path in entries(dir)? {
         if !path.is_dir() {
             if is_image(&path)? {
-                let what = format!("it holds the image {} beside the folders of classes: {HINT}", path.display());
+                let what =
+                    format!("it holds the image {} beside the folders of classes: {HINT}", path.display());
                 return Err(DatasetError::unusable(dir, what));
             }
             continue;
@@ -200,12 +205,18 @@ fn classes_below(dir: &Path, left: &mut usize) -> Result<BTreeMap<String, Vec<Pa
         let mut images = Vec::new();
         for file in entries(&path)? {
             if file.is_dir() {
-                let what = format!("{} is a folder inside of a class: put its images into the class", file.display());
+                let what = format!(
+                    "{} is a folder inside of a class: put its images into the class",
+                    file.display()
+                );
                 return Err(DatasetError::unusable(dir, what));
             }
             if is_image(&file)? {
                 if *left == 0 {
-                    return Err(DatasetError::too_large(dir, format!("it holds more than {MAX_IMAGE_FILES} images")));
+                    return Err(DatasetError::too_large(
+                        dir,
+                        format!("it holds more than {MAX_IMAGE_FILES} images"),
+                    ));
                 }
                 *left -= 1;
                 images.push(file);
@@ -279,7 +290,12 @@ impl Shape {
     fn checked(self, dir: &Path) -> Result<Self, DatasetError> {
         match self.len() > MAX_SAMPLE_FEATURES {
             true => {
-                let what = format!("images of {}x{} pixels: let them be resized, as in {}@32x32", self.width, self.height, dir.display());
+                let what = format!(
+                    "images of {}x{} pixels: let them be resized, as in {}@32x32",
+                    self.width,
+                    self.height,
+                    dir.display()
+                );
                 Err(DatasetError::too_large(dir, what))
             }
             false => Ok(self),
@@ -365,4 +381,3 @@ impl Moments {
         (mean as f32, if std > 1e-3 { std } else { 1.0 })
     }
 }
-
