@@ -110,7 +110,7 @@ fn open<R: BufRead + Seek>(
         check_size(header, bytes.saturating_mul(JPEG_PIXELS_PER_BYTE), path)?;
         return Ok((header, Opened::Jpeg(decoder)));
     }
-    Err(DatasetError::image(path, "it begins like neither"))
+    Err(DatasetError::image(path, "it begins like neither PNG nor JPEG"))
 }
 
 /// Checks the size that a file declares, given how many pixels its bytes can hold at most.
