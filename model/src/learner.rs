@@ -89,22 +89,18 @@ pub trait Learner: Send + Sync {
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError>;
 }
 
-/// Evaluates `samples` samples, gathered batch by batch: `gather(indices, inputs, labels)` fills in the
-/// normalised features and the labels of `indices`.
+/// Evaluates `samples` samples, some at a time: `piece(indices)` gathers those of `indices` and evaluates them.
 ///
 /// # Errors
-/// Batches that do not fit the network.
+/// Those of `piece`.
 pub fn evaluate(
-    learner: &mut dyn Learner,
     samples: usize,
-    mut gather: impl FnMut(&[u32], &mut Vec<f32>, &mut Vec<u32>),
+    mut piece: impl FnMut(&[u32]) -> Result<BatchEvaluation, ModelError>,
 ) -> Result<Evaluation, ModelError> {
-    let (mut inputs, mut labels) = (Vec::new(), Vec::new());
     let mut sums = BatchEvaluation::default();
     let all: Vec<u32> = (0..samples as u32).collect();
     for indices in all.chunks(GATHERED) {
-        gather(indices, &mut inputs, &mut labels);
-        sums += learner.evaluate(Batch::new(&inputs, &labels))?;
+        sums += piece(indices)?;
     }
     Ok(sums.into())
 }
