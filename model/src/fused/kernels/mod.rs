@@ -3,7 +3,9 @@
 pub(super) mod activation;
 pub(super) mod columns;
 pub(super) mod conv;
+pub(super) mod depthwise;
 pub(super) mod math;
 pub(super) mod norm;
 pub(super) mod product;
 pub(super) mod vector;
+pub(super) mod window;
