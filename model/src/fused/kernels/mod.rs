@@ -5,4 +5,5 @@ pub(super) mod columns;
 pub(super) mod math;
 pub(super) mod norm;
 pub(super) mod product;
+pub(super) mod recurrent;
 pub(super) mod vector;
