@@ -33,6 +33,11 @@ impl Threads {
             })
     }
 
+    /// How many threads work on a call of [`Threads::each`].
+    pub(super) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
+    }
+
     /// Runs `f` where [`Threads::each`] and [`Threads::rows`] can use all threads.
     pub(crate) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.0 {
