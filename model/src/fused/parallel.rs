@@ -32,6 +32,11 @@ impl Threads {
             })
     }
 
+    /// Threads that [`Threads::each`] uses.
+    pub(super) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
+    }
+
     /// Runs `f` where [`Threads::each`] and [`Threads::rows`] can use all threads.
     pub(super) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.0 {
@@ -60,7 +65,7 @@ impl Threads {
         f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let rows = matrix.len() / row_len;
-        let threads = self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads);
+        let threads = self.count();
         if threads == 1 || rows * cost < WORTH_A_THREAD {
             return f(0, matrix);
         }
