@@ -33,7 +33,11 @@ impl Threads {
             })
     }
 
+<<<<<<< HEAD
     /// How many threads work on a call of [`Threads::each`].
+=======
+    /// Threads that [`Threads::each`] uses.
+>>>>>>> gemm
     pub(super) fn count(&self) -> usize {
         self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
@@ -66,7 +70,7 @@ impl Threads {
         f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let rows = matrix.len() / row_len;
-        let threads = self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads);
+        let threads = self.count();
         if threads == 1 || rows * cost < WORTH_A_THREAD {
             return f(0, matrix);
         }
