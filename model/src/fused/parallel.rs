@@ -33,12 +33,8 @@ impl Threads {
             })
     }
 
-<<<<<<< HEAD
     /// How many threads work on a call of [`Threads::each`].
-=======
-    /// Threads that [`Threads::each`] uses.
->>>>>>> gemm
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 

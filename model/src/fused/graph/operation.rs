@@ -7,9 +7,13 @@ use crate::{
     fused::{
         kernels::{
             activation::{self, Activation},
+            attention::{self, Attention},
             conv::{self, Conv, Geometry},
+            depthwise, embedding,
             norm::{self, GroupNorm, Running, Saved, Settings},
             product::{self, Store, View, multiply},
+            recurrent::{self, Cell, Recurrent},
+            window::Axis,
         },
         parallel::Threads,
     },
@@ -37,6 +41,7 @@ pub(super) struct Scratch {
     product: product::Scratch,
     conv: conv::Scratch,
     norm: norm::Partial,
+    depthwise: Vec<f32>,
 }
 
 /// Which values the backward pass of an operation reads.
@@ -53,11 +58,23 @@ pub(super) enum Operation {
     Linear { inputs: usize, outputs: usize, bias: bool, relu: bool },
     /// Convolution, then ReLU if fused.
     Conv { conv: Box<Conv>, relu: bool },
+    /// Convolution of each channel by itself, then ReLU if fused.
+    Depthwise { geometry: depthwise::Geometry, packed: Vec<f32>, relu: bool },
     /// Group or layer normalisation, then ReLU if fused.
     GroupNorm { norm: GroupNorm, eps: f64, relu: bool, saved: Saved },
     /// Batch normalisation, then ReLU if fused.
     BatchNorm(BatchNorm),
     Activation(Activation),
+    /// A vector for each token of the network's input.
+    Embedding { dim: usize },
+    /// Adds a vector to each position; a sample has `len` values.
+    Positions { len: usize },
+    /// One LSTM or GRU layer over sequences of `length`.
+    Recurrent { layer: Box<Recurrent>, length: usize },
+    /// Self-attention over sequences of `length`.
+    Attention { layer: Box<Attention>, length: usize, bias: bool },
+    /// The last row of each sample.
+    LastToken(Dim),
     /// Dropout layer `layer`, counted over all layers.
     Dropout { p: f32, layer: usize, dim: Dim },
     /// The sum of all inputs, then ReLU if fused.
@@ -102,6 +119,20 @@ pub(super) fn operations(
         Layer::Linear { in_features, out_features, bias } => {
             Operation::Linear { inputs: in_features, outputs: out_features, bias, relu: false }
         }
+        Layer::Conv2d { kernel, stride, padding, dilation, groups, .. }
+            if groups > 1 && groups == input.channels && groups == output.channels =>
+        {
+            let axis = |k: usize, input: usize| Axis {
+                input,
+                kernel: kernel.0[k],
+                stride: stride.0[k],
+                padding: padding.0[k],
+                dilation: dilation.0[k],
+            };
+            let (height, width) = (axis(0, input.height), axis(1, input.width));
+            let geometry = depthwise::Geometry { channels: groups, height, width };
+            Operation::Depthwise { geometry, packed: Vec::new(), relu: false }
+        }
         Layer::Conv2d { kernel, stride, padding, dilation, groups, .. } => {
             let geometry = Geometry {
                 height: input.height,
@@ -145,6 +176,19 @@ pub(super) fn operations(
             saved: Saved::default(),
             running: Default::default(),
         }),
+        Layer::Embedding { dim, .. } => Operation::Embedding { dim },
+        Layer::PositionalEmbedding { .. } => Operation::Positions { len: input.len() },
+        Layer::LastToken => Operation::LastToken(input),
+        Layer::Lstm { input_size, hidden_size, .. } => {
+            return Ok(stacked(Cell::Lstm, input_size, hidden_size, output, tensors));
+        }
+        Layer::Gru { input_size, hidden_size, .. } => {
+            return Ok(stacked(Cell::Gru, input_size, hidden_size, output, tensors));
+        }
+        Layer::Attention { dim, heads, causal, bias } => {
+            let layer = Box::new(Attention::new(attention::Shape { dim, heads, causal }));
+            Operation::Attention { layer, length: input.pixels(), bias }
+        }
         Layer::Relu => Operation::Activation(Activation::Relu),
         Layer::LeakyRelu { negative_slope: slope } => Operation::Activation(Activation::LeakyRelu { slope }),
         Layer::Gelu { approximate: GeluForm::None } => Operation::Activation(Activation::Gelu),
@@ -156,6 +200,17 @@ pub(super) fn operations(
         _ => return Err(ModelError::NotFused(format!("{layer:?}"))),
     };
     Ok(vec![Step { operation, output, tensors: tensors.to_vec() }])
+}
+
+/// The layers of a stack, of four tensors each.
+fn stacked(cell: Cell, input: usize, hidden: usize, output: Dim, tensors: &[Range<usize>]) -> Vec<Step> {
+    let layer = |(k, tensors): (usize, &[Range<usize>])| {
+        let input = if k == 0 { input } else { hidden };
+        let layer = Box::new(Recurrent::new(cell, input, hidden));
+        let operation = Operation::Recurrent { layer, length: output.pixels() };
+        Step { operation, output, tensors: tensors.to_vec() }
+    };
+    tensors.chunks(4).enumerate().map(layer).collect()
 }
 
 fn convolution(geometry: Geometry) -> Result<Operation, ModelError> {
@@ -170,6 +225,7 @@ impl Operation {
         match self {
             Self::Linear { relu, .. }
             | Self::Conv { relu, .. }
+            | Self::Depthwise { relu, .. }
             | Self::GroupNorm { relu, .. }
             | Self::BatchNorm(BatchNorm { relu, .. })
             | Self::Add { relu }
@@ -184,11 +240,14 @@ impl Operation {
 
     pub(super) fn keeps(&self) -> Keeps {
         let (input, output) = match self {
-            Self::Linear { relu, .. } | Self::Conv { relu, .. } => (true, *relu),
+            Self::Linear { relu, .. } | Self::Conv { relu, .. } | Self::Depthwise { relu, .. } => (true, *relu),
+            Self::Recurrent { .. } => (true, true),
+            Self::Attention { .. } => (true, false),
             // Where the ReLU is closed follows from the input.
             Self::GroupNorm { .. } | Self::BatchNorm(_) => (true, false),
             Self::Activation(kind) => (!kind.keeps_output(), kind.keeps_output()),
             Self::Add { relu } => (false, *relu),
+            Self::Embedding { .. } | Self::Positions { .. } | Self::LastToken(_) => (false, false),
             Self::Dropout { .. } | Self::Concat { .. } | Self::ToChannelsLast(_) | Self::ToChannelsFirst(_) => {
                 (false, false)
             }
@@ -224,6 +283,28 @@ impl Operation {
                 conv.pack(&parameters[tensors[0].clone()], training, threads);
                 let bias = tensors.get(1).map(|bias| &parameters[bias.clone()]);
                 conv.forward(x, bias, *relu, y, &mut scratch.conv, threads);
+            }
+            Self::Depthwise { geometry, packed, relu } => {
+                geometry.pack(&parameters[tensors[0].clone()], packed);
+                let bias = tensors.get(1).map(|bias| &parameters[bias.clone()]);
+                geometry.forward(x, packed, bias, *relu, y, threads);
+            }
+            Self::Embedding { dim } => {
+                embedding::forward(context.tokens, &parameters[tensors[0].clone()], *dim, y, threads);
+            }
+            Self::Positions { len } => {
+                embedding::add_positions(x, &parameters[tensors[0].clone()], *len, y, threads);
+            }
+            Self::Recurrent { layer, length } => {
+                layer.forward(x, *length, recurrent_weights(parameters, tensors), y, threads);
+            }
+            Self::Attention { layer, length, bias } => {
+                layer.forward(x, *length, attention_weights(parameters, tensors, *bias), y, threads);
+            }
+            Self::LastToken(dim) => {
+                for (x, y) in x.chunks_exact(dim.len()).zip(y.chunks_exact_mut(dim.channels)) {
+                    y.copy_from_slice(&x[dim.len() - dim.channels..]);
+                }
             }
             Self::GroupNorm { norm, eps, relu, saved } => {
                 norm.forward(x, settings(parameters, tensors, *eps, *relu), y, saved, threads);
@@ -305,6 +386,51 @@ impl Operation {
                 conv.backward_weights(x, dy, dw, db, &mut scratch.conv, threads);
                 if let Some(dx) = dx {
                     conv.backward_input(dy, dx, &mut scratch.conv, threads);
+                }
+            }
+            Self::Depthwise { geometry, packed, relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let db = (tensors.len() > 1).then_some(db);
+                geometry.backward_weight(x, dy, dw, db, &mut scratch.depthwise, threads);
+                if let Some(dx) = dx {
+                    geometry.backward_input(dy, packed, dx, threads);
+                }
+            }
+            Self::Embedding { dim } => embedding::backward(context.tokens, dy, *dim, gradient, threads),
+            Self::Positions { len } => {
+                embedding::positions_gradient(dy, *len, gradient);
+                if let Some(dx) = dx {
+                    dx.copy_from_slice(dy);
+                }
+            }
+            Self::Recurrent { layer, length } => {
+                let weights = recurrent_weights(parameters, tensors);
+                let [weight_ih, weight_hh, bias_ih, bias_hh] = split(gradient, tensors);
+                let gradients = recurrent::Gradients { weight_ih, weight_hh, bias_ih, bias_hh };
+                layer.backward(x, y, dy, *length, weights, dx.as_deref_mut(), gradients, threads);
+            }
+            Self::Attention { layer, length, bias } => {
+                let weights = attention_weights(parameters, tensors, *bias);
+                let gradients = if *bias {
+                    let [in_weight, in_bias, out_weight, out_bias] = split(gradient, tensors);
+                    attention::Gradients { in_weight, in_bias: Some(in_bias), out_weight, out_bias: Some(out_bias) }
+                } else {
+                    let [in_weight, out_weight] = split(gradient, tensors);
+                    attention::Gradients { in_weight, in_bias: None, out_weight, out_bias: None }
+                };
+                match dx {
+                    Some(dx) => layer.backward(x, dy, *length, weights, dx, gradients, threads),
+                    None => layer.backward(x, dy, *length, weights, &mut vec![0.0; x.len()], gradients, threads),
+                }
+            }
+            Self::LastToken(dim) => {
+                let Some(dx) = dx else { return };
+                dx.fill(0.0);
+                for (dx, dy) in dx.chunks_exact_mut(dim.len()).zip(dy.chunks_exact(dim.channels)) {
+                    dx[dim.len() - dim.channels..].copy_from_slice(dy);
                 }
             }
             Self::GroupNorm { norm, eps, relu, saved } => {
@@ -400,6 +526,34 @@ impl BatchNorm {
 
 fn settings<'a>(parameters: &'a [f32], tensors: &[Range<usize>], eps: f64, relu: bool) -> Settings<'a> {
     Settings { weight: &parameters[tensors[0].clone()], bias: &parameters[tensors[1].clone()], eps, relu }
+}
+
+/// Cuts a layer's gradient into those of its tensors.
+fn split<'a, const N: usize>(gradient: &'a mut [f32], tensors: &[Range<usize>]) -> [&'a mut [f32]; N] {
+    let mut rest = gradient;
+    std::array::from_fn(|k| {
+        let (part, tail) = std::mem::take(&mut rest).split_at_mut(tensors[k].len());
+        rest = tail;
+        part
+    })
+}
+
+fn recurrent_weights<'a>(parameters: &'a [f32], tensors: &[Range<usize>]) -> recurrent::Weights<'a> {
+    let [weight_ih, weight_hh, bias_ih, bias_hh] = [0, 1, 2, 3].map(|k: usize| &parameters[tensors[k].clone()]);
+    recurrent::Weights { weight_ih, weight_hh, bias_ih, bias_hh }
+}
+
+fn attention_weights<'a>(parameters: &'a [f32], tensors: &[Range<usize>], bias: bool) -> attention::Weights<'a> {
+    let tensor = |k: usize| &parameters[tensors[k].clone()];
+    match bias {
+        true => attention::Weights {
+            in_weight: tensor(0),
+            in_bias: Some(tensor(1)),
+            out_weight: tensor(2),
+            out_bias: Some(tensor(3)),
+        },
+        false => attention::Weights { in_weight: tensor(0), in_bias: None, out_weight: tensor(1), out_bias: None },
+    }
 }
 
 /// Zeroes the gradient where the ReLU's output is zero.

@@ -2,13 +2,16 @@
 
 pub(super) mod activation;
 pub(super) mod attention;
-pub(super) mod columns;
+mod columns;
 pub(super) mod conv;
 pub(super) mod depthwise;
 pub(super) mod embedding;
-pub(super) mod math;
+mod math;
 pub(super) mod norm;
+mod pack;
 pub(super) mod product;
 pub(super) mod recurrent;
-pub(super) mod vector;
+mod softmax;
+mod tiles;
+mod vector;
 pub(super) mod window;
