@@ -1,5 +1,6 @@
 //! How a bad setting is refused, and the checks that most settings need.
 
+use fl_datasets::DatasetSpec;
 use std::{fmt, str::FromStr};
 use thiserror::Error;
 
@@ -38,6 +39,20 @@ where
     T::Err: ToString,
 {
     text.parse().map_err(|error: T::Err| SettingError::new(name, text, error.to_string()))
+}
+
+/// Parses `DATASET`, and adds the columns of `TARGET` to a table.
+///
+/// # Errors
+/// The sentence of whichever of both is bad.
+pub fn dataset(text: &str, target: Option<String>) -> Result<DatasetSpec, SettingError> {
+    let spec: DatasetSpec = parse("DATASET", text)?;
+    match filled(target) {
+        Some(target) => {
+            spec.with_target(&target).map_err(|reason| SettingError::new("TARGET", target, reason))
+        }
+        None => Ok(spec),
+    }
 }
 
 /// Checks the range of a whole number, both ends included.

@@ -3,11 +3,11 @@
 use crate::output;
 use anyhow::Context;
 use clap::Args;
-use fl_app::exit::BadInput;
-use fl_datasets::{DatasetSpec, Part};
-use fl_model::{Backend, GlobalModel};
+use fl_app::{exit::BadInput, setting};
+use fl_datasets::{DatasetSpec, Part, Samples};
+use fl_model::{Backend, Batch, GlobalModel, spec::describe};
 use serde::Serialize;
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, sync::Arc};
 
 /// Arguments of `fl eval`.
 #[derive(Debug, Args)]
@@ -15,10 +15,14 @@ pub struct EvalArgs {
     /// Model file, as `GET /global` and `fl run` write it.
     file: PathBuf,
 
-    /// Data set whose test part is used: digits, fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE,
-    /// safetensors:FILE.
+    /// Data set whose test part is used: digits, shakespeare, fashion-mnist, mnist, cifar10, idx:DIR, images:DIR[@WxH],
+    /// csv:FILE, safetensors:FILE, text:FILE, bytes:FILE.
     #[arg(long, default_value = "digits")]
     dataset: DatasetSpec,
+
+    /// Columns of a csv file that the model predicts, as they were given for its training.
+    #[arg(long, value_name = "COLUMNS")]
+    target: Option<String>,
 
     /// Folder with the data set's files, if they are not where the system's package puts them.
     #[arg(long, value_name = "DIR")]
@@ -48,19 +52,28 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors"))
     })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
-    let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
-    if data.input_shape != global.spec.input_shape() || data.num_classes != global.spec.num_classes() {
+    let spec = setting::dataset(&args.dataset.to_string(), args.target.clone())?;
+    let data = Arc::new(fl_datasets::load(&spec, args.data_dir.as_deref(), Part::Test)?);
+    let data = data.cut_for(&global.spec.input)?;
+    if !global.spec.accepts(&data.input, &data.task) || data.num_classes() > global.spec.num_classes() {
         return Err(BadInput(format!(
-            "{path} takes inputs of shape {:?} and knows {} classes, but {} has {:?} and {}: give the data set that it was trained on with --dataset",
-            global.spec.input_shape(), global.spec.num_classes(), data.name, data.input_shape, data.num_classes
+            "{path} is for {}, but {} has {}: give the data set that it was trained on with --dataset",
+            describe(&global.spec.input, &global.spec.task), data.name, describe(&data.input, &data.task)
         ))
         .into());
     }
     let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
     learner.load(&global.parameters);
     // The file's normalisation, with which the model was trained, not that of the loaded data set.
-    let evaluation = fl_model::evaluate(&mut *learner, data.test.len(), |indices, x, y| {
-        data.test.gather(indices, &global.normalization, x, y);
+    let mut samples = Samples::new();
+    // A text may use fewer characters than the model knows, under other numbers.
+    let classes = data.class_map(&global.names)?;
+    let evaluation = fl_model::evaluate(data.test.len(), |indices| {
+        data.test.gather(indices, &global.normalization, &mut samples);
+        if let Some(classes) = &classes {
+            samples.renumber(classes);
+        }
+        learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
     let result = Evaluated {
         file: path.to_string(),

@@ -1,7 +1,8 @@
 //! Settings that `fl run` and `fl simulate` share.
 
 use clap::{ArgAction, Args, Parser};
-use fl_datasets::{DatasetSpec, Partition};
+use fl_app::setting;
+use fl_datasets::{Dataset, DatasetSpec, Part, Partition};
 use fl_quant::{Bits, Scheme};
 use fl_worker::ErrorFeedback;
 use serde::Serialize;
@@ -14,10 +15,16 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub rounds: u64,
 
-    /// Data set: digits (bundled), fashion-mnist, mnist, cifar10, idx:DIR, csv:FILE, safetensors:FILE.
+    /// Data set: digits and shakespeare (bundled), fashion-mnist, mnist, cifar10, idx:DIR, images:DIR[@WxH], csv:FILE,
+    /// safetensors:FILE, text:FILE, bytes:FILE.
     #[arg(long, default_value = "digits")]
     #[serde(serialize_with = "as_text")]
     pub dataset: DatasetSpec,
+
+    /// Columns of a csv file to predict as numbers, separated by commas; with ?task=multilabel after them as labels
+    /// that are 0 or 1 [default: the label column].
+    #[arg(long, value_name = "COLUMNS")]
+    pub target: Option<String>,
 
     /// Folder with the data set's files, if they are not where the system's package puts them.
     #[arg(long, value_name = "DIR")]
@@ -31,7 +38,8 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 100_000, value_name = "PARAMETERS")]
     pub model_dim: usize,
 
-    /// How the training data is spread: iid, dirichlet:ALPHA (label skew), shards:K (K label runs each).
+    /// How the training data is spread: iid, dirichlet:ALPHA (label skew), shards:K (K label runs each, or
+    /// stretches of a text).
     #[arg(long, default_value = "dirichlet:0.5")]
     #[serde(serialize_with = "as_text")]
     pub partition: Partition,
@@ -163,6 +171,15 @@ pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> R
 }
 
 impl FederationArgs {
+    /// Loads the training data.
+    ///
+    /// # Errors
+    /// A bad setting, or data that are missing or damaged.
+    pub fn load(&self) -> anyhow::Result<Dataset> {
+        let spec = setting::dataset(&self.dataset.to_string(), self.target.clone())?;
+        Ok(fl_datasets::load(&spec, self.data_dir.as_deref(), Part::Train)?)
+    }
+
     /// The master's settings for a federation of `clients`, of which `per_round` close a round. `extra`
     /// are further flags.
     pub fn master(
@@ -195,6 +212,7 @@ impl FederationArgs {
             args.push(format!("--agg-min-clients={per_round}"));
         }
         args.extend(self.server_lr.map(|lr| format!("--server-lr={lr}")));
+        args.extend(self.target.iter().map(|target| format!("--target={target}")));
         args.extend(self.data_dir.iter().map(|dir| format!("--data-dir={}", dir.display())));
         args.extend(extra);
         Ok(fl_master::Args::try_parse_from(args)?.check()?)
@@ -229,6 +247,7 @@ impl FederationArgs {
             "--mem-mb=0".to_owned(),
             "--threads=1".to_owned(),
         ];
+        args.extend(self.target.iter().map(|target| format!("--target={target}")));
         args.extend(self.down_quantizer.map(|scheme| format!("--down-quantizer={scheme}")));
         // The master proposes a size in bytes, from --uplink-mbit.
         if self.uplink_mbit.is_none() {

@@ -9,7 +9,7 @@ use crate::{
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use fl_app::{SettingError, setting::whole};
-use fl_datasets::{Dataset, Part};
+use fl_datasets::Dataset;
 use fl_protocol::HistoryRecord;
 use rand::{SeedableRng, rngs::ChaCha8Rng, seq::SliceRandom};
 use serde::Serialize;
@@ -71,7 +71,7 @@ pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
     let (federation, out) = (&args.federation, &args.federation.out);
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     // Loaded once: workers of one process share the samples and hold indices.
-    let data = Arc::new(fl_datasets::load(&federation.dataset, federation.data_dir.as_deref(), Part::Train)?);
+    let data = Arc::new(federation.load()?);
     let state = StateDir::fresh(out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let finished = runtime.block_on(federate(&args, data, &state.0, json))?;

@@ -1,6 +1,7 @@
 //! CIFAR-10's binary version: records of one label and 3 x 32 x 32 pixels, channel after channel.
 
 use crate::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Normalization, Part, Split};
+use fl_protocol::{Input, Task};
 use std::{
     fs::File,
     io::{BufReader, Read},
@@ -42,8 +43,8 @@ pub(crate) fn load(data_dir: Option<&Path>, part: Part) -> Result<Dataset, Datas
     Ok(Dataset {
         name: DatasetSpec::Cifar10.to_string(),
         names: DataNames::default(),
-        input_shape: vec![3, 32, 32],
-        num_classes: 10,
+        input: Input::Image { shape: vec![3, 32, 32] },
+        task: Task::classes(10),
         // Per channel, of the training pixels, 0 to 255.
         normalization: Normalization {
             mean: vec![125.306_92, 122.950_15, 113.866],

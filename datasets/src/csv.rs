@@ -1,4 +1,4 @@
-//! Tables: comma-separated numbers and a label column.
+//! Tables: comma-separated numbers and what is to be predicted from them.
 //!
 //! The label column is the one named `label`, `class`, `target` or `y` (in any case), else the last.
 //! The first row is a header if it has such a name or holds no number at all. Labels that are all
@@ -6,39 +6,79 @@
 //! set keeps, so that tables with different labels can be mapped to one numbering
 //! ([`Dataset::class_map`]). Every fifth row of each class is test data. Columns are standardised with the
 //! mean and deviation of the training rows.
+//!
+//! With a [`Target`] the named columns are predicted instead: as numbers in their own unit, which are not scaled, as
+//! labels that are 1 or 0, or as one label. Then every fifth row is test data.
 
 use crate::{
-    DataNames, Dataset, DatasetError, Features, Normalization, Part,
-    limits::{MAX_CLASSES, MAX_FEATURE_BYTES, MAX_NAMES_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
-    split,
+    DataNames, Dataset, DatasetError, Features, Normalization, Part, Target, TargetKind,
+    limits::{
+        MAX_CLASSES, MAX_FEATURE_BYTES, MAX_NAMES_BYTES, MAX_OUTPUTS, MAX_SAMPLE_FEATURES, MAX_SAMPLES,
+    },
+    split::{self, Answers},
 };
 use csv::{ReaderBuilder, StringRecord, Trim};
+use fl_protocol::{Input, Task};
 use std::{collections::HashMap, path::Path};
 
 const LABEL_NAMES: [&str; 4] = ["label", "class", "target", "y"];
 
-pub(crate) fn load(name: &str, path: &Path, part: Part) -> Result<Dataset, DatasetError> {
-    let table = read(name, path)?;
-    let Classes { labels, num_classes, names } = number_classes(&table, path)?;
+pub(crate) fn load(
+    name: &str,
+    path: &Path,
+    target: Option<&Target>,
+    part: Part,
+) -> Result<Dataset, DatasetError> {
+    let mut table = read(name, path, target)?;
+    let (answers, task, labels) = match target {
+        Some(Target { columns, kind: kind @ (TargetKind::Regression | TargetKind::Multilabel) }) => {
+            let outputs = columns.len();
+            let answers = Answers::Numbers { values: std::mem::take(&mut table.targets), outputs };
+            let task = match kind {
+                TargetKind::Multilabel => Task::Multilabel { outputs },
+                _ => Task::Regression { outputs },
+            };
+            (answers, task, columns.clone())
+        }
+        _ => {
+            let Classes { labels, num_classes, names } = number_classes(&table, path)?;
+            (Answers::Classes(labels), Task::classes(num_classes), names)
+        }
+    };
     let Table { width, values, columns, .. } = table;
-    let normalization = standardise(&values, width, &split::fifths(&labels));
-    let (train, test) = split::every_fifth_is_test(Features::F32(values), labels, width, part);
-    let names = DataNames { labels: names, features: columns };
-    let name = name.to_owned();
-    Ok(Dataset { name, names, input_shape: vec![width], num_classes, normalization, train, test })
+    let normalization = standardise(&values, width, &answers.fifths());
+    let (train, test) = split::every_fifth_is_test(Features::F32(values), answers, width, part);
+    let names = DataNames { labels, features: columns };
+    let input = Input::Vector { shape: vec![width] };
+    Ok(Dataset { name: name.to_owned(), names, input, task, normalization, train, test })
+}
+
+/// What a column is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Input,
+    Label,
+    /// The output with this index.
+    Output(usize),
 }
 
 /// The rows of a file. Labels are indices into `names`.
 struct Table {
     width: usize,
-    /// Names of the feature columns; empty without a header, or beyond [`MAX_NAMES_BYTES`].
+    roles: Vec<Role>,
+    /// Whether outputs must be 0 or 1.
+    multilabel: bool,
+    /// Names of the input columns; empty without a header, or beyond [`MAX_NAMES_BYTES`].
     columns: Vec<String>,
+    rows: usize,
     values: Vec<f32>,
     labels: Vec<u32>,
     names: Vec<String>,
+    /// The outputs of all rows.
+    targets: Vec<f32>,
 }
 
-fn read(name: &str, path: &Path) -> Result<Table, DatasetError> {
+fn read(name: &str, path: &Path, target: Option<&Target>) -> Result<Table, DatasetError> {
     let mut reader = ReaderBuilder::new()
         .has_headers(false)
         .trim(Trim::All)
@@ -50,62 +90,113 @@ fn read(name: &str, path: &Path) -> Result<Table, DatasetError> {
     if !next(&mut record)? {
         return Err(DatasetError::unusable(path, "it is empty"));
     }
-    let label_column = label_column(&record);
+    let roles = roles(&record, target, path)?;
+    let width = roles.iter().filter(|role| **role == Role::Input).count();
+    if width == 0 || width > MAX_SAMPLE_FEATURES {
+        return Err(DatasetError::unusable(path, "it needs a label column and at least one other column"));
+    }
     let mut table = Table {
-        width: record.len() - 1,
+        width,
+        roles,
+        multilabel: target.is_some_and(|target| target.kind == TargetKind::Multilabel),
         columns: Vec::new(),
+        rows: 0,
         values: Vec::new(),
         labels: Vec::new(),
         names: Vec::new(),
+        targets: Vec::new(),
     };
-    if table.width == 0 || table.width > MAX_SAMPLE_FEATURES {
-        return Err(DatasetError::unusable(path, "it needs a label column and at least one other column"));
-    }
     let mut ids = HashMap::new();
     let mut more = true;
-    if is_header(&record) {
-        table.columns = column_names(&record, label_column);
+    if target.is_some() || is_header(&record) {
+        table.columns = column_names(&record, &table.roles);
         more = next(&mut record)?;
     }
     while more {
-        table.push(&record, label_column, &mut ids, path)?;
+        table.push(&record, &mut ids, path)?;
         more = next(&mut record)?;
     }
-    match table.labels.is_empty() {
-        true => Err(DatasetError::unusable(path, "it holds no rows below its header")),
-        false => Ok(table),
+    match table.rows {
+        0 => Err(DatasetError::unusable(path, "it holds no rows below its header")),
+        _ => Ok(table),
     }
+}
+
+/// The role of each column, from the first row.
+fn roles(first: &StringRecord, target: Option<&Target>, path: &Path) -> Result<Vec<Role>, DatasetError> {
+    let mut roles = vec![Role::Input; first.len()];
+    let Some(target) = target else {
+        roles[label_column(first)] = Role::Label;
+        return Ok(roles);
+    };
+    if target.columns.len() > MAX_OUTPUTS {
+        return Err(DatasetError::unusable(path, format!("at most {MAX_OUTPUTS} columns can be predicted")));
+    }
+    for (output, name) in target.columns.iter().enumerate() {
+        let column = first.iter().position(|column| column == name).ok_or_else(|| {
+            let columns = first.iter().map(shorten).take(50).collect::<Vec<_>>().join(", ");
+            let what = format!("it has no column `{name}` for TARGET, its first row has {columns}");
+            DatasetError::unusable(path, what)
+        })?;
+        roles[column] = match target.kind {
+            TargetKind::Classification => Role::Label,
+            TargetKind::Regression | TargetKind::Multilabel => Role::Output(output),
+        };
+    }
+    Ok(roles)
 }
 
 impl Table {
     fn push(
         &mut self,
         record: &StringRecord,
-        label_column: usize,
         ids: &mut HashMap<String, u32>,
         path: &Path,
     ) -> Result<(), DatasetError> {
         let line = record.position().map_or(0, |position| position.line());
-        if self.labels.len() == MAX_SAMPLES || (self.values.len() + self.width) * 4 > MAX_FEATURE_BYTES {
+        let outputs = self.roles.len() - self.width;
+        let numbers = self.values.len() + self.targets.len() + self.width + outputs;
+        if self.rows == MAX_SAMPLES || numbers * 4 > MAX_FEATURE_BYTES {
             return Err(DatasetError::too_large(
                 path,
                 format!("line {line} is beyond {MAX_FEATURE_BYTES} bytes"),
             ));
         }
+        self.rows += 1;
+        let first_target = self.targets.len();
         for (column, field) in record.iter().enumerate() {
-            if column == label_column {
-                let label = self.label_id(field, ids).ok_or_else(|| {
-                    DatasetError::unusable(path, format!("it has more than {MAX_CLASSES} different labels"))
-                })?;
-                self.labels.push(label);
-                continue;
+            let number = || {
+                field.parse::<f32>().ok().filter(|value| value.is_finite()).ok_or_else(|| {
+                    let field = shorten(field);
+                    let what = format!("line {line}, column {}: `{field}` is not a number", column + 1);
+                    DatasetError::unusable(path, what)
+                })
+            };
+            // The reader refuses rows that are longer than the first.
+            match self.roles.get(column).copied().unwrap_or(Role::Input) {
+                Role::Input => self.values.push(number()?),
+                Role::Label => {
+                    let label = self.label_id(field, ids).ok_or_else(|| {
+                        let what = format!("it has more than {MAX_CLASSES} different labels");
+                        DatasetError::unusable(path, what)
+                    })?;
+                    self.labels.push(label);
+                }
+                Role::Output(output) => {
+                    let value = number()?;
+                    if self.multilabel && value != 0.0 && value != 1.0 {
+                        let what = format!(
+                            "line {line}, column {}: `{}` is neither 0 nor 1, as a label of several has to be",
+                            column + 1,
+                            shorten(field)
+                        );
+                        return Err(DatasetError::unusable(path, what));
+                    }
+                    let place = first_target + output;
+                    self.targets.resize(self.targets.len().max(place + 1), 0.0);
+                    self.targets[place] = value;
+                }
             }
-            let value = field.parse::<f32>().ok().filter(|value| value.is_finite()).ok_or_else(|| {
-                let what =
-                    format!("line {line}, column {}: `{}` is not a number", column + 1, shorten(field));
-                DatasetError::unusable(path, what)
-            })?;
-            self.values.push(value);
         }
         Ok(())
     }
@@ -123,13 +214,9 @@ impl Table {
     }
 }
 
-fn column_names(header: &StringRecord, label_column: usize) -> Vec<String> {
-    let names: Vec<String> = header
-        .iter()
-        .enumerate()
-        .filter(|(column, _)| *column != label_column)
-        .map(|(_, name)| name.to_owned())
-        .collect();
+fn column_names(header: &StringRecord, roles: &[Role]) -> Vec<String> {
+    let inputs = header.iter().zip(roles).filter(|(_, role)| **role == Role::Input);
+    let names: Vec<String> = inputs.map(|(name, _)| name.to_owned()).collect();
     let bytes: usize = names.iter().map(String::len).sum();
     if bytes <= MAX_NAMES_BYTES { names } else { Vec::new() }
 }

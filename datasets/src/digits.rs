@@ -3,7 +3,7 @@
 //! Source and licence: `assets/LICENSE-digits.md`.
 
 use crate::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Part, split};
-use fl_protocol::Normalization;
+use fl_protocol::{Input, Normalization, Task};
 use flate2::read::GzDecoder;
 use std::{
     io::{BufRead, BufReader},
@@ -33,13 +33,13 @@ pub(crate) fn load(part: Part) -> Result<Dataset, DatasetError> {
         }
     }
     // The bundled digits always keep their test part, like a set with a test file of its own.
-    let part = if part == Part::AllForTraining { Part::Train } else { part };
+    let part = part.without_test_samples();
     let (train, test) = split::every_fifth_is_test(Features::U8(pixels), labels, PIXELS, part);
     Ok(Dataset {
         name: DatasetSpec::Digits.to_string(),
         names: DataNames::default(),
-        input_shape: vec![1, 8, 8],
-        num_classes: 10,
+        input: Input::Image { shape: vec![1, 8, 8] },
+        task: Task::classes(10),
         normalization: Normalization { mean: vec![NORMALIZATION.0], std: vec![NORMALIZATION.1] },
         train,
         test,
@@ -70,7 +70,7 @@ mod tests {
             .iter()
             .flat_map(|split| match split.features() {
                 Features::U8(pixels) => pixels.iter().map(|&p| f64::from(p)).collect::<Vec<_>>(),
-                Features::F32(_) => panic!("bytes expected"),
+                _ => panic!("bytes expected"),
             })
             .collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;

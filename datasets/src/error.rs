@@ -43,6 +43,71 @@ pub enum DatasetError {
         /// Which limit, and by how much.
         what: String,
     },
+    /// An image that no decoder takes.
+    #[error("the image {} cannot be decoded: {what}; save it again as PNG or JPEG, or remove it", path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Images of several sizes.
+    #[error(
+        "{} has {found} pixels, {} has {expected}: give all images one size, or let them be resized, as in \
+         DATASET=images:{}@{expected}", path.display(), first.display(), dir.display()
+    )]
+    ImageSize {
+        /// The first image that differs.
+        path: PathBuf,
+        /// Its width and height.
+        found: String,
+        /// The image that it is compared with.
+        first: PathBuf,
+        /// Its width and height.
+        expected: String,
+        /// The folder of all images.
+        dir: PathBuf,
+    },
+    /// A text without a single sequence in one of its parts.
+    #[error(
+        "{dataset} holds {whole} {unit}, at least {needed} are needed for sequences of {length}: take a longer text, \
+         or a network with shorter sequences"
+    )]
+    TooShort {
+        /// Name of the data set.
+        dataset: String,
+        /// What it is counted in.
+        unit: &'static str,
+        /// Length of the text.
+        whole: usize,
+        /// Length at which every part that was asked for holds a sequence.
+        needed: usize,
+        /// Length of a sequence.
+        length: usize,
+    },
+    /// A length that no sequence can have.
+    #[error(
+        "sequences of {length} tokens cannot be cut: use a length from 1 to {}",
+        crate::limits::MAX_SAMPLE_FEATURES
+    )]
+    SequenceLength {
+        /// The length.
+        length: usize,
+    },
+    /// Data that cannot be cut into sequences.
+    #[error("{dataset} is no text: set DATASET to text:FILE or bytes:FILE for this model")]
+    NoText {
+        /// Name of the data set.
+        dataset: String,
+    },
+    /// Names of classes for data without classes.
+    #[error("{dataset} has no classes to name, its task is {task}: leave LABELS empty")]
+    NoClasses {
+        /// Name of the data set.
+        dataset: String,
+        /// The task, as a spec file names it.
+        task: &'static str,
+    },
     /// The system failed to read a file.
     #[error("cannot read {}: {source}; check the path and its permissions", path.display())]
     Io {
@@ -81,6 +146,41 @@ pub enum DatasetError {
         /// The model's name.
         expected: String,
     },
+    /// The text has characters that the model lacks.
+    #[error(
+        "{dataset} has the characters {unknown}, which the model does not know: leave them out, put a line with them \
+         into the master's text before the training begins, or use bytes:FILE everywhere"
+    )]
+    UnknownCharacters {
+        /// Name of the data set.
+        dataset: String,
+        /// Its characters that the model lacks.
+        unknown: String,
+    },
+    /// One of model and data is of characters, the other of bytes.
+    #[error(
+        "{dataset} is read as {data}, the model is of {model}: use text:FILE everywhere, or bytes:FILE everywhere"
+    )]
+    Alphabet {
+        /// Name of the data set.
+        dataset: String,
+        /// Its tokens.
+        data: &'static str,
+        /// The model's tokens.
+        model: &'static str,
+    },
+    /// The targets' names or order differ from the model's.
+    #[error(
+        "{dataset} has the targets {found}, the model has {expected}: set TARGET={expected}, as on the master"
+    )]
+    Outputs {
+        /// Name of the data set.
+        dataset: String,
+        /// Its target columns.
+        found: String,
+        /// The model's.
+        expected: String,
+    },
     /// A normalisation that does not fit the samples.
     #[error(
         "the normalisation has {mean} means and {std} deviations, which does not fit samples of {features} values"
@@ -102,6 +202,10 @@ impl DatasetError {
 
     pub(crate) fn unusable(path: &Path, what: impl Into<String>) -> Self {
         Self::Unusable { path: path.to_owned(), what: what.into() }
+    }
+
+    pub(crate) fn image(path: &Path, what: impl Into<String>) -> Self {
+        Self::Image { path: path.to_owned(), what: what.into() }
     }
 
     pub(crate) fn too_large(path: &Path, what: impl Into<String>) -> Self {

@@ -8,6 +8,7 @@ use crate::{
     DataNames, Dataset, DatasetError, Features, Normalization, Part, Split,
     limits::{MAX_CLASSES, MAX_DEFLATE_RATIO, MAX_FEATURE_BYTES, MAX_SAMPLE_FEATURES, MAX_SAMPLES},
 };
+use fl_protocol::{Input, Task};
 use flate2::bufread::GzDecoder;
 use std::{
     fs::{self, File},
@@ -65,10 +66,10 @@ pub(crate) fn load_known(
         return Err(missing(known.name, &folders, known.hint));
     };
     let mut data = load_dir(known.name, dir, part)?;
-    if data.num_classes > known.classes {
+    if data.num_classes() > known.classes {
         return Err(DatasetError::unusable(dir, format!("its labels go beyond {}", known.classes - 1)));
     }
-    data.num_classes = known.classes;
+    data.task = Task::classes(known.classes);
     data.normalization = Normalization { mean: vec![known.mean], std: vec![known.std] };
     Ok(data)
 }
@@ -99,18 +100,18 @@ pub(crate) fn load_dir(name: &str, dir: &Path, part: Part) -> Result<Dataset, Da
         (None, Some((_, b))) => classes(b.labels()).max(other_classes(dir, &TRAIN)?),
         (None, None) => 0,
     };
-    let input_shape = train.as_ref().or(test.as_ref()).map(|(shape, _)| shape.clone()).unwrap_or_default();
-    let width = input_shape.iter().product();
+    let shape = train.as_ref().or(test.as_ref()).map(|(shape, _)| shape.clone()).unwrap_or_default();
+    let width = shape.iter().product();
     let or_empty =
         |loaded: Option<(_, Split)>| loaded.map_or_else(|| Split::empty(width), |(_, split)| split);
     Ok(Dataset {
         name: name.to_owned(),
         names: DataNames::default(),
-        num_classes,
+        input: Input::numbers(&shape),
+        task: Task::classes(num_classes),
         normalization: Normalization { mean: vec![0.0], std: vec![255.0] },
         train: or_empty(train),
         test: or_empty(test),
-        input_shape,
     })
 }
 

@@ -1,6 +1,12 @@
 //! Assigns training samples to workers.
+//!
+//! Where this speaks of classes, data without classes have [`Strata`] in their place: stretches of a text, groups of
+//! numbers by their size.
 
-use crate::seed::{Purpose, seeded_rng};
+use crate::{
+    seed::{Purpose, seeded_rng},
+    strata::Strata,
+};
 use rand::{Rng, RngExt, rngs::ChaCha8Rng, seq::SliceRandom};
 use rand_distr::{Distribution, Gamma};
 use std::{fmt, str::FromStr};
@@ -17,7 +23,8 @@ pub enum Partition {
     /// own notation, which counts `A` over all classes).
     Dirichlet(f64),
     /// `shards:K`: the samples sorted by class are cut into shards of equal size, and each worker
-    /// gets `K` of them (McMahan et al. 2017, section 3).
+    /// gets `K` of them (McMahan et al. 2017, section 3). A text is cut as it stands: with `shards:1` a worker has
+    /// one stretch of it.
     Shards(usize),
 }
 
@@ -55,21 +62,21 @@ impl FromStr for Partition {
 }
 
 impl Partition {
-    /// Divides the samples with these labels into `parts` parts: every sample is in exactly one part,
+    /// Divides the samples of these strata into `parts` parts: every sample is in exactly one part,
     /// and no part is empty unless there are more parts than samples. Indices in a part ascend.
     ///
     /// # Panics
-    /// If a label is not below `num_classes`, or `parts` is 0.
-    pub fn split(&self, labels: &[u32], num_classes: usize, parts: usize, seed: u64) -> Vec<Vec<u32>> {
+    /// If a class is not below the number of classes, or `parts` is 0.
+    pub fn split(&self, strata: &Strata<'_>, parts: usize, seed: u64) -> Vec<Vec<u32>> {
         assert!(parts > 0, "a data set is divided into at least one part");
         let mut rng = seeded_rng(seed, "split", 0, Purpose::Partition);
         let mut assigned = match *self {
-            Self::Iid => deal(&shuffled(labels.len(), &mut rng), parts),
+            Self::Iid => deal(&shuffled(strata.labels.len(), &mut rng), parts),
             Self::Dirichlet(alpha) => {
-                split_dirichlet(&mut pools(labels, num_classes, &mut rng), alpha, parts, &mut rng)
+                split_dirichlet(&mut pools(strata, true, &mut rng), alpha, parts, &mut rng)
             }
             Self::Shards(shards) => {
-                let sorted = pools(labels, num_classes, &mut rng).concat();
+                let sorted = pools(strata, !strata.ordered, &mut rng).concat();
                 let mut cut = deal(&sorted, parts.saturating_mul(shards));
                 cut.shuffle(&mut rng);
                 cut.chunks(shards).map(<[_]>::concat).collect()
@@ -84,25 +91,18 @@ impl Partition {
     /// unknown: two workers may own the same sample.
     ///
     /// # Panics
-    /// If a label is not below `num_classes`.
-    pub fn draw(
-        &self,
-        labels: &[u32],
-        num_classes: usize,
-        worker_id: &str,
-        seed: u64,
-        limit: usize,
-    ) -> Vec<u32> {
+    /// If a class is not below the number of classes.
+    pub fn draw(&self, strata: &Strata<'_>, worker_id: &str, seed: u64, limit: usize) -> Vec<u32> {
         let mut rng = seeded_rng(seed, worker_id, 0, Purpose::Partition);
-        let count = limit.min(labels.len());
+        let count = limit.min(strata.labels.len());
         let mut drawn = match *self {
-            Self::Iid => shuffled(labels.len(), &mut rng)[..count].to_vec(),
+            Self::Iid => shuffled(strata.labels.len(), &mut rng)[..count].to_vec(),
             Self::Dirichlet(alpha) => {
-                draw_dirichlet(&mut pools(labels, num_classes, &mut rng), alpha, count, &mut rng)
+                draw_dirichlet(&mut pools(strata, true, &mut rng), alpha, count, &mut rng)
             }
             Self::Shards(shards) => {
-                let sorted = pools(labels, num_classes, &mut rng).concat();
-                draw_shards(&sorted, shards, count, num_classes, &mut rng)
+                let sorted = pools(strata, !strata.ordered, &mut rng).concat();
+                draw_shards(&sorted, shards, count, strata.count, &mut rng)
             }
         };
         drawn.sort_unstable();
@@ -123,13 +123,15 @@ fn deal(indices: &[u32], parts: usize) -> Vec<Vec<u32>> {
     (0..parts).map(|part| indices[border(part)..border(part + 1)].to_vec()).collect()
 }
 
-/// The samples of every class, each class shuffled.
-fn pools(labels: &[u32], num_classes: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<u32>> {
-    let mut pools = vec![Vec::new(); num_classes];
-    for (index, &label) in labels.iter().enumerate() {
+/// The samples of every class, each class shuffled if asked for.
+fn pools(strata: &Strata<'_>, shuffle: bool, rng: &mut ChaCha8Rng) -> Vec<Vec<u32>> {
+    let mut pools = vec![Vec::new(); strata.count];
+    for (index, &label) in strata.labels.iter().enumerate() {
         pools[label as usize].push(index as u32);
     }
-    pools.iter_mut().for_each(|pool| pool.shuffle(rng));
+    if shuffle {
+        pools.iter_mut().for_each(|pool| pool.shuffle(rng));
+    }
     pools
 }
 

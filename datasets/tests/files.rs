@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use fl_datasets::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Part, load};
+use fl_datasets::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Part, Samples, load};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use std::{
@@ -44,20 +44,20 @@ fn load_idx(dir: &Path, part: Part) -> Result<Dataset, DatasetError> {
 fn idx_raw_and_compressed() {
     let dir = idx_folder();
     let data = load_idx(dir.path(), Part::Both).unwrap();
-    assert_eq!((data.train.len(), data.test.len(), data.num_classes), (6, 2, 4));
-    assert_eq!(data.input_shape, [1, 2, 3]);
+    assert_eq!((data.train.len(), data.test.len(), data.num_classes()), (6, 2, 4));
+    assert_eq!(data.input_shape(), [1, 2, 3]);
     assert_eq!(data.train.features(), &Features::U8((0..36).collect()));
     assert_eq!(data.test.labels(), [3, 1]);
     // The number of classes does not depend on the part that is loaded.
-    assert_eq!(load_idx(dir.path(), Part::Train).unwrap().num_classes, 4);
-    assert_eq!(load_idx(dir.path(), Part::Test).unwrap().num_classes, 4);
+    assert_eq!(load_idx(dir.path(), Part::Train).unwrap().num_classes(), 4);
+    assert_eq!(load_idx(dir.path(), Part::Test).unwrap().num_classes(), 4);
 }
 
 #[test]
 fn known_names_look_in_data_dir_first() {
     let dir = idx_folder();
     let data = load(&DatasetSpec::FashionMnist, Some(dir.path()), Part::Both).unwrap();
-    assert_eq!((data.train.len(), data.num_classes), (6, 10));
+    assert_eq!((data.train.len(), data.num_classes()), (6, 10));
     assert_eq!(data.name, "fashion-mnist");
     let nested = TempDir::new().unwrap();
     fs::rename(dir.path(), nested.path().join("mnist")).unwrap();
@@ -71,8 +71,13 @@ fn a_missing_data_set_says_how_to_get_it() {
         (DatasetSpec::Mnist, "DATA_DIR"),
         (DatasetSpec::Cifar10, "cifar-10-binary.tar.gz"),
         (DatasetSpec::Idx(empty.path().join("none")), "train-images"),
-        (DatasetSpec::Csv(empty.path().join("none.csv")), "CSV file"),
+        (DatasetSpec::csv(empty.path().join("none.csv")), "CSV file"),
         (DatasetSpec::Safetensors(empty.path().join("none.safetensors")), "safetensors file"),
+        (DatasetSpec::Text(empty.path().join("none.txt")), "path of a text"),
+        (
+            DatasetSpec::Images { dir: empty.path().join("none"), size: None },
+            "one folder of PNG or JPEG images per class",
+        ),
     ];
     for (spec, hint) in cases {
         let error = load(&spec, Some(empty.path()), Part::Train).unwrap_err();
@@ -91,7 +96,7 @@ fn debians_fashion_mnist_if_installed() {
         return;
     }
     let data = load(&DatasetSpec::FashionMnist, None, Part::Both).unwrap();
-    assert_eq!((data.train.len(), data.test.len(), data.num_classes), (60_000, 10_000, 10));
+    assert_eq!((data.train.len(), data.test.len(), data.num_classes()), (60_000, 10_000, 10));
     let Features::U8(pixels) = data.train.features() else { panic!("bytes expected") };
     let mean = pixels.iter().map(|&p| f64::from(p)).sum::<f64>() / pixels.len() as f64;
     let variance = pixels.iter().map(|&p| (f64::from(p) - mean).powi(2)).sum::<f64>() / pixels.len() as f64;
@@ -171,10 +176,11 @@ fn cifar_records() {
     let test = dir.path().join("test_batch.bin");
     fs::write(&test, record(3, 200)).unwrap();
     let data = load(&DatasetSpec::Cifar10, Some(dir.path()), Part::Both).unwrap();
-    assert_eq!(data.input_shape, [3, 32, 32]);
+    assert_eq!(data.input_shape(), [3, 32, 32]);
     assert_eq!(data.train.labels(), [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
-    data.test.gather(&[0], &data.normalization, &mut x, &mut y);
+    let mut samples = Samples::new();
+    data.test.gather(&[0], &data.normalization, &mut samples);
+    let (x, y) = samples.classified().unwrap();
     assert_eq!((x.len(), y[0]), (3072, 3));
     assert!(x[0] < x[1024], "channels have their own statistics");
     for (bytes, what) in
@@ -189,7 +195,7 @@ fn cifar_records() {
 fn csv(dir: &TempDir, text: &str) -> Result<Dataset, DatasetError> {
     let path = dir.path().join("table.csv");
     fs::write(&path, text).unwrap();
-    load(&DatasetSpec::Csv(path), None, Part::Both)
+    load(&DatasetSpec::csv(path), None, Part::Both)
 }
 
 #[test]
@@ -197,8 +203,8 @@ fn csv_with_and_without_a_header() {
     let dir = TempDir::new().unwrap();
     let rows = "1,10,0\n2,20,1\n3,30,0\n4,40,1\n5,50,0\n6,60,1\n7,70,0\n8,80,1\n9,90,0\n10,100,1\n";
     let bare = csv(&dir, rows).unwrap();
-    assert_eq!((bare.train.len(), bare.test.len(), bare.num_classes), (8, 2, 2));
-    assert_eq!(bare.input_shape, [2]);
+    assert_eq!((bare.train.len(), bare.test.len(), bare.num_classes()), (8, 2, 2));
+    assert_eq!(bare.input_shape(), [2]);
     let named = csv(&dir, &format!("a,b,what\n{rows}")).unwrap();
     assert_eq!((named.train.labels(), named.test.labels()), (bare.train.labels(), bare.test.labels()));
     // Standardised by the training rows: 1 to 8.
@@ -210,10 +216,10 @@ fn csv_with_and_without_a_header() {
 fn csv_labels_by_column_name_and_by_text() {
     let dir = TempDir::new().unwrap();
     let data = csv(&dir, "Label,width\nrose,1.5\niris,2.5\nrose,3.5\n").unwrap();
-    assert_eq!((data.num_classes, data.train.labels()), (2, &[1, 0, 1][..]));
+    assert_eq!((data.num_classes(), data.train.labels()), (2, &[1, 0, 1][..]));
     assert_eq!(data.train.features(), &Features::F32(vec![1.5, 2.5, 3.5]));
     // Numbers are classes as they stand, so that nodes with different classes agree.
-    assert_eq!(csv(&dir, "x,y\n1,2\n2,5\n").unwrap().num_classes, 6);
+    assert_eq!(csv(&dir, "x,y\n1,2\n2,5\n").unwrap().num_classes(), 6);
 }
 
 #[test]
@@ -292,14 +298,14 @@ fn a_list_of_labels_sets_the_order_and_the_number() {
     let mut data = csv(&dir, &rows).unwrap();
     let before = (data.train.labels().to_vec(), data.test.labels().to_vec());
     data.set_labels(names("fox cat dog")).unwrap();
-    assert_eq!((data.num_classes, &data.names.labels), (3, &names("fox cat dog")));
+    assert_eq!((data.num_classes(), &data.names.labels), (3, &names("fox cat dog")));
     let expected = |labels: &[u32]| labels.iter().map(|l| [2, 0][*l as usize]).collect::<Vec<u32>>();
     assert_eq!(data.train.labels(), expected(&before.0));
     assert_eq!(data.test.labels(), expected(&before.1));
     assert!(data.set_labels(names("fox cat")).unwrap_err().to_string().contains("dog"));
     let mut numbered = csv(&dir, "x,label\n1,0\n2,1\n").unwrap();
     numbered.set_labels(names("0 1 2")).unwrap();
-    assert_eq!((numbered.num_classes, numbered.names.labels.len()), (3, 0));
+    assert_eq!((numbered.num_classes(), numbered.names.labels.len()), (3, 0));
 }
 
 #[test]
@@ -308,7 +314,7 @@ fn all_rows_of_a_table_can_train() {
     let path = dir.path().join("table.csv");
     let rows: String = (0..10).map(|i| format!("{i},0\n")).collect();
     fs::write(&path, rows).unwrap();
-    let spec = DatasetSpec::Csv(path);
+    let spec = DatasetSpec::csv(path);
     let sizes = |part| load(&spec, None, part).map(|data| (data.train.len(), data.test.len())).unwrap();
     assert_eq!(sizes(Part::Train), (8, 0));
     assert_eq!(sizes(Part::AllForTraining), (10, 0));
@@ -362,7 +368,7 @@ fn safetensors_with_and_without_test_tensors() {
     let spec = DatasetSpec::Safetensors(tensors(&dir, header, &data));
     let loaded = load(&spec, None, Part::Both).unwrap();
     assert_eq!((loaded.train.len(), loaded.test.len()), (4, 1));
-    assert_eq!(loaded.input_shape, [1, 2, 2]);
+    assert_eq!(loaded.input_shape(), [1, 2, 2]);
 
     let header = r#"{"x":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]},"x_test":{"dtype":"F32","shape":[1,1],"data_offsets":[4,8]},"y":{"dtype":"I16","shape":[1],"data_offsets":[8,10]},"y_test":{"dtype":"I16","shape":[1],"data_offsets":[10,12]}}"#;
     let good: Vec<u8> =
@@ -418,7 +424,9 @@ proptest! {
         let dir = idx_folder();
         fs::write(dir.path().join("train-images-idx3-ubyte"), &bytes).unwrap();
         let _ = load_idx(dir.path(), Part::Train);
-        for (kind, name) in [("csv", "a.csv"), ("safetensors", "a.safetensors")] {
+        for (kind, name) in
+            [("csv", "a.csv"), ("safetensors", "a.safetensors"), ("text", "a.txt"), ("bytes", "a.bin")]
+        {
             let path = dir.path().join(name);
             fs::write(&path, &bytes).unwrap();
             let _ = load(&format!("{kind}:{}", path.display()).parse().unwrap(), None, Part::Both);

@@ -5,7 +5,7 @@ use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
 use fl_model::{GlobalModel, ModelError, ModelSpec};
-use fl_protocol::ModelLayout;
+use fl_protocol::{Input, ModelLayout};
 
 /// The network that the settings name, and the data set that it is evaluated on.
 #[derive(Debug)]
@@ -28,8 +28,12 @@ impl ModelSource {
         if let Some(labels) = &config.labels {
             dataset.set_labels(labels.clone())?;
         }
-        let spec =
-            ModelSpec::load(&config.model, &fl_protocol::Input::numbers(&dataset.input_shape), &fl_protocol::Task::classes(dataset.num_classes), config.model_dim)?;
+        let spec = ModelSpec::load(&config.model, &dataset.input, &dataset.task, config.model_dim)?;
+        if let (Input::Tokens { .. }, Input::Tokens { shape, .. }) = (&dataset.input, &spec.input)
+            && dataset.input_shape() != shape.as_slice()
+        {
+            dataset = dataset.with_sequence_length(shape.first().copied().unwrap_or(0))?;
+        }
         Ok(Self { layout: spec.layout(), spec, dataset })
     }
 
@@ -66,8 +70,8 @@ impl ModelSource {
             ModelError::BadFile(format!(
                 "STATE_DIR was trained with the labels {}, DATASET and LABELS give {}: use those it was made with, \
                  or another folder",
-                saved.join(","),
-                given.join(",")
+                serde_json::json!(saved),
+                serde_json::json!(given)
             ))
         );
         Ok(())

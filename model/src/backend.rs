@@ -1,7 +1,7 @@
 //! The backends that can compute a network.
 
 #[cfg(feature = "flex")]
-use crate::burn::{self, BurnLearner};
+use crate::burn;
 use crate::{
     error::ModelError,
     fused,
@@ -117,7 +117,7 @@ fn check_burn(backend: Backend) -> Result<(), ModelError> {
 
 #[cfg(feature = "flex")]
 fn burn_learner(spec: &ModelSpec, backend: Backend) -> Result<Box<dyn Learner>, ModelError> {
-    Ok(Box::new(BurnLearner::new(spec, device(backend)?)))
+    Ok(burn::learner(spec, device(backend)?))
 }
 
 #[cfg(not(feature = "flex"))]

@@ -3,9 +3,10 @@
 use crate::{
     error::ModelError,
     evaluation::{BatchEvaluation, Evaluation},
-    sgd::SgdConfig,
+    optimizer::OptimizerConfig,
     spec::ModelSpec,
 };
+use std::ops::Range;
 use fl_protocol::{Input, Inputs, ModelLayout, Targets, Task};
 
 /// Most samples that an evaluation puts through the network at once.
@@ -62,11 +63,15 @@ pub trait Learner: Send + Sync {
     /// If there are not as many values as the layout has parameters.
     fn set_drift(&mut self, drift: &[f32]);
 
+    /// From now on only these parts of the flat vector move, in ascending order; all at first. The gradient of
+    /// the others may be zero.
+    fn set_trainable(&mut self, trainable: &[Range<usize>]);
+
     /// One step of the optimizer. Returns the mean loss of the batch before the step.
     ///
     /// # Errors
     /// A batch that does not fit, a setting out of range, a loss that is not finite.
-    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError>;
+    fn step(&mut self, batch: Batch<'_>, optimizer: &OptimizerConfig) -> Result<f32, ModelError>;
 
     /// Writes the gradient of the mean loss to `out` and returns that loss. Changes nothing.
     ///
@@ -84,22 +89,18 @@ pub trait Learner: Send + Sync {
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError>;
 }
 
-/// Evaluates `samples` samples, gathered batch by batch: `gather(indices, inputs, labels)` fills in the
-/// normalised features and the labels of `indices`.
+/// Evaluates `samples` samples, some at a time: `piece(indices)` gathers those of `indices` and evaluates them.
 ///
 /// # Errors
-/// Batches that do not fit the network.
+/// Those of `piece`.
 pub fn evaluate(
-    learner: &mut dyn Learner,
     samples: usize,
-    mut gather: impl FnMut(&[u32], &mut Vec<f32>, &mut Vec<u32>),
+    mut piece: impl FnMut(&[u32]) -> Result<BatchEvaluation, ModelError>,
 ) -> Result<Evaluation, ModelError> {
-    let (mut inputs, mut labels) = (Vec::new(), Vec::new());
     let mut sums = BatchEvaluation::default();
     let all: Vec<u32> = (0..samples as u32).collect();
     for indices in all.chunks(GATHERED) {
-        gather(indices, &mut inputs, &mut labels);
-        sums += learner.evaluate(Batch::new(&inputs, &labels))?;
+        sums += piece(indices)?;
     }
     Ok(sums.into())
 }
@@ -117,16 +118,24 @@ pub(crate) struct BatchShape {
     pub(crate) targets: usize,
     /// Classes are below this; numbers of one sample.
     pub(crate) classes: usize,
+    /// Rows of outputs of one sample: positions of a language model, else one.
+    pub(crate) rows: usize,
 }
 
 impl BatchShape {
     pub(crate) fn of(spec: &ModelSpec) -> Self {
+        Self::new(spec.input.clone(), spec.task.clone())
+    }
+
+    pub(crate) fn new(input: Input, task: Task) -> Self {
+        let targets = task.targets_per_sample(&input);
         Self {
-            features: spec.num_features(),
-            targets: spec.task.targets_per_sample(&spec.input),
-            classes: spec.num_classes(),
-            input: spec.input.clone(),
-            task: spec.task.clone(),
+            features: input.len(),
+            targets,
+            classes: task.num_classes(&input),
+            rows: if matches!(task, Task::LanguageModel) { targets } else { 1 },
+            input,
+            task,
         }
     }
 

@@ -6,22 +6,22 @@
 //! [`Backend`] names the choice.
 //!
 //! ```
-//! use fl_model::{Backend, Batch, ModelSpec, SgdConfig, init_parameters};
+//! use fl_model::{Backend, Batch, ModelSpec, OptimizerConfig, init_parameters};
 //!
 //! let spec = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 100_000)?;
 //! let mut learner = spec.learner(Backend::Auto, 1)?;
 //! learner.load(&init_parameters(&spec, 42));
 //! let (inputs, labels) = (vec![0.5f32; 2 * 64], vec![3u32, 7]);
 //! let batch = Batch::new(&inputs, &labels);
-//! let before = learner.step(batch, &SgdConfig::default())?;
-//! let after = learner.step(batch, &SgdConfig::default())?;
+//! let before = learner.step(batch, &OptimizerConfig::default())?;
+//! let after = learner.step(batch, &OptimizerConfig::default())?;
 //! assert!(after < before);
 //! # Ok::<(), fl_model::ModelError>(())
 //! ```
 
 mod backend;
 #[cfg(feature = "flex")]
-mod burn;
+pub mod burn;
 mod cost;
 mod dropout;
 mod error;
@@ -29,8 +29,8 @@ mod evaluation;
 mod fused;
 mod global;
 mod learner;
+mod optimizer;
 mod params;
-mod sgd;
 pub mod spec;
 mod tasks;
 
@@ -41,7 +41,7 @@ pub use evaluation::{BatchEvaluation, Evaluation};
 pub use global::GlobalModel;
 pub use learner::{Batch, Learner, evaluate};
 pub use params::init_parameters;
-pub use sgd::SgdConfig;
+pub use optimizer::{Method, OptimizerConfig};
 pub use spec::{Layer, ModelSpec, PRESETS};
 
 // The tests beside the code and those of `tests/` share their networks, data and comparisons.

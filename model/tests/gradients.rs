@@ -8,7 +8,7 @@ use common::{
     gradients, layer_lists, learner, noise, norm, parameters, read, relative_error, step,
     wide_convolution_lists,
 };
-use fl_model::{Backend, Layer, ModelSpec, PRESETS, SgdConfig};
+use fl_model::{Backend, Layer, ModelSpec, PRESETS, OptimizerConfig};
 use proptest::{prelude::*, test_runner::RngSeed};
 
 /// The largest error of any tensor, of the loss, and of the parameters after a step.
@@ -20,7 +20,7 @@ fn compare(spec: &ModelSpec, batch: usize, seed: u64) -> f64 {
         learner.load(&start);
         learner.begin_round(seed);
         let (loss, gradient) = gradients(&mut *learner, &samples);
-        let same = step(&mut *learner, &samples, &SgdConfig::default()).unwrap();
+        let same = step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap();
         assert_eq!(loss, same, "a step starts from the same loss");
         (loss, gradient, read(&*learner))
     };
@@ -141,7 +141,7 @@ fn threads_do_not_change_a_bit() {
             let mut learner = spec.learner(Backend::Fused, threads).unwrap();
             learner.load(&parameters(&spec, 5));
             for _ in 0..3 {
-                step(&mut *learner, &samples, &SgdConfig::default()).unwrap();
+                step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap();
             }
             read(&*learner).into_iter().map(f32::to_bits).collect::<Vec<_>>()
         };

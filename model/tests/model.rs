@@ -5,7 +5,7 @@
 mod common;
 
 use common::{gradients, learner, noise, norm, read, step};
-use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, SgdConfig, init_parameters};
+use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, OptimizerConfig, init_parameters};
 use fl_protocol::{DataNames, Normalization};
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
@@ -108,7 +108,7 @@ fn a_step_moves_against_the_gradient() {
         let mut learner = learner(&spec, Backend::Fused);
         learner.load(&w);
         let (_, gradient) = gradients(&mut *learner, &samples);
-        step(&mut *learner, &samples, &SgdConfig { lr: 0.1, ..SgdConfig::default() }).unwrap();
+        step(&mut *learner, &samples, &OptimizerConfig { lr: 0.1, ..OptimizerConfig::default() }).unwrap();
         for ((w, g), after) in w.iter().zip(&gradient).zip(&read(&*learner)) {
             assert!((w - 0.1 * g - after).abs() < 1e-6, "{name}");
         }

@@ -6,7 +6,7 @@ mod common;
 
 use common::{gradients, learner, noise, parameters, read, relative_error, step};
 use fl_datasets::{DatasetSpec, Part};
-use fl_model::{Backend, Batch, Evaluation, Layer, ModelError, ModelSpec, SgdConfig, init_parameters};
+use fl_model::{Backend, Batch, Evaluation, Layer, ModelError, ModelSpec, OptimizerConfig, init_parameters};
 
 /// Accuracy after `epochs` over the digits.
 fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
@@ -17,7 +17,7 @@ fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) ->
     let n = data.train.len() as u32;
     // A stride that shares no factor with n visits every sample once.
     let order: Vec<u32> = (0..n).map(|i| (i * 739 + seed as u32) % n).collect();
-    let config = SgdConfig { lr: 0.1, ..SgdConfig::default() };
+    let config = OptimizerConfig { lr: 0.1, ..OptimizerConfig::default() };
     for _ in 0..epochs {
         for batch in order.chunks(32) {
             data.train.gather(batch, &data.normalization, &mut x, &mut y);
@@ -148,7 +148,7 @@ fn rounds_have_dropout_masks_of_their_own_on_every_backend() {
         learner.load(&start);
         learner.begin_round(seed);
         let before = gradients(&mut *learner, &samples).1;
-        step(&mut *learner, &samples, &SgdConfig::default()).unwrap();
+        step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap();
         learner.load(&start);
         assert_eq!(before, gradients(&mut *learner, &samples).1, "{backend}: evaluating changes no mask");
         before
@@ -166,13 +166,13 @@ fn rounds_have_dropout_masks_of_their_own_on_every_backend() {
 fn every_setting_of_sgd_is_the_same_on_both_paths() {
     let spec = ModelSpec::classifier("cnn", &[1, 8, 8], 10, 0).unwrap();
     let samples = noise(&spec, 12, 3);
-    let plain = SgdConfig::default();
+    let plain = OptimizerConfig::default();
     let configs = [
-        SgdConfig { momentum: 0.9, ..plain },
-        SgdConfig { weight_decay: 0.01, ..plain },
-        SgdConfig { mu: 0.5, ..plain },
-        SgdConfig { clip_norm: Some(0.1), ..plain },
-        SgdConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1 },
+        OptimizerConfig { momentum: 0.9, ..plain },
+        OptimizerConfig { weight_decay: 0.01, ..plain },
+        OptimizerConfig { mu: 0.5, ..plain },
+        OptimizerConfig { clip_norm: Some(0.1), ..plain },
+        OptimizerConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1 },
     ];
     for config in configs {
         let train = |backend| {
@@ -194,10 +194,10 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
 #[test]
 fn bad_batches_and_settings_are_errors() {
     let spec = ModelSpec::classifier("softmax", &[1, 8, 8], 10, 0).unwrap();
-    let config = SgdConfig::default();
+    let config = OptimizerConfig::default();
     for backend in [Backend::Fused, Backend::Flex] {
         let mut learner = learner(&spec, backend);
-        let mut refused = |x: &[f32], y: &[u32], config: &SgdConfig| {
+        let mut refused = |x: &[f32], y: &[u32], config: &OptimizerConfig| {
             assert!(
                 learner.step(Batch::new(x, y), config).is_err(),
                 "{backend}: {} {y:?} {config:?}",
@@ -209,11 +209,11 @@ fn bad_batches_and_settings_are_errors() {
         refused(&[], &[], &config);
         refused(&[f32::NAN; 64], &[1], &config);
         for bad in [
-            SgdConfig { lr: 0.0, ..config },
-            SgdConfig { lr: f32::NAN, ..config },
-            SgdConfig { momentum: 1.0, ..config },
-            SgdConfig { weight_decay: -1.0, ..config },
-            SgdConfig { clip_norm: Some(0.0), ..config },
+            OptimizerConfig { lr: 0.0, ..config },
+            OptimizerConfig { lr: f32::NAN, ..config },
+            OptimizerConfig { momentum: 1.0, ..config },
+            OptimizerConfig { weight_decay: -1.0, ..config },
+            OptimizerConfig { clip_norm: Some(0.0), ..config },
         ] {
             refused(&[0.0; 64], &[1], &bad);
         }

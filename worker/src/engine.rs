@@ -11,8 +11,8 @@ use crate::{
     settings::Config,
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
-use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec};
+use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, spec::describe};
 use fl_protocol::{DataNames, ModelLayout, Normalization, UpdateMeta};
 use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
@@ -29,7 +29,7 @@ pub struct Engine {
     updates: UpdateEncoder,
     /// SCAFFOLD's correction of every gradient.
     drift: Vec<f32>,
-    batch: (Vec<f32>, Vec<u32>),
+    batch: Samples,
 }
 
 impl Engine {
@@ -46,16 +46,14 @@ impl Engine {
         }
         let misfit = || SetupError::Data {
             dataset: data.name.clone(),
-            model: spec.input_shape().to_vec(),
-            data: data.input_shape.clone(),
-            model_classes: spec.num_classes(),
-            data_classes: data.num_classes,
+            model: describe(&spec.input, &spec.task),
+            data: describe(&data.input, &data.task),
         };
-        if data.input_shape != spec.input_shape() {
+        if !spec.accepts(&data.input, &data.task) {
             return Err(misfit());
         }
         let classes = data.class_map(&global.names).map_err(SetupError::Names)?;
-        if classes.is_none() && data.num_classes > spec.num_classes() {
+        if classes.is_none() && data.num_classes() > spec.num_classes() {
             return Err(misfit());
         }
         data.train
@@ -67,7 +65,7 @@ impl Engine {
             learner: spec.learner(config.training.backend, threads)?,
             updates: UpdateEncoder::new(layout),
             drift: Vec::new(),
-            batch: (Vec::new(), Vec::new()),
+            batch: Samples::new(),
             normalization: global.normalization.clone(),
             names: global.names.clone(),
             classes,
@@ -129,12 +127,12 @@ impl Engine {
             if before_step().is_break() {
                 return Ok(None);
             }
-            let (x, y) = &mut self.batch;
-            self.data.train.gather(indices, &self.normalization, x, y);
+            self.data.train.gather(indices, &self.normalization, &mut self.batch);
             if let Some(classes) = &self.classes {
-                y.iter_mut().for_each(|class| *class = classes[*class as usize]);
+                self.batch.renumber(classes);
             }
-            loss += f64::from(self.learner.step(Batch::new(&*x, &*y), &plan.sgd)?);
+            let batch = Batch::new(self.batch.inputs(), self.batch.targets());
+            loss += f64::from(self.learner.step(batch, &plan.sgd)?);
             steps += 1;
         }
         let train_time = started.elapsed();

@@ -27,19 +27,15 @@ pub enum SetupError {
     },
     /// The local data are not what the model takes.
     #[error(
-        "the master's model takes inputs of shape {model:?} and {model_classes} classes, {dataset} has {data:?} and {data_classes}: set DATASET as on the master"
+        "the master's model is for {model}, {dataset} has {data}: set DATASET as on the master"
     )]
     Data {
         /// Name of the local data set.
         dataset: String,
-        /// The model's input shape.
-        model: Vec<usize>,
-        /// The data's input shape.
-        data: Vec<usize>,
-        /// The model's classes.
-        model_classes: usize,
-        /// The data's classes.
-        data_classes: usize,
+        /// What the model takes and learns.
+        model: String,
+        /// What the data are.
+        data: String,
     },
     /// The model's normalisation does not fit the data.
     #[error("the master's model cannot be fed with these data: {0}")]

@@ -25,6 +25,8 @@ impl LocalClient {
     /// # Errors
     /// If the model does not fit this worker's settings or data.
     pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
+        // A text is cut into sequences of the network's length before samples are counted.
+        let data = data.cut_for(&global.spec.input).map_err(SetupError::Names)?;
         let engine = Engine::new(config, data, global)?;
         let state = ClientState::new(config, engine.data())?;
         Ok(Self { engine, state })

@@ -2,7 +2,7 @@
 //! otherwise the task's, otherwise defaults.
 
 use crate::settings::{Config, ErrorFeedback, UpdateSettings};
-use fl_model::SgdConfig;
+use fl_model::OptimizerConfig;
 use fl_protocol::TaskBody;
 use fl_quant::{Bits, FeedbackRule, Scheme, Spec, Target};
 
@@ -40,7 +40,7 @@ pub struct Plan {
     /// Samples of a step.
     pub batch_size: usize,
     /// How the steps are made.
-    pub sgd: SgdConfig,
+    pub sgd: OptimizerConfig,
     /// How the update is encoded; its seed is set for each round. A target in bytes is that of the whole
     /// container.
     pub encoding: Spec,
@@ -66,12 +66,13 @@ impl Plan {
             (None, None, None, None) => Work::Steps(DEFAULT_STEPS),
         };
         let own_rate = training.lr.map(|lr| training.lr_schedule.at(lr, task.round));
-        let sgd = SgdConfig {
+        let sgd = OptimizerConfig {
             lr: own_rate.or(task.lr).unwrap_or(DEFAULT_LR),
             momentum: training.momentum,
             weight_decay: training.weight_decay,
             mu: training.mu.or(task.mu).unwrap_or(0.0),
             clip_norm: training.clip_norm,
+            ..OptimizerConfig::default()
         };
         sgd.validate().map_err(|error| error.to_string())?;
         let encoding = encoding(&settings.updates, task)?;
@@ -98,7 +99,7 @@ impl Plan {
     /// The effective number of plain SGD steps of `steps` steps, if it differs: `|a|_1` of FedNova, the distance
     /// that gradients of 1 would move the model, divided by the learning rate (Wang et al. 2020, section 4).
     pub fn local_norm(&self, steps: u32) -> Option<f64> {
-        let SgdConfig { lr, momentum, mu, .. } = self.sgd;
+        let OptimizerConfig { lr, momentum, mu, .. } = self.sgd;
         if momentum == 0.0 && mu == 0.0 {
             return None;
         }

@@ -9,12 +9,12 @@ use rand::{rngs::ChaCha8Rng, seq::SliceRandom};
 
 /// The samples of this worker: the part with `PARTITION_ID`, otherwise a draw from its id.
 pub(crate) fn own_samples(config: &Config, data: &Dataset) -> Vec<u32> {
-    let (labels, classes, seed) = (data.train.labels(), data.num_classes, config.seed);
+    let (strata, seed) = (data.strata(), config.seed);
     let (worker, limit) = (config.worker_id.as_str(), config.data.dataset_size);
     let Some(share) = config.data.share else {
-        return config.data.partition.draw(labels, classes, worker, seed, limit);
+        return config.data.partition.draw(&strata, worker, seed, limit);
     };
-    let mut own = config.data.partition.split(labels, classes, share.of, seed).swap_remove(share.id);
+    let mut own = config.data.partition.split(&strata, share.of, seed).swap_remove(share.id);
     if own.len() > limit {
         // Parts are sorted: their beginning would be biased where the file is sorted by class.
         own.shuffle(&mut seeded_rng(seed, worker, 0, Purpose::Partition));
@@ -73,7 +73,7 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fl_model::SgdConfig;
+    use fl_model::OptimizerConfig;
     use fl_quant::{FeedbackRule, Scheme, Spec};
     use rand::SeedableRng;
 
@@ -81,7 +81,7 @@ mod tests {
         let plan = Plan {
             work,
             batch_size,
-            sgd: SgdConfig::default(),
+            sgd: OptimizerConfig::default(),
             encoding: Spec::new(Scheme::None, 8),
             feedback: FeedbackRule::Nothing,
             lazy_below: None,

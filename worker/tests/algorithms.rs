@@ -40,7 +40,7 @@ impl Problem {
     fn new(strategy: &str, flags: &[&str], lazy: f64) -> Self {
         let data: Arc<Dataset> =
             Arc::new(fl_datasets::load(&DatasetSpec::Digits, None, Part::Train).unwrap());
-        let spec = ModelSpec::classifier("softmax", &data.input_shape, data.num_classes, 0).unwrap();
+        let spec = ModelSpec::classifier("softmax", data.input_shape(), data.num_classes(), 0).unwrap();
         let layout = spec.layout();
         let parameters = vec![0.0; layout.parameters()];
         let normalization = data.normalization.clone();

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use clap::Parser;
-use fl_datasets::{Dataset, DatasetSpec, Part};
+use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
 use fl_master::Master;
 use fl_model::{Backend, Batch, Evaluation, GlobalModel, ModelSpec};
 use fl_protocol::{TaskBody, Update};
@@ -28,7 +28,7 @@ fn table(dir: &Path, name: &str, labels: &[&str], rows: usize) -> DatasetSpec {
     }
     let path = dir.join(name);
     fs::write(&path, text).unwrap();
-    DatasetSpec::Csv(path)
+    DatasetSpec::csv(path)
 }
 
 fn load(spec: &DatasetSpec, part: Part) -> Dataset {
@@ -41,7 +41,7 @@ fn config(args: &[String]) -> Config {
 }
 
 fn model(data: &Dataset) -> GlobalModel {
-    let spec = ModelSpec::classifier("softmax", &data.input_shape, data.num_classes, 0).unwrap();
+    let spec = ModelSpec::classifier("softmax", data.input_shape(), data.num_classes(), 0).unwrap();
     let parameters = vec![0.0; spec.num_parameters()];
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
     GlobalModel { round: 0, spec, normalization, names, parameters }
@@ -75,10 +75,10 @@ fn workers_with_different_labels_train_one_model() {
     }
     let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
     learner.load(&global.parameters);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let mut samples = Samples::new();
     let all: Vec<u32> = (0..test.test.len() as u32).collect();
-    test.test.gather(&all, &global.normalization, &mut x, &mut y);
-    let accuracy = Evaluation::from(learner.evaluate(Batch::new(&x, &y)).unwrap()).accuracy;
+    test.test.gather(&all, &global.normalization, &mut samples);
+    let accuracy = Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap()).accuracy;
     assert!(
         accuracy > 0.95,
         "{accuracy}: with labels numbered by each worker, a dog is a cat to one of them"

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use clap::Parser;
-use fl_datasets::{Dataset, DatasetSpec, Part};
+use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
 use fl_master::aggregate::ExactSum;
 use fl_model::{Backend, Batch, BatchEvaluation, Evaluation, GlobalModel, ModelSpec, init_parameters};
 use fl_protocol::{TaskBody, Update};
@@ -15,17 +15,17 @@ const WORKERS: usize = 4;
 fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
     let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
     learner.load(&global.parameters);
-    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let mut samples = Samples::new();
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
-    data.test.gather(&all, &global.normalization, &mut x, &mut y);
-    let sums: BatchEvaluation = learner.evaluate(Batch::new(&x, &y)).unwrap();
+    data.test.gather(&all, &global.normalization, &mut samples);
+    let sums: BatchEvaluation = learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap();
     Evaluation::from(sums).accuracy
 }
 
 /// Trains 40 rounds with a small network and gives the accuracy.
 fn federation(quantizer: &str, bits: u8) -> f64 {
     let data = Arc::new(fl_datasets::load(&DatasetSpec::Digits, None, Part::Both).unwrap());
-    let spec = ModelSpec::classifier("mlp", &data.input_shape, data.num_classes, 10_000).unwrap();
+    let spec = ModelSpec::classifier("mlp", data.input_shape(), data.num_classes(), 10_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let normalization = data.normalization.clone();

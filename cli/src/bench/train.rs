@@ -7,12 +7,14 @@ use fl_app::{
     SettingError,
     setting::{number, whole},
 };
-use fl_datasets::{Dataset, DatasetSpec, Part};
-use fl_model::{Backend, Batch, Learner, ModelSpec, SgdConfig, init_parameters, measure_gemm_gflops};
+use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
+use fl_model::{Backend, Batch, Learner, ModelSpec, OptimizerConfig, init_parameters, measure_gemm_gflops};
+use fl_protocol::{Input, Inputs, Targets, Task};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +24,8 @@ const SEED: u64 = 42;
 /// Arguments of `fl bench train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Preset (softmax, mlp, cnn, mcmahan_cnn) or path of a layer list ending in .json.
+    /// Preset (softmax, mlp, cnn, mcmahan_cnn, resnet20, vgg11, mobilenet_small, char_lstm, tiny_transformer,
+    /// linear_regression) or path of a network ending in .json.
     #[arg(long, default_value = "mlp")]
     model: String,
 
@@ -96,13 +99,13 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         Some(spec) => Some(fl_datasets::load(spec, args.data_dir.as_deref(), Part::Train)?),
         None => None,
     };
-    let (shape, classes) = match &data {
-        Some(data) => (data.input_shape.clone(), data.num_classes),
-        None => (vec![1, 28, 28], 10),
+    let spec = spec(&args.model, args.model_dim, data.as_ref())?;
+    let data = match data {
+        Some(data) => Some(Arc::new(data).cut_for(&spec.input)?),
+        None => None,
     };
-    let spec = ModelSpec::load(&args.model, &fl_protocol::Input::numbers(&shape), &fl_protocol::Task::classes(classes), args.model_dim)?;
     let backend = args.backend.for_spec(&spec);
-    let measure = |backend| measure(&mut *spec.learner(backend, args.threads)?, &spec, args, data.as_ref());
+    let measure = |backend| measure(&mut *spec.learner(backend, args.threads)?, &spec, args, data.as_deref());
     let Step { median_s: step_s, cpu_s } = measure(backend)?;
     let peak_rss_mb = process::memory_mb("VmHWM");
     let compared = backend == Backend::Fused && !args.skip_burn;
@@ -172,12 +175,9 @@ fn measure(
 ) -> anyhow::Result<Step> {
     learner.load(&init_parameters(spec, SEED));
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
-    let mut x: Vec<f32> =
-        (0..args.batch_size * spec.num_features()).map(|_| rng.random_range(-1.0..1.0)).collect();
-    let mut y: Vec<u32> =
-        (0..args.batch_size).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
-    let mut indices = vec![0; args.batch_size];
-    let config = SgdConfig::default();
+    let noise = Noise::new(spec, args.batch_size, &mut rng);
+    let (mut indices, mut samples) = (vec![0; args.batch_size], Samples::new());
+    let config = OptimizerConfig::default();
     let mut times = Vec::new();
     let (mut began, mut cpu_before) = (Instant::now(), None);
     for step in 0.. {
@@ -190,9 +190,13 @@ fn measure(
         }
         let start = Instant::now();
         if let Some(data) = data {
-            data.train.gather(&indices, &data.normalization, &mut x, &mut y);
+            data.train.gather(&indices, &data.normalization, &mut samples);
         }
-        learner.step(Batch::new(&x, &y), &config)?;
+        let batch = match data {
+            Some(_) => Batch::new(samples.inputs(), samples.targets()),
+            None => noise.batch(),
+        };
+        learner.step(batch, &config)?;
         times.push(start.elapsed().as_secs_f64());
         if step > WARM_UP && began.elapsed() > Duration::from_secs_f64(args.seconds) {
             break;
@@ -202,4 +206,67 @@ fn measure(
         process::threads_cpu_s().zip(cpu_before).map(|(after, before)| (after - before) / times.len() as f64);
     times.sort_by(f64::total_cmp);
     Ok(Step { median_s: times[times.len() / 2], cpu_s })
+}
+
+/// The network: on the data set, or on noise of the kind that it takes.
+fn spec(model: &str, model_dim: usize, data: Option<&Dataset>) -> anyhow::Result<ModelSpec> {
+    if let Some(data) = data {
+        return Ok(ModelSpec::load(model, &data.input, &data.task, model_dim)?);
+    }
+    let image = |shape: [usize; 3]| (Input::Image { shape: shape.to_vec() }, Task::classes(10));
+    let (input, task) = match model {
+        "resnet20" | "vgg11" | "mobilenet_small" => image([3, 32, 32]),
+        "char_lstm" | "tiny_transformer" => (Input::Tokens { shape: vec![80], vocab: 80 }, Task::LanguageModel),
+        "linear_regression" => (Input::Vector { shape: vec![64] }, Task::Regression { outputs: 1 }),
+        _ => image([1, 28, 28]),
+    };
+    // A file may be for inputs of its own.
+    match model.contains(['.', '/', '\\']) {
+        true => Ok(ModelSpec::read_file(model, Some((&input, &task)))?),
+        false => Ok(ModelSpec::load(model, &input, &task, model_dim)?),
+    }
+}
+
+/// One batch of noise.
+struct Noise {
+    numbers: Vec<f32>,
+    tokens: Vec<u32>,
+    classes: Vec<u32>,
+    targets: Vec<f32>,
+}
+
+impl Noise {
+    fn new(spec: &ModelSpec, samples: usize, rng: &mut ChaCha8Rng) -> Self {
+        let inputs = samples * spec.num_features();
+        let targets = samples * spec.task.targets_per_sample(&spec.input);
+        let mut noise =
+            Self { numbers: Vec::new(), tokens: Vec::new(), classes: Vec::new(), targets: Vec::new() };
+        match spec.input {
+            Input::Tokens { vocab, .. } => {
+                noise.tokens = (0..inputs).map(|_| rng.random_range(0..vocab as u32)).collect();
+            }
+            _ => noise.numbers = (0..inputs).map(|_| rng.random_range(-1.0..1.0)).collect(),
+        }
+        match spec.task {
+            Task::Classification { .. } | Task::LanguageModel => {
+                noise.classes = (0..targets).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
+            }
+            Task::Regression { .. } | Task::Multilabel { .. } => {
+                noise.targets = (0..targets).map(|_| f32::from(rng.random::<bool>())).collect();
+            }
+        }
+        noise
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        let inputs = match self.tokens.is_empty() {
+            true => Inputs::Numbers(&self.numbers),
+            false => Inputs::Tokens(&self.tokens),
+        };
+        let targets = match self.classes.is_empty() {
+            true => Targets::Numbers(&self.targets),
+            false => Targets::Classes(&self.classes),
+        };
+        Batch::new(inputs, targets)
+    }
 }

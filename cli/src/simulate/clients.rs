@@ -36,7 +36,7 @@ impl Clients {
     /// If there are more clients than samples.
     pub fn new(args: &SimulateArgs, data: &Dataset, parameters: usize) -> anyhow::Result<Self> {
         let (count, seed) = (args.clients, args.federation.seed);
-        let samples = args.federation.partition.split(data.train.labels(), data.num_classes, count, seed);
+        let samples = args.federation.partition.split(&data.strata(), count, seed);
         if samples.iter().any(Vec::is_empty) {
             let reason = format!("{} has only {} samples, use fewer clients", data.name, data.train.len());
             return Err(SettingError::new("--clients", count, reason).into());

@@ -26,7 +26,6 @@ use fl_app::{
     SettingError,
     setting::{number, whole},
 };
-use fl_datasets::Part;
 use fl_worker::Engine;
 use network::NetworkArgs;
 use serde::Serialize;
@@ -207,9 +206,10 @@ pub fn simulate(
     let worker = federation.worker(0, args.clients, "http://simulated")?;
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     let started = Instant::now();
-    let data = Arc::new(fl_datasets::load(&federation.dataset, federation.data_dir.as_deref(), Part::Train)?);
+    let data = Arc::new(federation.load()?);
     let server = Server::new(master)?;
     let model = server.model()?;
+    let data = data.cut_for(&model.spec.input)?;
     let clients = Clients::new(args, &data, server.core.num_parameters())?;
     let engines = (0..args.threads())
         .map(|_| Engine::new(&worker, data.clone(), &model))

@@ -3,7 +3,7 @@
 use super::{attack::tamper, clients::Clients, server::Server};
 use anyhow::Context;
 use bytes::Bytes;
-use fl_datasets::Dataset;
+use fl_datasets::{Dataset, Samples};
 use fl_master::{Compact, Global, round::Contribution};
 use fl_model::{Batch, BatchEvaluation, Evaluation, GlobalModel, ModelError};
 use fl_worker::{ClientMemory, Download, Engine, Plan, Sent, StartingPoint};
@@ -159,9 +159,9 @@ pub fn evaluate(
     }
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     let parts = parallel(engines, all.chunks(EVALUATED).collect(), |engine, indices| {
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        data.test.gather(indices, &base.model.normalization, &mut x, &mut y);
-        engine.learner().evaluate(Batch::new(&x, &y))
+        let mut samples = Samples::new();
+        data.test.gather(indices, &base.model.normalization, &mut samples);
+        engine.learner().evaluate(Batch::new(samples.inputs(), samples.targets()))
     });
     let mut sums = BatchEvaluation::default();
     for part in parts {

@@ -1,8 +1,8 @@
 //! The thread that evaluates models on the test set, so that no round waits for it.
 
 use crate::{federation::Global, settings::ModelConfig};
-use fl_datasets::Dataset;
-use fl_model::{Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
+use fl_datasets::{Dataset, Samples};
+use fl_model::{Batch, Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
 use fl_protocol::HistoryRecord;
 use std::{
     collections::VecDeque,
@@ -132,8 +132,10 @@ fn evaluate(learner: &mut dyn Learner, dataset: &Dataset, global: &Global) -> Re
     let started = Instant::now();
     let model = GlobalModel::from_safetensors(&global.bytes)?;
     learner.load(&model.parameters);
-    let evaluation = fl_model::evaluate(learner, dataset.test.len(), |indices, x, y| {
-        dataset.test.gather(indices, &model.normalization, x, y);
+    let mut samples = Samples::new();
+    let evaluation = fl_model::evaluate(dataset.test.len(), |indices| {
+        dataset.test.gather(indices, &model.normalization, &mut samples);
+        learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
     Ok(Evaluated { evaluation, took: started.elapsed() })
 }

@@ -3,7 +3,7 @@
 use clap::Args;
 use fl_app::{
     SettingError,
-    setting::{filled, parse, whole},
+    setting::{dataset, filled, parse, whole},
 };
 use fl_datasets::DatasetSpec;
 use fl_model::Backend;
@@ -20,15 +20,19 @@ pub struct ModelArgs {
     /// Parameter budget of the mlp preset, 1 to 268435456; its hidden width is the largest that fits
     #[arg(long, env, default_value_t = 100_000)]
     pub model_dim: usize,
-    /// Data set that gives input shape, classes and test set: digits, fashion-mnist, mnist, idx:DIR,
-    /// cifar10, csv:FILE, safetensors:FILE
+    /// Data set that gives input shape, task and test set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
+    /// images:DIR[@WxH], csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env, default_value = "digits")]
     pub dataset: String,
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env)]
     pub data_dir: Option<String>,
+    /// Columns of a csv file to predict as numbers, separated by commas; with ?task=multilabel after them as labels
+    /// that are 0 or 1 [default: the label column]
+    #[arg(long, env)]
+    pub target: Option<String>,
     /// Names of all classes, separated by commas, if the table here lacks some that workers have
-    /// [default: the labels of the csv file]
+    /// [default: the labels of the csv file, the names of the folders]
     #[arg(long, env)]
     pub labels: Option<String>,
     /// What evaluates the model: auto (the faster of the next two), fused (own kernels), flex (Burn on the
@@ -45,7 +49,7 @@ impl ModelArgs {
         Ok(ModelConfig {
             model: self.model,
             model_dim: self.model_dim,
-            dataset: parse("DATASET", &self.dataset)?,
+            dataset: dataset(&self.dataset, self.target)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
             labels: filled(self.labels).map(|text| labels(&text)).transpose()?,
             backend: parse("BACKEND", &self.backend)?,
@@ -61,7 +65,7 @@ pub struct ModelConfig {
     pub model: String,
     /// `MODEL_DIM`: parameter budget of the `mlp` preset.
     pub model_dim: usize,
-    /// `DATASET`: gives input shape, classes and the test set.
+    /// `DATASET` and `TARGET`: gives input shape, task and the test set.
     pub dataset: DatasetSpec,
     /// `DATA_DIR`: where data files are looked for, if not in the data set's usual place.
     pub data_dir: Option<PathBuf>,

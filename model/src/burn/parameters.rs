@@ -1,23 +1,49 @@
-//! Between the parameters of a Burn module and one flat vector in the model file's order and layout.
+//! Between the float tensors of a Burn module and one flat vector.
 //!
-//! Nothing here depends on the module: its parameters are visited in the order of its fields.
+//! Nothing here depends on the module: its tensors are visited in the order of its fields, and have the shapes that
+//! the module gives them.
 
 use burn::{
     module::{ModuleMapper, ModuleVisitor, Param},
     tensor::{Device, Gradients, Tensor, TensorData},
 };
+use std::ops::Range;
 
 /// The values of a tensor; empty if the backend cannot give them.
 pub(super) fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_into_vec().unwrap_or_default()
 }
 
-/// Burn keeps the weights of linear layers, the only parameters of rank 2, as `[in, out]`.
-fn to_file_layout<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
-    if D == 2 { tensor.swap_dims(0, 1) } else { tensor }
+/// Names and shapes of the tensors, and which of them need no gradient.
+#[derive(Default)]
+pub(super) struct Survey {
+    path: Vec<String>,
+    pub(super) tensors: Vec<(String, Vec<usize>)>,
+    pub(super) buffers: Vec<Range<usize>>,
+    len: usize,
 }
 
-/// Puts a flat vector into the parameters, in order.
+impl ModuleVisitor for Survey {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let shape: Vec<usize> = param.lazy_shape().iter().copied().collect();
+        let end = self.len + shape.iter().product::<usize>();
+        if !param.val().is_require_grad() {
+            self.buffers.push(self.len..end);
+        }
+        self.len = end;
+        self.tensors.push((self.path.join("."), shape));
+    }
+}
+
+/// Puts a flat vector into the tensors, in order.
 pub(super) struct Load<'a> {
     pub(super) rest: &'a [f32],
     pub(super) device: &'a Device,
@@ -25,18 +51,37 @@ pub(super) struct Load<'a> {
 
 impl ModuleMapper for Load<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let mut shape = param.lazy_shape().dims::<D>();
-        if D == 2 {
-            shape.reverse();
-        }
+        let shape = param.lazy_shape().dims::<D>();
         let (values, rest) = self.rest.split_at(shape.iter().product());
         self.rest = rest;
         let tensor = Tensor::<D>::from_data(TensorData::new(values.to_vec(), shape), self.device);
-        param.map(|_| to_file_layout(tensor).detach().require_grad())
+        param.map(|old| tensor.set_require_grad(old.is_require_grad()))
     }
 }
 
-/// Copies the parameters, or their gradients, out into a flat vector.
+/// Puts values into the tensors that begin at the given places of the flat vector.
+pub(super) struct LoadSome<'a> {
+    pub(super) at: usize,
+    pub(super) moved: &'a [(usize, Vec<f32>)],
+    pub(super) device: &'a Device,
+}
+
+impl ModuleMapper for LoadSome<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let shape = param.lazy_shape().dims::<D>();
+        let start = self.at;
+        let len: usize = shape.iter().product();
+        self.at += len;
+        let values = self.moved.iter().find_map(|(first, values)| {
+            start.checked_sub(*first).and_then(|skipped| values.get(skipped..skipped + len))
+        });
+        let Some(values) = values else { return param };
+        let tensor = Tensor::<D>::from_data(TensorData::new(values.to_vec(), shape), self.device);
+        param.map(|old| tensor.set_require_grad(old.is_require_grad()))
+    }
+}
+
+/// Copies the tensors, or their gradients, out into a flat vector.
 pub(super) struct Read<'a> {
     pub(super) rest: &'a mut [f32],
     pub(super) gradients: Option<&'a Gradients>,
@@ -53,8 +98,8 @@ impl ModuleVisitor for Read<'_> {
             Some(gradients) => tensor.grad(gradients),
         };
         match tensor {
-            Some(tensor) => out.copy_from_slice(&values(to_file_layout(tensor))),
-            // The loss does not depend on this parameter.
+            Some(tensor) => out.copy_from_slice(&values(tensor)),
+            // The loss does not depend on it, or it is a buffer.
             None => out.fill(0.0),
         }
     }

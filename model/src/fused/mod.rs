@@ -2,6 +2,7 @@
 
 mod chain;
 mod gemm;
+mod graph;
 mod kernels;
 mod parallel;
 mod simd;
@@ -9,6 +10,7 @@ mod transpose;
 
 use crate::{error::ModelError, learner::Learner, spec::ModelSpec};
 use gemm::Store;
+pub(crate) use parallel::Threads;
 use std::time::{Duration, Instant};
 
 /// Builds the learner of a network.
@@ -16,7 +18,10 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// A network that the engine does not run; threads that cannot be started.
 pub(crate) fn learner(spec: &ModelSpec, threads: usize) -> Result<Box<dyn Learner>, ModelError> {
-    Ok(Box::new(chain::ChainLearner::new(spec, threads)?))
+    match chain::ChainLearner::new(spec, threads) {
+        Err(ModelError::NotFused(_)) => Ok(Box::new(graph::GraphLearner::new(spec, threads)?)),
+        chain => Ok(Box::new(chain?)),
+    }
 }
 
 /// Whether the engine runs `spec` and is faster than Burn's flex.

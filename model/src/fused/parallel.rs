@@ -10,15 +10,16 @@ const TILE_ROWS: usize = 6;
 const WORTH_A_THREAD: usize = 1 << 19;
 
 /// The threads of one learner: a pool, or the caller's thread alone.
-pub(super) struct Threads(Option<rayon::ThreadPool>);
+#[derive(Debug)]
+pub(crate) struct Threads(Option<rayon::ThreadPool>);
 
 impl Threads {
     /// The caller's thread alone.
-    pub(super) fn none() -> Self {
+    pub(crate) fn none() -> Self {
         Self(None)
     }
 
-    pub(super) fn new(count: usize) -> Result<Self, ModelError> {
+    pub(crate) fn new(count: usize) -> Result<Self, ModelError> {
         if count <= 1 {
             return Ok(Self(None));
         }
@@ -32,8 +33,13 @@ impl Threads {
             })
     }
 
+    /// How many threads work on a call of [`Threads::each`].
+    pub(crate) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
+    }
+
     /// Runs `f` where [`Threads::each`] and [`Threads::rows`] can use all threads.
-    pub(super) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match &self.0 {
             None => f(),
             Some(pool) => pool.install(f),
@@ -41,7 +47,7 @@ impl Threads {
     }
 
     /// Calls `f` on every item.
-    pub(super) fn each<T: Send>(&self, items: &mut [T], f: impl Fn(usize, &mut T) + Sync) {
+    pub(crate) fn each<T: Send>(&self, items: &mut [T], f: impl Fn(usize, &mut T) + Sync) {
         match &self.0 {
             None => items.iter_mut().enumerate().for_each(|(index, item)| f(index, item)),
             Some(_) => {
@@ -52,7 +58,7 @@ impl Threads {
 
     /// Calls `f(first_row, rows)` on pieces of a matrix with rows of `row_len`; `cost` is what one row
     /// takes, in multiply-adds.
-    pub(super) fn rows(
+    pub(crate) fn rows(
         &self,
         matrix: &mut [f32],
         row_len: usize,
@@ -60,7 +66,7 @@ impl Threads {
         f: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         let rows = matrix.len() / row_len;
-        let threads = self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads);
+        let threads = self.count();
         if threads == 1 || rows * cost < WORTH_A_THREAD {
             return f(0, matrix);
         }

@@ -119,6 +119,18 @@ impl ModelSpec {
         }
     }
 
+    /// Whether samples of this kind can be mapped to the network's: the same dimensions and the same kind of
+    /// targets. Tokens and classes may be fewer and have other numbers.
+    pub fn accepts(&self, input: &Input, task: &Task) -> bool {
+        let tokens = |input: &Input| matches!(input, Input::Tokens { .. });
+        let same_targets = match (&self.task, task) {
+            (Task::Classification { .. }, Task::Classification { .. })
+            | (Task::LanguageModel, Task::LanguageModel) => true,
+            (own, given) => own == given,
+        };
+        same_targets && tokens(&self.input) == tokens(input) && self.input.shape() == input.shape()
+    }
+
     /// Reads and checks the JSON that a model file carries.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ mod layer;
 mod presets;
 mod shapes;
 
+pub use file::describe;
 pub use layer::{GeluForm, Join, Layer, LayerTensor, Pair, Start};
 pub use presets::PRESETS;
 pub(crate) use shapes::visit_shapes;

@@ -1,7 +1,7 @@
 //! Networks, data and comparisons that tests share.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use fl_model::{Backend, Batch, Layer, Learner, ModelError, ModelSpec, SgdConfig, init_parameters};
+use fl_model::{Backend, Batch, Layer, Learner, ModelError, ModelSpec, OptimizerConfig, init_parameters};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 
@@ -62,7 +62,7 @@ pub fn gradients(learner: &mut dyn Learner, samples: &Samples) -> (f32, Vec<f32>
 }
 
 /// One step, or why there is none.
-pub fn step(learner: &mut dyn Learner, samples: &Samples, config: &SgdConfig) -> Result<f32, ModelError> {
+pub fn step(learner: &mut dyn Learner, samples: &Samples, config: &OptimizerConfig) -> Result<f32, ModelError> {
     learner.step(samples.batch(), config)
 }
 

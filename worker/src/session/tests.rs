@@ -113,7 +113,7 @@ fn next<T: Clone>(answers: &mut VecDeque<T>) -> T {
 /// A small network that has learned nothing.
 fn model(round: u64) -> GlobalModel {
     let data = digits();
-    let spec = ModelSpec::classifier("softmax", &data.input_shape, data.num_classes, 0).unwrap();
+    let spec = ModelSpec::classifier("softmax", data.input_shape(), data.num_classes(), 0).unwrap();
     let parameters = vec![0.0; spec.num_parameters()];
     GlobalModel {
         round,

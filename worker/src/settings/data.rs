@@ -3,7 +3,7 @@
 use clap::{ArgAction, Args};
 use fl_app::{
     SettingError,
-    setting::{filled, parse, whole},
+    setting::{dataset, filled, parse, whole},
 };
 use fl_datasets::{DatasetSpec, Part, Partition};
 use std::path::PathBuf;
@@ -12,12 +12,17 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
-    /// Data set: digits, fashion-mnist, mnist, idx:DIR, cifar10, csv:FILE, safetensors:FILE
+    /// Data set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
+    /// images:DIR[@WxH], csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env = "DATASET", default_value = "digits")]
     pub dataset: String,
     /// Folder of the data files [default: the data set's usual place]
     #[arg(long, env = "DATA_DIR")]
     pub data_dir: Option<String>,
+    /// Columns of a csv file to predict as numbers, separated by commas, as on the master; with ?task=multilabel
+    /// after them as labels that are 0 or 1 [default: the label column]
+    #[arg(long, env = "TARGET")]
+    pub target: Option<String>,
     /// At most so many local samples, 1 to 1000000000
     #[arg(long, env = "DATASET_SIZE", default_value_t = 50_000)]
     pub dataset_size: usize,
@@ -30,8 +35,8 @@ pub struct DataArgs {
     /// Parts of the data, 1 to 100000: disjoint and complete
     #[arg(long, env = "NUM_PARTITIONS")]
     pub num_partitions: Option<usize>,
-    /// Leave every fifth row of a csv or safetensors file without a test part out of the training: those
-    /// are the rows that a master with the same file tests on [default: true with NUM_PARTITIONS, else false]
+    /// Leave the test part out of the training where the data have none of their own (every fifth sample; the last
+    /// tenth of a text): it is what a master with the same file tests on [default: true with NUM_PARTITIONS, else false]
     #[arg(long, env = "HOLD_OUT", action = ArgAction::Set)]
     pub hold_out: Option<bool>,
 }
@@ -39,7 +44,7 @@ pub struct DataArgs {
 /// Checked.
 #[derive(Debug, Clone)]
 pub struct DataSettings {
-    /// `DATASET`.
+    /// `DATASET` and `TARGET`.
     pub dataset: DatasetSpec,
     /// `DATA_DIR`.
     pub data_dir: Option<PathBuf>,
@@ -69,7 +74,7 @@ impl DataArgs {
         // Parts of one file: the master tests on the rest of the same file.
         let hold_out = self.hold_out.unwrap_or(share.is_some());
         Ok(DataSettings {
-            dataset: parse("DATASET", &self.dataset)?,
+            dataset: dataset(&self.dataset, self.target)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
             dataset_size: self.dataset_size,
             partition: parse("PARTITION", &self.partition)?,

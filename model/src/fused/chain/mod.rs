@@ -22,7 +22,7 @@ use crate::{
     error::ModelError,
     evaluation::BatchEvaluation,
     learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
-    sgd::{SgdConfig, SgdState},
+    optimizer::{Optimizer, OptimizerConfig},
     spec::ModelSpec,
     tasks,
 };
@@ -85,7 +85,7 @@ pub(crate) struct ChainLearner {
     parameters: Vec<f32>,
     /// Empty until a setting needs the whole gradient at once.
     gradient: Vec<f32>,
-    state: SgdState,
+    state: Optimizer,
     image: Option<ImageNet>,
     image_parameters: usize,
     blocks: Vec<Block>,
@@ -110,7 +110,7 @@ impl ChainLearner {
         Ok(Self {
             parameters: vec![0.0; plan.parameters],
             gradient: Vec::new(),
-            state: SgdState::default(),
+            state: Optimizer::new(spec),
             dense: DenseNet::new(plan.dense, image.is_some(), plan.image_parameters > 0),
             dense_features: image.as_ref().map_or(batches.features, |net| net.output().len()),
             image,
@@ -235,7 +235,7 @@ impl Learner for ChainLearner {
     fn load(&mut self, parameters: &[f32]) {
         assert_length(parameters, &self.layout);
         self.parameters.copy_from_slice(parameters);
-        self.state.reset(parameters);
+        self.state.reset();
         self.masks.step = 0;
     }
 
@@ -253,16 +253,22 @@ impl Learner for ChainLearner {
         self.state.set_drift(drift);
     }
 
-    fn step(&mut self, batch: Batch<'_>, optimizer: &SgdConfig) -> Result<f32, ModelError> {
+    fn set_trainable(&mut self, trainable: &[Range<usize>]) {
+        self.state.set_trainable(trainable);
+    }
+
+    fn step(&mut self, batch: Batch<'_>, optimizer: &OptimizerConfig) -> Result<f32, ModelError> {
         self.check(batch)?;
         optimizer.validate()?;
-        let loss = if self.state.is_plain(optimizer) {
+        self.state.begin_step(&self.parameters, optimizer);
+        let whole = 0..self.parameters.len();
+        let loss = if self.state.plain(optimizer, &whole).is_some() {
             self.run(batch, &mut Descent::Step { lr: optimizer.lr })?
         } else {
             let mut gradient = std::mem::take(&mut self.gradient);
             gradient.resize(self.parameters.len(), 0.0);
             let loss = self.run(batch, &mut Descent::Gradient(&mut gradient))?;
-            self.state.step(&mut self.parameters, &mut gradient, optimizer);
+            self.state.update(&mut self.parameters, &mut gradient, whole, optimizer, &self.threads);
             self.gradient = gradient;
             loss
         };
