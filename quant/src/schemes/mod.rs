@@ -115,14 +115,28 @@ impl Span<'_> {
     fn for_each_scaled_block(
         &mut self,
         table: &ScaleTable,
-        mut each: impl FnMut(usize, f32, &[f32], &mut [u8]),
+        each: impl FnMut(usize, f32, &[f32], &mut [u8]),
     ) {
-        let blocks = self.values.chunks(BLOCK).zip(self.codes.chunks_mut(BLOCK)).zip(&mut *self.scales);
-        for (index, ((values, codes), scale)) in blocks.enumerate() {
-            let byte = byte_at_least(table, max_abs(values));
-            *scale = byte;
-            each(self.start + index * BLOCK, table[byte as usize], values, codes);
-        }
+        for_each_scaled_block(self.start, self.values, table, self.codes, self.scales, each);
+    }
+}
+
+/// As arguments, the slices are known not to overlap.
+#[inline(always)]
+fn for_each_scaled_block(
+    start: usize,
+    values: &[f32],
+    table: &ScaleTable,
+    codes: &mut [u8],
+    scales: &mut [u8],
+    mut each: impl FnMut(usize, f32, &[f32], &mut [u8]),
+) {
+    let mut offset = start;
+    for ((values, codes), scale) in values.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
+        let byte = byte_at_least(table, max_abs(values));
+        *scale = byte;
+        each(offset, table[byte as usize], values, codes);
+        offset += BLOCK;
     }
 }
 
@@ -133,17 +147,25 @@ fn nearest_codes(x: &[f32], table: &ScaleTable, params: &TensorParams<'_>, buffe
     params.threads.each(spans(x, params, BLOCK, codes, scales), |span| {
         vectorized(
             #[inline(always)]
-            || {
-                let blocks = span.values.chunks(BLOCK).zip(span.codes.chunks_mut(BLOCK));
-                for ((values, codes), byte) in blocks.zip(&*span.scales) {
-                    let factor = inverse(table[*byte as usize]);
-                    for (v, code) in values.iter().zip(codes) {
-                        *code = finder.code(v * factor);
-                    }
-                }
-            },
+            || nearest_in_blocks(span.values, table, span.scales, finder, span.codes),
         );
     });
+}
+
+#[inline(always)]
+fn nearest_in_blocks(
+    values: &[f32],
+    table: &ScaleTable,
+    scales: &[u8],
+    finder: &LevelFinder,
+    codes: &mut [u8],
+) {
+    for ((values, codes), &byte) in values.chunks(BLOCK).zip(codes.chunks_mut(BLOCK)).zip(scales) {
+        let factor = inverse(table[byte as usize]);
+        for (v, code) in values.iter().zip(codes) {
+            *code = finder.code(v * factor);
+        }
+    }
 }
 
 /// Largest magnitude. Infinities and NaN count as larger than any finite value.

@@ -7,7 +7,7 @@
 //! so that the longer side covers the block's largest value.
 
 use super::{
-    Dequantizer, QuantizerBuffers, Scales, Span, TensorParams, max_abs,
+    Dequantizer, QuantizerBuffers, Scales, TensorParams, max_abs,
     scale_table::{ScaleTable, byte_at_least, byte_nearest, scale_table},
     sign_codes, spans,
 };
@@ -44,20 +44,26 @@ pub fn quantize(x: &[f32], params: &TensorParams<'_>, buffers: &mut QuantizerBuf
     side.extend_from_slice(&deviation.to_le_bytes());
     let table = step_table(deviation, params.bits);
     let QuantizerBuffers { codes, scales, .. } = buffers;
-    params.threads.each(spans(x, params, SDQ_BLOCK, codes, scales), |mut span| {
+    params.threads.each(spans(x, params, SDQ_BLOCK, codes, scales), |span| {
         vectorized(
             #[inline(always)]
-            || quantize_span(&mut span, mean, &table, params.bits),
+            || quantize_blocks(span.values, mean, &table, params.bits, span.codes, span.scales),
         );
     });
 }
 
 #[inline(always)]
-fn quantize_span(span: &mut Span<'_>, mean: f32, table: &ScaleTable, bits: u8) {
-    let Span { values, codes, scales, .. } = span;
+fn quantize_blocks(
+    values: &[f32],
+    mean: f32,
+    table: &ScaleTable,
+    bits: u8,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) {
     let (blocks, rest) = values.as_chunks::<SDQ_BLOCK>();
     let (block_codes, rest_codes) = codes.as_chunks_mut::<SDQ_BLOCK>();
-    for ((block, codes), scale) in blocks.iter().zip(block_codes).zip(scales.iter_mut()) {
+    for ((block, codes), scale) in blocks.iter().zip(block_codes).zip(&mut *scales) {
         let centred = block.map(|v| v - mean);
         *scale = quantize_block(&centred, table, bits, SDQ_BLOCK, codes);
     }
