@@ -65,7 +65,7 @@ impl Engine {
         let threads = config.training.threads_for(convolutional, config.workers);
         Ok(Self {
             learner: spec.learner(config.training.backend, threads)?,
-            updates: UpdateEncoder::new(layout),
+            updates: UpdateEncoder::new(layout, threads)?,
             drift: Vec::new(),
             batch: (Vec::new(), Vec::new()),
             normalization: global.normalization.clone(),
