@@ -156,7 +156,9 @@ impl<'a> Stream<'a> {
                     #[inline(always)]
                     || match body {
                         Body::F32(bytes) => decode_plain(bytes, f32::from_le_bytes, &range, f),
-                        Body::F16(bytes) => decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), &range, f),
+                        Body::F16(bytes) => {
+                            decode_plain(bytes, |b| f16::from_le_bytes(b).to_f32(), &range, f)
+                        }
                         Body::Packed { levels, scales, codes } => {
                             decode_packed(&self.header, levels, scales, codes, &range, f);
                         }

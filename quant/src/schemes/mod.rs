@@ -112,11 +112,7 @@ impl Span<'_> {
     /// `each(offset, scale, values, codes)`; offsets count from the tensor's start. A block of zeros has a
     /// scale of zero.
     #[inline(always)]
-    fn for_each_scaled_block(
-        &mut self,
-        table: &ScaleTable,
-        each: impl FnMut(usize, f32, &[f32], &mut [u8]),
-    ) {
+    fn for_each_scaled_block(&mut self, table: &ScaleTable, each: impl FnMut(usize, f32, &[f32], &mut [u8])) {
         for_each_scaled_block(self.start, self.values, table, self.codes, self.scales, each);
     }
 }

@@ -3,9 +3,7 @@
 //! The grid spans plus and minus the largest magnitude of each block, so no value is clipped. From 2
 //! bits on it has an odd number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
 
-use super::{
-    QuantizerBuffers, TensorParams, inverse, scale_table::scale_table, spans, symmetric_grid,
-};
+use super::{QuantizerBuffers, TensorParams, inverse, scale_table::scale_table, spans, symmetric_grid};
 use crate::{
     limits::BLOCK,
     simd::{floor_to_integer, vectorized},

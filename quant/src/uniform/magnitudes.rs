@@ -40,16 +40,20 @@ impl Magnitudes {
         // The numbers of the threads' spans are added as integers: their order does not matter.
         parts.resize_with(threads.count(), || vec![0u32; 1 << (31 - BIN_SHIFT)]);
         let mut energies = vec![0.0; x.len().div_ceil(span)];
-        threads.run(&mut parts, x.chunks(span).zip(&mut energies).enumerate(), |number, (index, (x, sum))| {
-            let before = index * span;
-            for v in x.iter().skip(before.next_multiple_of(stride) - before).step_by(stride) {
-                number[((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize] += 1;
-            }
-            *sum = vectorized(
-                #[inline(always)]
-                || energy(x),
-            );
-        });
+        threads.run(
+            &mut parts,
+            x.chunks(span).zip(&mut energies).enumerate(),
+            |number, (index, (x, sum))| {
+                let before = index * span;
+                for v in x.iter().skip(before.next_multiple_of(stride) - before).step_by(stride) {
+                    number[((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize] += 1;
+                }
+                *sum = vectorized(
+                    #[inline(always)]
+                    || energy(x),
+                );
+            },
+        );
         self.weight = stride as f64;
         self.energy = energies.iter().sum();
         self.number = parts.swap_remove(0);

@@ -215,11 +215,8 @@ fn sides(units: &[Unit], parts: &[Part], step: f32, quantization: Quantization) 
         let Part { centroids, largest, energy } = whole;
         let offsets = centroids.offsets();
         // A step of zero decodes to zeros.
-        total += if step > 0.0 {
-            centroids.error(&offsets) * f64::from(step) * f64::from(step)
-        } else {
-            energy
-        };
+        total +=
+            if step > 0.0 { centroids.error(&offsets) * f64::from(step) * f64::from(step) } else { energy };
         sides.push(SideInfo { step, largest, offsets, quantization });
     }
     (sides, total)
