@@ -63,7 +63,7 @@ impl Engine {
         let threads = config.training.threads_for(convolutional, config.workers);
         Ok(Self {
             learner: spec.learner(config.training.backend, threads)?,
-            updates: UpdateEncoder::new(layout),
+            updates: UpdateEncoder::new(layout, threads)?,
             drift: Vec::new(),
             batch: Samples::new(),
             normalization: global.normalization.clone(),
