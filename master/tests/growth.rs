@@ -16,7 +16,7 @@ use std::io;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Large enough that the sum gives its memory back, small enough that buffers have the capacity that they need.
+/// Small enough that buffers have the capacity that they need.
 const SIZES: [usize; 2] = [600_000, 900_000];
 const WORKERS: usize = 3;
 
@@ -80,7 +80,8 @@ fn peak(strategy: &str, dim: usize) -> (usize, usize) {
 /// One test: what runs beside it would be counted.
 #[test]
 fn a_parameter_more_costs_its_bytes_and_those_of_the_strategy() {
-    // Model and sum take 12, the next model what the sum gives back meanwhile, but for a segment.
+    // The model, the sum and the next model. What is allocated counts in full here; the memory of a large next model
+    // is taken page by page, while the sum gives its own back.
     for (strategy, vectors) in [("fedavg", 0), ("fednova", 0), ("fedavgm", 1), ("fedadam", 2)] {
         let [(few, least), (many, most)] = SIZES.map(|dim| peak(strategy, dim));
         let growth = (most as f64 - least as f64) / (many - few) as f64;
