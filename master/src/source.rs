@@ -4,7 +4,7 @@ use crate::settings::ModelConfig;
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
-use fl_model::{GlobalModel, ModelError, ModelSpec};
+use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView};
 use fl_protocol::{Input, ModelLayout};
 
 /// The network that the settings name, and the data set that it is evaluated on.
@@ -57,7 +57,7 @@ impl ModelSource {
     /// # Errors
     /// If it is not.
     pub fn check(&self, file: &[u8]) -> anyhow::Result<()> {
-        let model = GlobalModel::from_safetensors(file).context("the checkpoint's model cannot be read")?;
+        let model = ModelView::read(file).context("the checkpoint's model cannot be read")?.model;
         anyhow::ensure!(
             model.spec.layers == self.spec.layers && model.spec.input == self.spec.input,
             ModelError::BadFile(

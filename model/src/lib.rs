@@ -38,7 +38,7 @@ pub use backend::Backend;
 pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
 pub use evaluation::{BatchEvaluation, Evaluation};
-pub use global::GlobalModel;
+pub use global::{GlobalModel, ModelView};
 pub use learner::{Batch, Learner, evaluate};
 pub use params::init_parameters;
 pub use optimizer::{Method, OptimizerConfig};
