@@ -5,8 +5,10 @@
 mod common;
 
 use common::{gradients, learner, noise, norm, read, step};
-use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, SgdConfig, init_parameters};
+use fl_model::{Backend, GlobalModel, Learner, ModelSpec, SgdConfig, init_parameters};
 use fl_protocol::{DataNames, Normalization};
+
+const PRESETS: [&str; 4] = ["softmax", "mlp", "cnn", "mcmahan_cnn"];
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
     ModelSpec::classifier(name, shape, 10, 100_000).unwrap()
