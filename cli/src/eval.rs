@@ -48,15 +48,16 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors"))
     })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
+    let spec = global.network.known()?;
     let data = fl_datasets::load(&args.dataset, args.data_dir.as_deref(), Part::Test)?;
-    if data.input_shape != global.spec.input_shape() || data.num_classes != global.spec.num_classes() {
+    if data.input_shape != spec.input_shape() || data.num_classes != spec.num_classes() {
         return Err(BadInput(format!(
             "{path} takes inputs of shape {:?} and knows {} classes, but {} has {:?} and {}: give the data set that it was trained on with --dataset",
-            global.spec.input_shape(), global.spec.num_classes(), data.name, data.input_shape, data.num_classes
+            spec.input_shape(), spec.num_classes(), data.name, data.input_shape, data.num_classes
         ))
         .into());
     }
-    let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
+    let mut learner = spec.learner(Backend::Auto, args.threads)?;
     learner.load(&global.parameters);
     // The file's normalisation, with which the model was trained, not that of the loaded data set.
     let evaluation = fl_model::evaluate(&mut *learner, data.test.len(), |indices, x, y| {
@@ -65,7 +66,7 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     let result = Evaluated {
         file: path.to_string(),
         dataset: data.name.clone(),
-        model: &global.spec.name,
+        model: &spec.name,
         round: global.round,
         params: global.parameters.len(),
         samples: evaluation.samples,

@@ -1,7 +1,11 @@
 //! The global model as a safetensors file in PyTorch's layout, exact or quantized.
 
-use crate::{error::ModelError, spec::ModelSpec};
-use fl_protocol::{DataNames, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
+use crate::{
+    error::ModelError,
+    network::{Network, checked_layout},
+    spec::ModelSpec,
+};
+use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -13,9 +17,9 @@ use std::collections::{HashMap, HashSet};
 pub struct GlobalModel {
     /// Rounds that made it: 0 is the initial model.
     pub round: u64,
-    /// The network.
-    pub spec: ModelSpec,
-    /// How raw features become its inputs.
+    /// The network, or at least its tensors.
+    pub network: Network,
+    /// How raw features become its inputs. Of no meaning where the network is not known.
     pub normalization: Normalization,
     /// What its classes and inputs are called, if they have names.
     pub names: DataNames,
@@ -29,13 +33,20 @@ struct Metadata {
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<String>,
     format: &'static str,
-    input_shape: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_shape: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<String>,
-    model: String,
-    normalization: String,
-    num_classes: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    normalization: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    num_classes: Option<String>,
     round: String,
+    /// Names and shapes in canonical order, where no network gives them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<String>,
     version: &'static str,
 }
 
@@ -47,7 +58,7 @@ impl GlobalModel {
     pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
         self.check()?;
         let tensors: Vec<_> =
-            self.spec.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
+            self.network.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
         let mut file = self.header(&tensors)?;
         for value in &self.parameters {
             file.extend_from_slice(&value.to_le_bytes());
@@ -66,7 +77,7 @@ impl GlobalModel {
         encode_update(
             &mut Encoder::default(),
             &self.parameters,
-            &self.spec.layout().shapes(),
+            &self.network.layout().shapes(),
             spec,
             &mut streams,
         )
@@ -78,7 +89,7 @@ impl GlobalModel {
     }
 
     fn check(&self) -> Result<(), ModelError> {
-        let expected = self.spec.layout().parameters();
+        let expected = self.network.layout().parameters();
         if self.parameters.len() != expected {
             return Err(ModelError::BadFile(format!(
                 "{} parameters given, the network has {expected}",
@@ -86,8 +97,9 @@ impl GlobalModel {
             )));
         }
         check_finite(&self.parameters)?;
-        check_normalization(&self.normalization, &self.spec)?;
-        check_names(&self.names, &self.spec)
+        let Some(spec) = self.network.spec() else { return Ok(()) };
+        check_normalization(&self.normalization, spec)?;
+        check_names(&self.names, spec)
     }
 
     /// The file up to its data: type, shape and bytes of each tensor are given.
@@ -95,21 +107,29 @@ impl GlobalModel {
         // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
         // from process to process, and the bytes must not.
         let list = |names: &[String]| (!names.is_empty()).then(|| json!(names).to_string());
+        let spec = self.network.spec();
+        let tensors_of = |layout: &ModelLayout| {
+            json!(layout.tensors().iter().map(|t| (&t.name, &t.shape)).collect::<Vec<_>>()).to_string()
+        };
         let metadata = Metadata {
             features: list(&self.names.features),
             format: "pt",
-            input_shape: json!(self.spec.input_shape()).to_string(),
+            input_shape: spec.map(|spec| json!(spec.input_shape()).to_string()),
             labels: list(&self.names.labels),
-            model: self.spec.to_json(),
-            normalization: serde_json::to_string(&self.normalization).unwrap_or_default(),
-            num_classes: self.spec.num_classes().to_string(),
+            model: spec.map(ModelSpec::to_json),
+            normalization: spec.and_then(|_| serde_json::to_string(&self.normalization).ok()),
+            num_classes: spec.map(|spec| spec.num_classes().to_string()),
             round: self.round.to_string(),
+            tensors: match &self.network {
+                Network::Spec(_) => None,
+                Network::Tensors(layout) => Some(tensors_of(layout)),
+            },
             version: env!("CARGO_PKG_VERSION"),
         };
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!(metadata));
         let mut end = 0;
-        for (tensor, (dtype, shape, bytes)) in self.spec.layout().tensors().iter().zip(tensors) {
+        for (tensor, (dtype, shape, bytes)) in self.network.layout().tensors().iter().zip(tensors) {
             let start = end;
             end += bytes;
             let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
@@ -141,6 +161,16 @@ impl GlobalModel {
             .metadata()
             .as_ref()
             .ok_or_else(|| bad("it has no __metadata__, so the network is unknown".into()))?;
+        let file = || SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()));
+        let round =
+            required(metadata, "round")?.parse().map_err(|_| bad("its round is not a number".into()))?;
+        if let (None, Some(tensors)) = (metadata.get("model"), metadata.get("tensors")) {
+            let tensors = serde_json::from_str(tensors)
+                .map_err(|error| bad(format!("its list of tensors cannot be read: {error}")))?;
+            let layout = checked_layout(tensors)?;
+            let parameters = read_parameters(&file()?, &layout)?;
+            return Ok(Self::of_tensors(round, layout, parameters));
+        }
         let spec = ModelSpec::from_json(required(metadata, "model")?)?;
         let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
             .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
@@ -150,11 +180,42 @@ impl GlobalModel {
             features: read_names(metadata, "features")?,
         };
         check_names(&names, &spec)?;
-        let round =
-            required(metadata, "round")?.parse().map_err(|_| bad("its round is not a number".into()))?;
+        let parameters = read_parameters(&file()?, &spec.layout())?;
+        Ok(Self { round, network: spec.into(), normalization, names, parameters })
+    }
+
+    /// Parameters without a network.
+    pub fn of_tensors(round: u64, layout: ModelLayout, parameters: Vec<f32>) -> Self {
+        Self {
+            round,
+            network: layout.into(),
+            normalization: Normalization { mean: vec![0.0], std: vec![1.0] },
+            names: DataNames::default(),
+            parameters,
+        }
+    }
+
+    /// Reads the tensors of any safetensors file, in the order of their data, as the model of round 0. All must
+    /// be F32.
+    ///
+    /// # Errors
+    /// [`ModelError::BadFile`] with what is wrong.
+    pub fn from_any_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
+        let bad = |error: String| ModelError::BadFile(error);
+        check_header_size(bytes)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| bad(error.to_string()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
-        let parameters = read_parameters(&file, &spec)?;
-        Ok(Self { round, spec, normalization, names, parameters })
+        let mut tensors = Vec::new();
+        for name in header.offset_keys() {
+            let view = file.tensor(&name).map_err(|error| bad(error.to_string()))?;
+            if view.dtype() != Dtype::F32 {
+                return Err(bad(format!("tensor `{name}` is {:?}: convert it to F32", view.dtype())));
+            }
+            tensors.push((name, view.shape().to_vec()));
+        }
+        let layout = checked_layout(tensors)?;
+        let parameters = read_parameters(&file, &layout)?;
+        Ok(Self::of_tensors(0, layout, parameters))
     }
 }
 
@@ -190,8 +251,7 @@ enum Stored<'a> {
 }
 
 /// Checks every tensor before the parameters are allocated.
-fn read_parameters(file: &SafeTensors<'_>, spec: &ModelSpec) -> Result<Vec<f32>, ModelError> {
-    let layout = spec.layout();
+fn read_parameters(file: &SafeTensors<'_>, layout: &ModelLayout) -> Result<Vec<f32>, ModelError> {
     if file.len() != layout.tensors().len() {
         return Err(ModelError::BadFile(format!(
             "it has {} tensors, its network has {}",

@@ -16,10 +16,10 @@ fn preset(name: &str, shape: &[usize]) -> ModelSpec {
 
 fn global() -> GlobalModel {
     let spec = preset("softmax", &[1, 8, 8]);
-    let parameters = init_parameters(&spec, 1);
+    let parameters = init_parameters(&network: spec.into(), 1);
     GlobalModel {
         round: 3,
-        spec,
+        network: spec.into(),
         normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
         names: DataNames::default(),
         parameters,
@@ -141,8 +141,8 @@ fn a_quantized_file_reads_back_within_its_error_and_is_as_hard_to_damage() {
     let lost = energy(&mut read.parameters.iter().zip(&global.parameters).map(|(a, b)| a - b));
     assert!(lost < 1e-3 * energy(&mut global.parameters.iter().copied()));
     assert_eq!(
-        (read.round, &read.spec, &read.normalization),
-        (global.round, &global.spec, &global.normalization)
+        (read.round, &read.network, &read.normalization),
+        (global.round, &global.network, &global.normalization)
     );
     for at in (0..file.len()).step_by(7) {
         assert!(GlobalModel::from_safetensors(&file[..at]).is_err(), "cut at {at}");

@@ -2,7 +2,7 @@
 
 use crate::{
     client_state::{ClientMemory, ClientState},
-    engine::Engine,
+    engine::{Engine, MakeLearner},
     error::SetupError,
     plan::{Plan, StartingPoint},
     settings::Config,
@@ -25,7 +25,23 @@ impl LocalClient {
     /// # Errors
     /// If the model does not fit this worker's settings or data.
     pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
-        let engine = Engine::new(config, data, global)?;
+        Self::of(config, Engine::new(config, data, global)?)
+    }
+
+    /// As [`LocalClient::new`], with a user's learner: see [`Engine::with_learner`].
+    ///
+    /// # Errors
+    /// If the model does not fit the learner, the settings or the data.
+    pub fn with_learner(
+        config: &Config,
+        data: Arc<Dataset>,
+        global: &GlobalModel,
+        make: &MakeLearner,
+    ) -> Result<Self, SetupError> {
+        Self::of(config, Engine::with_learner(config, data, global, make)?)
+    }
+
+    fn of(config: &Config, engine: Engine) -> Result<Self, SetupError> {
         let state = ClientState::new(config, engine.data())?;
         Ok(Self { engine, state })
     }

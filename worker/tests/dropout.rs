@@ -24,7 +24,7 @@ fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
     let layout = spec.layout();
     let global = GlobalModel {
         round,
-        spec,
+        network: spec.into(),
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters: parameters.clone(),
