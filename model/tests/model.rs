@@ -16,7 +16,7 @@ fn preset(name: &str, shape: &[usize]) -> ModelSpec {
 
 fn global() -> GlobalModel {
     let spec = preset("softmax", &[1, 8, 8]);
-    let parameters = init_parameters(&network: spec.into(), 1);
+    let parameters = init_parameters(&spec, 1);
     GlobalModel {
         round: 3,
         network: spec.into(),

@@ -16,7 +16,7 @@ fn digits() -> Arc<Dataset> {
 
 fn model(data: &Dataset, preset: &str) -> GlobalModel {
     let spec = ModelSpec::classifier(preset, &data.input_shape, data.num_classes, 5000).unwrap();
-    let parameters = fl_model::init_parameters(&network: spec.into(), 3);
+    let parameters = fl_model::init_parameters(&spec, 3);
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
     GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
 }
