@@ -198,10 +198,10 @@ async fn assemble(
     metrics.pending_updates.set(view.pending_updates() as i64);
     let (publisher, published) = watch::channel(Published { global, finished });
     let (actor, inbox) = handle::channel();
-    let ModelSource { spec, dataset, .. } = source;
+    let ModelSource { network, dataset, .. } = source;
     let job = Arc::new(Job::new(Parts {
         host,
-        model_name: spec.name.clone(),
+        model_name: network.name().to_owned(),
         core,
         actor,
         published,
@@ -219,7 +219,7 @@ async fn assemble(
             job.evaluated(record, evaluation);
         }
     };
-    job.start_evaluator(&spec, dataset, done)?;
+    job.start_evaluator(network.spec(), dataset, done)?;
     let actor = Actor::new(state, job.clone(), publisher);
     Ok((job, inbox, actor))
 }

@@ -3,8 +3,12 @@
 //! A large model should be in memory once: [`ModelView`] reads a file whose parameters stay where they are, and
 //! [`GlobalModel::exact_header`] lets a caller write the next file without a copy of the parameters beside it.
 
-use crate::{error::ModelError, spec::ModelSpec};
-use fl_protocol::{DataNames, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
+use crate::{
+    error::ModelError,
+    network::{Network, checked_layout},
+    spec::ModelSpec,
+};
+use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -20,9 +24,9 @@ use std::{
 pub struct GlobalModel {
     /// Rounds that made it: 0 is the initial model.
     pub round: u64,
-    /// The network.
-    pub spec: ModelSpec,
-    /// How raw features become its inputs.
+    /// The network, or at least its tensors.
+    pub network: Network,
+    /// How raw features become its inputs. Of no meaning where the network is not known.
     pub normalization: Normalization,
     /// What its classes and inputs are called, if they have names.
     pub names: DataNames,
@@ -36,13 +40,20 @@ struct Metadata {
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<String>,
     format: &'static str,
-    input_shape: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_shape: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<String>,
-    model: String,
-    normalization: String,
-    num_classes: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    normalization: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    num_classes: Option<String>,
     round: String,
+    /// Names and shapes in canonical order, where no network gives them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<String>,
     version: &'static str,
 }
 
@@ -68,7 +79,7 @@ impl GlobalModel {
     /// If the header would be larger than a reader takes.
     pub fn exact_header(&self) -> Result<Vec<u8>, ModelError> {
         let tensors: Vec<_> =
-            self.spec.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
+            self.network.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
         self.header(&tensors)
     }
 
@@ -85,7 +96,7 @@ impl GlobalModel {
     /// The quantized file of checked `parameters`.
     fn quantized(&self, parameters: &[f32], spec: &Spec) -> Result<Vec<u8>, ModelError> {
         let mut streams = Vec::new();
-        encode_update(&mut Encoder::default(), parameters, &self.spec.layout().shapes(), spec, &mut streams)
+        encode_update(&mut Encoder::default(), parameters, &self.network.layout().shapes(), spec, &mut streams)
             .map_err(|error| ModelError::BadFile(error.to_string()))?;
         let tensors: Vec<_> = streams.iter().map(|stream| ("U8", vec![stream.len()], stream.len())).collect();
         let mut file = self.header(&tensors)?;
@@ -96,7 +107,7 @@ impl GlobalModel {
     }
 
     fn check(&self, parameters: &[f32]) -> Result<(), ModelError> {
-        let expected = self.spec.layout().parameters();
+        let expected = self.network.layout().parameters();
         if parameters.len() != expected {
             return Err(ModelError::BadFile(format!(
                 "{} parameters given, the network has {expected}",
@@ -104,8 +115,9 @@ impl GlobalModel {
             )));
         }
         check_finite(parameters)?;
-        check_normalization(&self.normalization, &self.spec)?;
-        check_names(&self.names, &self.spec)
+        let Some(spec) = self.network.spec() else { return Ok(()) };
+        check_normalization(&self.normalization, spec)?;
+        check_names(&self.names, spec)
     }
 
     /// The file up to its data: type, shape and bytes of each tensor are given.
@@ -113,21 +125,29 @@ impl GlobalModel {
         // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
         // from process to process, and the bytes must not.
         let list = |names: &[String]| (!names.is_empty()).then(|| json!(names).to_string());
+        let spec = self.network.spec();
+        let tensors_of = |layout: &ModelLayout| {
+            json!(layout.tensors().iter().map(|t| (&t.name, &t.shape)).collect::<Vec<_>>()).to_string()
+        };
         let metadata = Metadata {
             features: list(&self.names.features),
             format: "pt",
-            input_shape: json!(self.spec.input_shape()).to_string(),
+            input_shape: spec.map(|spec| json!(spec.input_shape()).to_string()),
             labels: list(&self.names.labels),
-            model: self.spec.to_json(),
-            normalization: serde_json::to_string(&self.normalization).unwrap_or_default(),
-            num_classes: self.spec.num_classes().to_string(),
+            model: spec.map(ModelSpec::to_json),
+            normalization: spec.and_then(|_| serde_json::to_string(&self.normalization).ok()),
+            num_classes: spec.map(|spec| spec.num_classes().to_string()),
             round: self.round.to_string(),
+            tensors: match &self.network {
+                Network::Spec(_) => None,
+                Network::Tensors(layout) => Some(tensors_of(layout)),
+            },
             version: env!("CARGO_PKG_VERSION"),
         };
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!(metadata));
         let mut end = 0;
-        for (tensor, (dtype, shape, bytes)) in self.spec.layout().tensors().iter().zip(tensors) {
+        for (tensor, (dtype, shape, bytes)) in self.network.layout().tensors().iter().zip(tensors) {
             let start = end;
             end += bytes;
             let entry = json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]});
@@ -153,6 +173,41 @@ impl GlobalModel {
     /// [`ModelError::BadFile`] or [`ModelError::BadSpec`] with what is wrong.
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
         ModelView::read(bytes)?.into_model()
+    }
+
+    /// Parameters without a network.
+    pub fn of_tensors(round: u64, layout: ModelLayout, parameters: Vec<f32>) -> Self {
+        Self {
+            round,
+            network: layout.into(),
+            normalization: Normalization { mean: vec![0.0], std: vec![1.0] },
+            names: DataNames::default(),
+            parameters,
+        }
+    }
+
+    /// Reads the tensors of any safetensors file, in the order of their data, as the model of round 0. All must
+    /// be F32.
+    ///
+    /// # Errors
+    /// [`ModelError::BadFile`] with what is wrong.
+    pub fn from_any_safetensors(bytes: &[u8]) -> Result<Self, ModelError> {
+        let bad = |error: String| ModelError::BadFile(error);
+        check_header_size(bytes)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| bad(error.to_string()))?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
+        let mut tensors = Vec::new();
+        for name in header.offset_keys() {
+            let view = file.tensor(&name).map_err(|error| bad(error.to_string()))?;
+            if view.dtype() != Dtype::F32 {
+                return Err(bad(format!("tensor `{name}` is {:?}: convert it to F32", view.dtype())));
+            }
+            tensors.push((name, view.shape().to_vec()));
+        }
+        let layout = checked_layout(tensors)?;
+        let tensors = check_tensors(&file, &layout)?;
+        let parameters = decode(&tensors, &layout)?;
+        Ok(Self::of_tensors(0, layout, parameters))
     }
 }
 
@@ -182,23 +237,34 @@ impl<'a> ModelView<'a> {
             .metadata()
             .as_ref()
             .ok_or_else(|| bad("it has no __metadata__, so the network is unknown".into()))?;
-        let spec = ModelSpec::from_json(required(metadata, "model")?)?;
-        let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
-            .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
-        check_normalization(&normalization, &spec)?;
-        let names = DataNames {
-            labels: read_names(metadata, "labels")?,
-            features: read_names(metadata, "features")?,
-        };
-        check_names(&names, &spec)?;
+        let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
         let round =
             required(metadata, "round")?.parse().map_err(|_| bad("its round is not a number".into()))?;
-        let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
-        let tensors = check_tensors(&file, &spec)?;
+        let model = match (metadata.get("model"), metadata.get("tensors")) {
+            (None, Some(tensors)) => {
+                let tensors = serde_json::from_str(tensors)
+                    .map_err(|error| bad(format!("its list of tensors cannot be read: {error}")))?;
+                GlobalModel::of_tensors(round, checked_layout(tensors)?, Vec::new())
+            }
+            _ => {
+                let spec = ModelSpec::from_json(required(metadata, "model")?)?;
+                let normalization: Normalization = serde_json::from_str(required(metadata, "normalization")?)
+                    .map_err(|error| bad(format!("its normalization cannot be read: {error}")))?;
+                check_normalization(&normalization, &spec)?;
+                let names = DataNames {
+                    labels: read_names(metadata, "labels")?,
+                    features: read_names(metadata, "features")?,
+                };
+                check_names(&names, &spec)?;
+                GlobalModel { round, network: spec.into(), normalization, names, parameters: Vec::new() }
+            }
+        };
+        let layout = model.network.layout();
+        let tensors = check_tensors(&file, &layout)?;
         let place = |name: &str| header.info(name).map(|info| info.data_offsets.0..info.data_offsets.1);
-        let parameters = in_order(&spec, &tensors, place)
+        let parameters = in_order(&layout, &tensors, place)
             .and_then(|len| Some(bytes.get(8 + header_len..)?.get(..len)?.as_chunks().0));
-        let model = GlobalModel { round, spec, normalization, names, parameters: Vec::new() };
+        drop(layout);
         Ok(Self { model, parameters, tensors })
     }
 
@@ -234,30 +300,33 @@ impl<'a> ModelView<'a> {
     }
 
     fn decoded(&self) -> Result<Vec<f32>, ModelError> {
-        let mut parameters = Vec::with_capacity(self.model.spec.layout().parameters());
-        for tensor in &self.tensors {
-            match tensor {
-                Stored::Exact(values) => {
-                    parameters.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
-                }
-                Stored::Quantized(stream) => {
-                    stream.for_each_chunk(|_, values| parameters.extend_from_slice(values));
-                }
+        decode(&self.tensors, &self.model.network.layout())
+    }
+}
+
+fn decode(tensors: &[Stored<'_>], layout: &ModelLayout) -> Result<Vec<f32>, ModelError> {
+    let mut parameters = Vec::with_capacity(layout.parameters());
+    for tensor in tensors {
+        match tensor {
+            Stored::Exact(values) => {
+                parameters.extend(values.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+            }
+            Stored::Quantized(stream) => {
+                stream.for_each_chunk(|_, values| parameters.extend_from_slice(values));
             }
         }
-        check_finite(&parameters)?;
-        Ok(parameters)
     }
+    check_finite(&parameters)?;
+    Ok(parameters)
 }
 
 /// Bytes of the parameters, if the tensors are exact and lie one after the other in canonical order from the
 /// beginning of the data. `place` tells where a tensor lies.
 fn in_order(
-    spec: &ModelSpec,
+    layout: &ModelLayout,
     tensors: &[Stored<'_>],
     place: impl Fn(&str) -> Option<Range<usize>>,
 ) -> Option<usize> {
-    let layout = spec.layout();
     layout.tensors().iter().zip(tensors).try_fold(0, |end, (tensor, stored)| {
         let place = place(&tensor.name)?;
         (matches!(stored, Stored::Exact(_)) && place.start == end).then_some(place.end)
@@ -298,8 +367,7 @@ enum Stored<'a> {
 }
 
 /// Checks every tensor.
-fn check_tensors<'a>(file: &SafeTensors<'a>, spec: &ModelSpec) -> Result<Vec<Stored<'a>>, ModelError> {
-    let layout = spec.layout();
+fn check_tensors<'a>(file: &SafeTensors<'a>, layout: &ModelLayout) -> Result<Vec<Stored<'a>>, ModelError> {
     if file.len() != layout.tensors().len() {
         return Err(ModelError::BadFile(format!(
             "it has {} tensors, its network has {}",

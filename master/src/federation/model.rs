@@ -147,7 +147,7 @@ struct NewFile {
 /// The file of `model` with parameters of zero. A large one takes memory as they are written.
 fn new_file(model: &GlobalModel) -> Result<NewFile, ModelError> {
     let header = model.exact_header()?;
-    let mut bytes = memory::zeros(header.len() + size_of::<f32>() * model.spec.num_parameters());
+    let mut bytes = memory::zeros(header.len() + size_of::<f32>() * model.network.layout().parameters());
     bytes[..header.len()].copy_from_slice(&header);
     Ok(NewFile { bytes, header_len: header.len() })
 }

@@ -57,14 +57,15 @@ impl Evaluator {
     /// If the network cannot be built, or the thread cannot be started.
     pub fn start(
         config: &ModelConfig,
-        spec: &ModelSpec,
+        spec: Option<&ModelSpec>,
         dataset: Dataset,
         mut done: impl FnMut(HistoryRecord, Option<Evaluated>) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
-        let mut learner = match every {
-            0 => None,
-            _ => Some(spec.learner(config.backend, 1)?),
+        // Tensors without a network cannot be evaluated here.
+        let mut learner = match spec {
+            Some(spec) if every > 0 => Some(spec.learner(config.backend, 1)?),
+            _ => None,
         };
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let queue = shared.clone();
