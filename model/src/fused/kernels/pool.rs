@@ -72,7 +72,8 @@ impl MaxPool {
             .chunks_mut(samples * input)
             .zip(dy.chunks(samples * output).zip(taken.chunks(samples * output)))
             .collect();
-        threads.each(&mut pieces, |_, (dx, (dy, taken))| simd::run(MaxBackward { pool: self, dy, taken, dx }));
+        threads
+            .each(&mut pieces, |_, (dx, (dy, taken))| simd::run(MaxBackward { pool: self, dy, taken, dx }));
     }
 }
 
@@ -389,7 +390,14 @@ mod tests {
 
     fn axes() -> Vec<Axis> {
         let axis = |input, kernel, stride, padding| Axis { input, kernel, stride, padding, dilation: 1 };
-        vec![axis(1, 1, 1, 0), axis(6, 2, 2, 0), axis(7, 3, 2, 1), axis(5, 2, 3, 1), axis(8, 5, 1, 2), axis(4, 4, 4, 0)]
+        vec![
+            axis(1, 1, 1, 0),
+            axis(6, 2, 2, 0),
+            axis(7, 3, 2, 1),
+            axis(5, 2, 3, 1),
+            axis(8, 5, 1, 2),
+            axis(4, 4, 4, 0),
+        ]
     }
 
     /// The windows of a sample as `(output, inputs with tap)`, by the plainest loops.
@@ -532,7 +540,12 @@ mod tests {
                     }
                 }
                 let pool = AveragePool::adaptive([height, width], [tall, wide], channels);
-                check_mean(&pool, &windows, height * width, &format!("{height} x {width} to {tall} x {wide}"));
+                check_mean(
+                    &pool,
+                    &windows,
+                    height * width,
+                    &format!("{height} x {width} to {tall} x {wide}"),
+                );
             }
         }
     }

@@ -1,0 +1,195 @@
+//! The backward passes.
+
+use super::{
+    Context, Operation, Scratch, attention_weights, drop_some, mask, permute, recurrent_weights, settings,
+    split,
+};
+use crate::fused::kernels::{
+    activation, attention, embedding, norm,
+    product::{Store, View, multiply},
+    recurrent,
+};
+use std::ops::Range;
+
+impl Operation {
+    /// From the gradient of the output, which may be changed, writes those of the inputs that are asked for
+    /// and that of the layer's parameters.
+    #[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
+    pub(in crate::fused::graph) fn backward(
+        &mut self,
+        context: &Context<'_>,
+        tensors: &[Range<usize>],
+        xs: &[&[f32]],
+        y: &[f32],
+        dy: &mut [f32],
+        dxs: &mut [Option<&mut [f32]>],
+        gradient: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let &Context { parameters, threads, masks, samples, .. } = context;
+        let x = xs.first().copied().unwrap_or(&[]);
+        let [dx, ..] = dxs else { return };
+        match self {
+            Self::Linear { inputs, outputs, bias, relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                let rows = x.len() / *inputs;
+                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
+                let dy = View::new(dy, rows, *outputs);
+                if let Some(dx) = dx {
+                    multiply(dy, w, dx, *inputs, Store::Set, &mut scratch.product, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let x = View::new(x, rows, *inputs);
+                multiply(dy.transposed(), x, dw, *inputs, Store::Set, &mut scratch.product, threads);
+                if *bias {
+                    db.fill(0.0);
+                    for row in dy.data.chunks_exact(*outputs) {
+                        db.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+                    }
+                }
+            }
+            Self::Conv { conv, relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let db = (tensors.len() > 1).then_some(db);
+                conv.backward_weights(x, dy, dw, db, &mut scratch.conv, threads);
+                if let Some(dx) = dx {
+                    conv.backward_input(dy, dx, &mut scratch.conv, threads);
+                }
+            }
+            Self::Depthwise { geometry, packed, relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                let db = (tensors.len() > 1).then_some(db);
+                geometry.backward_weight(x, dy, dw, db, &mut scratch.depthwise, threads);
+                if let Some(dx) = dx {
+                    geometry.backward_input(dy, packed, dx, threads);
+                }
+            }
+            Self::Embedding { dim } => embedding::backward(context.tokens, dy, *dim, gradient, threads),
+            Self::Positions { len } => {
+                embedding::positions_gradient(dy, *len, gradient);
+                if let Some(dx) = dx {
+                    dx.copy_from_slice(dy);
+                }
+            }
+            Self::Recurrent { layer, length } => {
+                let weights = recurrent_weights(parameters, tensors);
+                let [weight_ih, weight_hh, bias_ih, bias_hh] = split(gradient, tensors);
+                let gradients = recurrent::Gradients { weight_ih, weight_hh, bias_ih, bias_hh };
+                layer.backward(x, y, dy, *length, weights, dx.as_deref_mut(), gradients, threads);
+            }
+            Self::Attention { layer, length, bias } => {
+                let weights = attention_weights(parameters, tensors, *bias);
+                let gradients = if *bias {
+                    let [in_weight, in_bias, out_weight, out_bias] = split(gradient, tensors);
+                    attention::Gradients {
+                        in_weight,
+                        in_bias: Some(in_bias),
+                        out_weight,
+                        out_bias: Some(out_bias),
+                    }
+                } else {
+                    let [in_weight, out_weight] = split(gradient, tensors);
+                    attention::Gradients { in_weight, in_bias: None, out_weight, out_bias: None }
+                };
+                match dx {
+                    Some(dx) => layer.backward(x, dy, *length, weights, dx, gradients, threads),
+                    None => {
+                        layer.backward(x, dy, *length, weights, &mut vec![0.0; x.len()], gradients, threads)
+                    }
+                }
+            }
+            Self::LastToken(dim) => {
+                let Some(dx) = dx else { return };
+                dx.fill(0.0);
+                for (dx, dy) in dx.chunks_exact_mut(dim.len()).zip(dy.chunks_exact(dim.channels)) {
+                    dx[dim.len() - dim.channels..].copy_from_slice(dy);
+                }
+            }
+            Self::MaxPool { pool, taken } => {
+                let Some(dx) = dx else { return };
+                pool.backward(dy, taken, dx, threads);
+            }
+            Self::AveragePool(pool) => {
+                let Some(dx) = dx else { return };
+                pool.backward(dy, dx, threads);
+            }
+            Self::GroupNorm { norm, eps, relu, saved } => {
+                let parts = gradient.split_at_mut(tensors[0].len());
+                let settings = settings(parameters, tensors, *eps, *relu);
+                match dx {
+                    Some(dx) => {
+                        norm.backward(x, settings, saved, Some(dy), dx, parts, &mut scratch.norm, threads);
+                    }
+                    None => norm.backward(x, settings, saved, None, dy, parts, &mut scratch.norm, threads),
+                }
+            }
+            Self::BatchNorm(norm) => {
+                let (parts, moments) = gradient.split_at_mut(tensors[2].start - tensors[0].start);
+                moments.fill(0.0);
+                let parts = parts.split_at_mut(tensors[0].len());
+                let settings = settings(parameters, tensors, norm.eps, norm.relu);
+                let saved = &norm.saved;
+                match dx {
+                    Some(dx) => norm::batch_backward(
+                        x,
+                        settings,
+                        saved,
+                        Some(dy),
+                        dx,
+                        parts,
+                        &mut scratch.norm,
+                        threads,
+                    ),
+                    None => {
+                        norm::batch_backward(x, settings, saved, None, dy, parts, &mut scratch.norm, threads)
+                    }
+                }
+            }
+            Self::Activation(kind) => {
+                let Some(dx) = dx else { return };
+                activation::backward(*kind, if kind.keeps_output() { y } else { x }, dy, dx, threads);
+            }
+            Self::Dropout { p, layer, dim } => {
+                let Some(dx) = dx else { return };
+                match masks {
+                    None => dx.copy_from_slice(dy),
+                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer)),
+                }
+            }
+            Self::Add { relu } => {
+                if *relu {
+                    mask(dy, y, threads);
+                }
+                dxs.iter_mut().flatten().for_each(|dx| dx.copy_from_slice(dy));
+            }
+            Self::Concat { channels, .. } => {
+                let width: usize = channels.iter().sum();
+                let mut at = 0;
+                for (dx, own) in dxs.iter_mut().zip(channels.iter()) {
+                    if let Some(dx) = dx {
+                        for (dy, dx) in dy.chunks_exact(width).zip(dx.chunks_exact_mut(*own)) {
+                            dx.copy_from_slice(&dy[at..at + own]);
+                        }
+                    }
+                    at += own;
+                }
+            }
+            Self::ToChannelsLast(dim) => {
+                let Some(dx) = dx else { return };
+                permute(dy, dx, samples, dim.pixels(), dim.channels);
+            }
+            Self::ToChannelsFirst(dim) => {
+                let Some(dx) = dx else { return };
+                permute(dy, dx, samples, dim.channels, dim.pixels());
+            }
+        }
+    }
+}
