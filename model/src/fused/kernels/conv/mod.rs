@@ -196,7 +196,13 @@ impl Conv {
     }
 
     /// Writes the gradient of the input, with the weights as packed for training.
-    pub(crate) fn backward_input(&self, dy: &[f32], dx: &mut [f32], scratch: &mut Scratch, threads: &Threads) {
+    pub(crate) fn backward_input(
+        &self,
+        dy: &[f32],
+        dx: &mut [f32],
+        scratch: &mut Scratch,
+        threads: &Threads,
+    ) {
         match &self.engine {
             Engine::Direct(direct) => {
                 direct::run(&direct.backward, &direct.backward_weights, dy, None, false, dx, threads);

@@ -88,7 +88,8 @@ impl WithSimd for Samples<'_> {
             let image = &x[row / pass.down * height * width * channels..][..height * width * channels];
             for left in 0..pass.across {
                 let corner = [row % pass.down * EDGE, left * EDGE];
-                let pixels: [[&[f32]; POINTS]; POINTS] = pixels(image, pass.source, corner, pass.padding, &zeros);
+                let pixels: [[&[f32]; POINTS]; POINTS] =
+                    pixels(image, pass.source, corner, pass.padding, &zeros);
                 for channel in (0..channels).step_by(S::F32_LANES) {
                     let len = S::F32_LANES.min(channels - channel);
                     let mut lines = load_pixels(simd, &pixels, channel, len);
@@ -314,4 +315,3 @@ impl WithSimd for ToWeights<'_> {
         }
     }
 }
-

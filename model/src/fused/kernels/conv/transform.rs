@@ -46,7 +46,10 @@ pub(in crate::fused) fn at_points<S: Simd>(simd: S, d: [S::f32s; POINTS]) -> [S:
 
 /// Values of a product at the points to `EDGE` outputs.
 #[inline(always)]
-pub(in crate::fused) fn from_points<S: Simd, const EDGE: usize>(simd: S, m: [S::f32s; POINTS]) -> [S::f32s; EDGE] {
+pub(in crate::fused) fn from_points<S: Simd, const EDGE: usize>(
+    simd: S,
+    m: [S::f32s; POINTS],
+) -> [S::f32s; EDGE] {
     let of_a = [simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2])];
     let of_b = [simd.add_f32s(m[3], m[4]), simd.sub_f32s(m[3], m[4])];
     let mut out = [m[0]; EDGE];

@@ -44,7 +44,7 @@ const CHUNK_VALUES: usize = 1 << 18;
 const TILES: [usize; 2] = [64, 192];
 
 /// Values of the spectra that are summed together for the gradient of the weights.
-const GROUP_VALUES: usize = 1 << 21;
+const GROUP_VALUES: usize = 1 << 19;
 
 /// Channels of both kinds that are transformed together in weights: as many as the widest vector has lanes.
 pub(super) const BLOCK: usize = LANES;
@@ -143,7 +143,12 @@ impl Pass {
     }
 
     /// Spectra of `[out, in, 3, 3]`.
-    fn transform_weights<'a>(&self, weights: &[f32], spectra: &'a mut Vec<f32>, threads: &Threads) -> &'a [f32] {
+    fn transform_weights<'a>(
+        &self,
+        weights: &[f32],
+        spectra: &'a mut Vec<f32>,
+        threads: &Threads,
+    ) -> &'a [f32] {
         let (depth, columns) = (self.source[2], self.target[2]);
         let spectra = first(spectra, weight_spectra(depth, columns));
         let mut rest = &mut *spectra;
@@ -228,7 +233,15 @@ impl Pass {
                     });
                 }
             }
-            simd::run(Backward { pass: self, rows: rows.clone(), spectra: target, plane: target_plane, bias, relu, y });
+            simd::run(Backward {
+                pass: self,
+                rows: rows.clone(),
+                spectra: target,
+                plane: target_plane,
+                bias,
+                relu,
+                y,
+            });
             chunks.lock().unwrap_or_else(PoisonError::into_inner).push(chunk);
         });
     }
@@ -269,7 +282,13 @@ impl Winograd {
         self.forward.run(x, spectra, bias, relu, y, &buffers.chunks, threads);
     }
 
-    pub(super) fn backward_input(&self, dy: &[f32], dx: &mut [f32], buffers: &mut Buffers, threads: &Threads) {
+    pub(super) fn backward_input(
+        &self,
+        dy: &[f32],
+        dx: &mut [f32],
+        buffers: &mut Buffers,
+        threads: &Threads,
+    ) {
         let spectra = self.backward.transform_weights(&self.weights, &mut buffers.weights, threads);
         self.backward.run(dy, spectra, None, false, dx, &buffers.chunks, threads);
     }
@@ -293,7 +312,7 @@ impl Winograd {
         let chunks: Vec<_> = pass.chunks(images).collect();
         let chunk_tiles = pass.chunk_rows(images) * pass.across;
         let lens = [inputs, padded_outputs].map(|channels| SPECTRUM * plane(chunk_tiles, channels));
-        let together = (GROUP_VALUES / (lens[0] + lens[1])).clamp(1, chunks.len().max(1));
+        let together = (GROUP_VALUES / (lens[0] + lens[1])).clamp(2, chunks.len().max(2));
         if chunks.is_empty() {
             sums.fill(0.0);
         }
