@@ -19,7 +19,7 @@ from flq_entropy import decode_levels
 F32 = np.float32
 SCHEMES = ["none", "f16", "StocQ", "MSQ_v2", "SDQ", "BetaQ", "bin", "laq8"]
 # Version, coding, reserved byte.
-VERSIONS = [(1, 0, 0), (2, 1, 0), (2, 2, 0)]
+VERSIONS = [(1, 0, 0), (2, 1, 0), (2, 2, 0), (3, 3, 0), (3, 4, 0)]
 FRACTION = np.array([2.0 ** (-i / 8) for i in range(8)]).astype(F32)
 GAUSSIAN_STEP = np.array([1.596, 0.9957, 0.586, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308], F32)
 
@@ -128,7 +128,7 @@ def unpack(data, bits, count):
 
 
 def uniform_values(take, integers, count):
-    """The values of a stream of coding 2: "Uniform indices" in docs/format.md."""
+    """The values of a stream of coding 2 or 4: "Uniform indices" in docs/format.md."""
     step, largest = struct.unpack("<fI", take(8))
     offsets = struct.unpack("3b", take(3))
     (quantizers,) = take(1)
@@ -145,7 +145,7 @@ def decode(stream):
     """The values of one stream, as float32."""
     magic, version, scheme, bits, coding, reserved, count, crc = struct.unpack_from("<3s5BII", stream)
     if magic != b"FLQ" or (version, coding, reserved) not in VERSIONS or not 1 <= bits <= 8:
-        raise ValueError("not a stream of version 1 or 2")
+        raise ValueError("not a stream of version 1, 2 or 3")
     if zlib.crc32(stream[16:], zlib.crc32(stream[:12])) != crc:
         raise ValueError("wrong checksum")
     name, rest = SCHEMES[scheme], stream[16:]
@@ -161,15 +161,28 @@ def decode(stream):
         return np.frombuffer(take(4 * n), "<f4")
 
     def integers(length, count, trellis=False):
+        if length is None and coding in (3, 4):
+            return segments(count, trellis)
         cols, stride, lanes, shift = layout = struct.unpack("<HHBB", take(6))
         if not 1 <= cols <= max(count, 1) or stride == 1 or stride > cols or not 5 <= shift <= 8:
             raise ValueError("the row layout is out of range")
         if not 1 <= lanes <= max(1, min(4, -(-count // cols))):
             raise ValueError("the row layout is out of range")
+        if length is not None and length < 6:
+            raise ValueError("truncated stream")
         payload = take(len(rest) if length is None else length - 6)
         return np.array(decode_levels(payload, layout, count, trellis), np.int64)
 
-    if coding == 2:
+    def segments(count, trellis):
+        """Integers in segments: codings 3 and 4."""
+        (size,) = struct.unpack("<I", take(4))
+        if not 1024 <= size < count:
+            raise ValueError("the length of the segments is out of range")
+        counts = [min(size, count - first) for first in range(0, count, size)]
+        lengths = struct.unpack(f"<{len(counts)}I", take(4 * len(counts)))
+        return np.concatenate([integers(length, n, trellis) for length, n in zip(lengths, counts)])
+
+    if coding in (2, 4):
         values = uniform_values(take, integers, count)
     elif name == "none":
         values = floats(count)
@@ -195,13 +208,13 @@ def decode(stream):
             scales = np.full(count, base, F32)
         else:
             blocks = -(-count // block)
-            if coding == 1:
+            if coding in (1, 3):
                 (length,) = struct.unpack("<I", take(4))
                 scale_bytes = np.cumsum(integers(length, blocks)) % 256
             else:
                 scale_bytes = np.frombuffer(take(blocks), np.uint8)
             scales = np.repeat(table[scale_bytes], block)[:count]
-        if coding == 1:
+        if coding in (1, 3):
             zero = int(np.argmin(np.abs(levels)))
             codes = np.clip(integers(None, count) + zero, 0, len(levels) - 1)
         else:

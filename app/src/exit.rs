@@ -117,7 +117,10 @@ fn model(error: &ModelError) -> Exit {
         | ModelError::UnknownBackend(_)
         | ModelError::BackendNotBuilt(_)
         | ModelError::NotFused(_) => Exit::Usage,
-        ModelError::BadSpec(_) | ModelError::BadSpecFile { .. } | ModelError::BadFile(_) => Exit::NoInput,
+        ModelError::BadSpec(_)
+        | ModelError::BadSpecFile { .. }
+        | ModelError::BadFile(_)
+        | ModelError::NoNetwork => Exit::NoInput,
         ModelError::BackendFailed(_) | ModelError::BadBatch(_) | ModelError::Diverged => Exit::Internal,
     }
 }

@@ -1,10 +1,11 @@
 //! `fl codec`: bytes, error and speed of the quantizers on real deltas.
 
 use crate::output;
+use anyhow::Context;
 use clap::Args;
 use fl_app::{SettingError, exit::BadInput, setting};
 use fl_protocol::{ModelLayout, UpdateMeta, WorkerId, update, update::Encoded};
-use fl_quant::{Bits, Encoder, Scheme, Spec, Stream, Target, encode_update};
+use fl_quant::{Bits, Encoder, Scheme, Spec, Stream, Target, Threads, decode_update, encode_update};
 use rand::{SeedableRng, rngs::ChaCha8Rng};
 use rand_distr::{Distribution, StandardNormal};
 use safetensors::{Dtype, SafeTensors};
@@ -54,6 +55,10 @@ pub struct CodecArgs {
     #[arg(long, default_value_t = 42)]
     seed: u64,
 
+    /// Threads that encode and decode, 1 to 256. The bytes do not depend on it; adding is measured with one.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+
     /// Duration of each measurement of speed, in milliseconds.
     #[arg(long, default_value_t = 100, value_name = "MS")]
     measure_ms: u64,
@@ -67,6 +72,7 @@ struct Measured {
     bits: Bits,
     entropy: bool,
     rdo: bool,
+    threads: usize,
     params: usize,
     /// The whole update container: header, metadata, side information, codes.
     bytes: usize,
@@ -92,6 +98,10 @@ struct Delta {
 /// Runs `fl codec`.
 pub fn run(args: CodecArgs, json: bool) -> anyhow::Result<()> {
     let schemes = schemes(&args.quantizer)?;
+    if !(1..=MAX_THREADS).contains(&args.threads) {
+        let reason = format!("use 1 to {MAX_THREADS}");
+        return Err(SettingError::new("--threads", args.threads, reason).into());
+    }
     if !json {
         println!(
             "{:<28} {:<8} {:>4} {:>10} {:>10} {:>11} {:>9} {:>9} {:>9} {:>9}",
@@ -107,12 +117,11 @@ pub fn run(args: CodecArgs, json: bool) -> anyhow::Result<()> {
             "memcpy"
         );
     }
-    let time = Duration::from_millis(args.measure_ms);
     for path in &args.files {
         let delta = read(path)?;
         for &scheme in &schemes {
             for bits in widths(scheme, &args) {
-                let measured = measure(&delta, &args.spec(scheme, bits)?, bits, time)?;
+                let measured = measure(&delta, &args.spec(scheme, bits)?, bits, &args)?;
                 if json {
                     output::json_line(&measured)?;
                 } else {
@@ -195,6 +204,9 @@ fn read(path: &Path) -> anyhow::Result<Delta> {
     Ok(Delta { name, layout, values })
 }
 
+/// Most threads.
+const MAX_THREADS: usize = 256;
+
 /// Largest N of `normal:N`.
 const MAX_NORMAL: usize = 100_000_000;
 
@@ -210,14 +222,17 @@ fn normal(count: &str) -> anyhow::Result<Delta> {
     Ok(Delta { name: format!("normal:{count}"), layout, values })
 }
 
-fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Result<Measured> {
+fn measure(delta: &Delta, spec: &Spec, bits: Bits, args: &CodecArgs) -> anyhow::Result<Measured> {
+    let time = Duration::from_millis(args.measure_ms);
     let shapes = delta.layout.shapes();
     let params = delta.values.len();
-    let (mut encoder, mut streams) = (Encoder::default(), Vec::new());
+    let threads = || Threads::new(args.threads).context("the threads cannot be started");
+    let (mut encoder, decoding) = (Encoder::new(threads()?), threads()?);
+    let mut streams = Vec::new();
     encode_update(&mut encoder, &delta.values, &shapes, spec, &mut streams)?;
     let bytes = container_bytes(delta, &streams)?;
     let mut decoded = vec![0.0f32; params];
-    decode(delta, &streams, &mut decoded, copy)?;
+    decode(delta, &streams, &decoding, &mut decoded)?;
     let (mut error, mut energy, mut drift) = (0.0f64, 0.0f64, 0.0f64);
     for (x, y) in delta.values.iter().zip(&decoded) {
         let (x, difference) = (f64::from(*x), f64::from(*y) - f64::from(*x));
@@ -232,11 +247,11 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
         black_box(&streams);
     });
     let decode_mparam_s = rate(params, time, || {
-        let _ = decode(delta, &streams, &mut decoded, copy);
+        let _ = decode(delta, &streams, &decoding, &mut decoded);
         black_box(&decoded);
     });
     let add_mparam_s = rate(params, time, || {
-        let _ = decode(delta, &streams, &mut decoded, add);
+        let _ = decode_and_add(delta, &streams, &mut decoded);
         black_box(&decoded);
     });
     let memcpy_mparam_s = rate(params, time, || {
@@ -249,6 +264,7 @@ fn measure(delta: &Delta, spec: &Spec, bits: Bits, time: Duration) -> anyhow::Re
         bits,
         entropy: spec.entropy || (spec.scheme == Scheme::MsqV2 && spec.target != Target::Width),
         rdo: spec.rdo,
+        threads: args.threads,
         params,
         bytes,
         bits_per_param: 8.0 * bytes as f64 / params as f64,
@@ -279,31 +295,25 @@ fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> 
     Ok(update::write(&meta, &delta.layout, &tensors)?.len())
 }
 
-/// Decodes all tensors: `take(place, values)`.
-fn decode(
-    delta: &Delta,
-    streams: &[Vec<u8>],
-    out: &mut [f32],
-    take: impl Fn(&mut [f32], &[f32]) + Copy,
-) -> anyhow::Result<()> {
+/// Decodes all tensors.
+fn decode(delta: &Delta, streams: &[Vec<u8>], threads: &Threads, out: &mut [f32]) -> anyhow::Result<()> {
+    let tensors = delta.layout.tensors().iter().zip(streams);
+    let parsed: Vec<_> =
+        tensors.map(|(tensor, bytes)| Stream::parse(bytes, tensor.len)).collect::<Result<_, _>>()?;
+    decode_update(threads, &parsed, out);
+    Ok(())
+}
+
+/// Decodes all tensors and adds them to `out`.
+fn decode_and_add(delta: &Delta, streams: &[Vec<u8>], out: &mut [f32]) -> anyhow::Result<()> {
     for (tensor, bytes) in delta.layout.tensors().iter().zip(streams) {
         let stream = Stream::parse(bytes, tensor.len)?;
         stream.for_each_chunk(|offset, values| {
             let start = tensor.offset + offset;
-            take(&mut out[start..start + values.len()], values);
+            out[start..start + values.len()].iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         });
     }
     Ok(())
-}
-
-#[inline(always)]
-fn copy(place: &mut [f32], values: &[f32]) {
-    place.copy_from_slice(values);
-}
-
-#[inline(always)]
-fn add(place: &mut [f32], values: &[f32]) {
-    place.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
 }
 
 /// Millions of parameters per second: the best of the runs that fit into `time`, at least three.

@@ -52,17 +52,18 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         BadInput(format!("cannot read the model file {path}: {error}; give the path of a global.safetensors"))
     })?;
     let global = GlobalModel::from_safetensors(&bytes).with_context(|| format!("model file {path}"))?;
-    let spec = setting::dataset(&args.dataset.to_string(), args.target.clone())?;
-    let data = Arc::new(fl_datasets::load(&spec, args.data_dir.as_deref(), Part::Test)?);
-    let data = data.cut_for(&global.spec.input)?;
-    if !global.spec.accepts(&data.input, &data.task) || data.num_classes() > global.spec.num_classes() {
+    let spec = global.network.known()?;
+    let dataset = setting::dataset(&args.dataset.to_string(), args.target.clone())?;
+    let data = Arc::new(fl_datasets::load(&dataset, args.data_dir.as_deref(), Part::Test)?);
+    let data = data.cut_for(&spec.input)?;
+    if !spec.accepts(&data.input, &data.task) || data.num_classes() > spec.num_classes() {
         return Err(BadInput(format!(
             "{path} is for {}, but {} has {}: give the data set that it was trained on with --dataset",
-            describe(&global.spec.input, &global.spec.task), data.name, describe(&data.input, &data.task)
+            describe(&spec.input, &spec.task), data.name, describe(&data.input, &data.task)
         ))
         .into());
     }
-    let mut learner = global.spec.learner(Backend::Auto, args.threads)?;
+    let mut learner = spec.learner(Backend::Auto, args.threads)?;
     learner.load(&global.parameters);
     // The file's normalisation, with which the model was trained, not that of the loaded data set.
     let mut samples = Samples::new();
@@ -78,7 +79,7 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     let result = Evaluated {
         file: path.to_string(),
         dataset: data.name.clone(),
-        model: &global.spec.name,
+        model: &spec.name,
         round: global.round,
         params: global.parameters.len(),
         samples: evaluation.samples,

@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     if let Ok(global) = GlobalModel::from_safetensors(data) {
-        assert_eq!(global.parameters.len(), global.spec.num_parameters());
+        assert_eq!(global.parameters.len(), global.network.layout().parameters());
         assert!(global.parameters.iter().all(|value| value.is_finite()));
         again(&global);
     }
@@ -40,7 +40,7 @@ fn layer_list(text: &str) {
         let normalization = Normalization { mean: vec![0.0], std: vec![1.0] };
         again(&GlobalModel {
             round: 1,
-            spec,
+            network: spec.into(),
             normalization,
             names: Default::default(),
             parameters: vec![0.5; parameters],

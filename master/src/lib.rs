@@ -10,6 +10,7 @@ mod exit;
 pub mod federation;
 pub mod http;
 mod master;
+mod memory;
 mod metrics;
 mod service;
 pub mod settings;

@@ -191,17 +191,17 @@ async fn assemble(
     let metrics = Arc::new(JobMetrics::new(series, config.metrics.clone())?);
     let host = Arc::new(Host::start(&config)?);
     let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
-    let Recovered { core, state, view, .. } = recovered;
+    let Recovered { core, state, view } = recovered;
     let global = core.global();
     let finished = state.finishes_with(global.round);
     metrics.global_round.set(global.round as i64);
     metrics.pending_updates.set(view.pending_updates() as i64);
     let (publisher, published) = watch::channel(Published { global, finished });
     let (actor, inbox) = handle::channel();
-    let ModelSource { spec, dataset, .. } = source;
+    let ModelSource { network, dataset, .. } = source;
     let job = Arc::new(Job::new(Parts {
         host,
-        model_name: spec.name.clone(),
+        model_name: network.name().to_owned(),
         core,
         actor,
         published,
@@ -219,7 +219,7 @@ async fn assemble(
             job.evaluated(record, evaluation);
         }
     };
-    job.start_evaluator(&spec, dataset, done)?;
+    job.start_evaluator(network.spec(), dataset, done)?;
     let actor = Actor::new(state, job.clone(), publisher);
     Ok((job, inbox, actor))
 }
@@ -235,8 +235,13 @@ fn load(
         return Ok((recover::fresh(config, source, now)?, None));
     }
     let mut store = Store::open(&config.store.state_dir, source.layout.fingerprint())?;
-    let mut recovered = recover::recover(config, source, &mut store, now)?;
-    let remade = std::mem::take(&mut recovered.remade);
+    let mut remade = Vec::new();
+    let recovered = recover::recover(config, source, &mut store, now, |store, snapshot, record| {
+        // Kept until the writer comes to it, it would take a model's memory. None is written before an earlier one.
+        if !remade.is_empty() || store.write_remade(&snapshot, &record).is_err() {
+            remade.push((snapshot, record));
+        }
+    })?;
     let committed = move |took, records| metrics.journal_commit(took, records);
     let durable = store.start(config.store.keep_rounds, remade, committed)?;
     Ok((recovered, Some(durable)))

@@ -4,14 +4,20 @@ use crate::settings::ModelConfig;
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
-use fl_model::{GlobalModel, ModelError, ModelSpec};
-use fl_protocol::{Input, ModelLayout};
+use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView, Network};
+use fl_protocol::{Input, ModelLayout, limits::MAX_PARAMETERS};
+use std::fs;
+
+/// `MODEL` of tensors without a network begins with it.
+const TENSORS: &str = "safetensors:";
 
 /// The network that the settings name, and the data set that it is evaluated on.
 #[derive(Debug)]
 pub struct ModelSource {
-    /// The network.
-    pub spec: ModelSpec,
+    /// The network, or at least its tensors.
+    pub network: Network,
+    /// The first parameters, if a file gives them.
+    start: Option<Vec<f32>>,
     /// Its tensors.
     pub layout: ModelLayout,
     /// The test set, and the normalisation.
@@ -24,6 +30,9 @@ impl ModelSource {
     /// # Errors
     /// If data are missing, or the model does not fit.
     pub fn load(config: &ModelConfig) -> anyhow::Result<Self> {
+        if let Some(path) = config.model.strip_prefix(TENSORS) {
+            return Self::of_tensors(config, path).with_context(|| format!("MODEL={}", config.model));
+        }
         let mut dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
         if let Some(labels) = &config.labels {
             dataset.set_labels(labels.clone())?;
@@ -34,7 +43,23 @@ impl ModelSource {
         {
             dataset = dataset.with_sequence_length(shape.first().copied().unwrap_or(0))?;
         }
-        Ok(Self { layout: spec.layout(), spec, dataset })
+        Ok(Self { layout: spec.layout(), network: spec.into(), start: None, dataset })
+    }
+
+    /// The tensors of a file. What they compute only the workers know: nothing is evaluated here, and the data set
+    /// is of no meaning.
+    fn of_tensors(config: &ModelConfig, path: &str) -> anyhow::Result<Self> {
+        let size = fs::metadata(path)?.len();
+        anyhow::ensure!(size <= 8 * MAX_PARAMETERS as u64, "the file has {size} bytes, more than a model can need");
+        let model = GlobalModel::from_any_safetensors(&fs::read(path)?)?;
+        let mut dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
+        dataset.names = Default::default();
+        Ok(Self {
+            layout: model.network.layout().into_owned(),
+            network: model.network,
+            start: Some(model.parameters),
+            dataset,
+        })
     }
 
     /// The file of the model of round 0.
@@ -42,12 +67,17 @@ impl ModelSource {
     /// # Errors
     /// If it cannot be serialized.
     pub fn initial(&self, seed: u64) -> Result<Bytes, ModelError> {
-        let model = GlobalModel {
-            round: 0,
-            spec: self.spec.clone(),
-            normalization: self.dataset.normalization.clone(),
-            names: self.dataset.names.clone(),
-            parameters: fl_model::init_parameters(&self.spec, seed),
+        let model = match &self.network {
+            Network::Spec(spec) => GlobalModel {
+                round: 0,
+                network: spec.clone().into(),
+                normalization: self.dataset.normalization.clone(),
+                names: self.dataset.names.clone(),
+                parameters: fl_model::init_parameters(spec, seed),
+            },
+            Network::Tensors(layout) => {
+                GlobalModel::of_tensors(0, layout.clone(), self.start.clone().unwrap_or_default())
+            }
         };
         Ok(model.to_safetensors()?.into())
     }
@@ -57,9 +87,15 @@ impl ModelSource {
     /// # Errors
     /// If it is not.
     pub fn check(&self, file: &[u8]) -> anyhow::Result<()> {
-        let model = GlobalModel::from_safetensors(file).context("the checkpoint's model cannot be read")?;
+        let model = ModelView::read(file).context("the checkpoint's model cannot be read")?.model;
+        let same = match (&model.network, &self.network) {
+            (Network::Spec(saved), Network::Spec(given)) => {
+                saved.layers == given.layers && saved.input == given.input
+            }
+            (saved, given) => saved == given,
+        };
         anyhow::ensure!(
-            model.spec.layers == self.spec.layers && model.spec.input == self.spec.input,
+            same,
             ModelError::BadFile(
                 "STATE_DIR holds another network: use another folder, or the MODEL and DATASET it was made with".into()
             )

@@ -56,7 +56,7 @@ impl Backend {
     /// that workers with any number of threads compute the same.
     pub fn for_spec(self, spec: &ModelSpec) -> Self {
         match self {
-            Self::Auto if fused::is_faster(spec) => Self::Fused,
+            Self::Auto if fused::runs(spec) => Self::Fused,
             Self::Auto => Self::Flex,
             named => named,
         }

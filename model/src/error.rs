@@ -50,6 +50,11 @@ pub enum ModelError {
     /// Not a model file of this system, or a damaged one.
     #[error("this is not a usable model file: {0}")]
     BadFile(String),
+    /// A model of which only the tensors are known.
+    #[error(
+        "the model has tensors without a network, which only a worker of its own can train or evaluate (examples/own-module)"
+    )]
+    NoNetwork,
     /// A batch that the network cannot take.
     #[error("the batch does not fit the model: {0}")]
     BadBatch(String),

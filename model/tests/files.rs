@@ -15,7 +15,7 @@ fn model(layers: &str) -> GlobalModel {
     let spec = ModelSpec::from_json(&spec).unwrap();
     let parameters = init_parameters(&spec, 1);
     let normalization = Normalization { mean: vec![0.5, 0.25], std: vec![0.25, 1.0] };
-    GlobalModel { round: 7, spec, normalization, names: fl_protocol::DataNames::default(), parameters }
+    GlobalModel { round: 7, network: spec.into(), normalization, names: fl_protocol::DataNames::default(), parameters }
 }
 
 fn good_files() -> Vec<(String, Vec<u8>)> {
@@ -41,8 +41,8 @@ fn good_files() -> Vec<(String, Vec<u8>)> {
 /// A file that is read must be one that could have been written.
 fn check(file: &[u8]) -> Result<(), ModelError> {
     let global = GlobalModel::from_safetensors(file)?;
-    global.spec.validate().unwrap();
-    assert_eq!(global.parameters.len(), global.spec.num_parameters());
+    global.network.known().unwrap().validate().unwrap();
+    assert_eq!(global.parameters.len(), global.network.layout().parameters());
     assert!(global.parameters.iter().all(|value| value.is_finite()));
     let again = GlobalModel::from_safetensors(&global.to_safetensors().unwrap()).unwrap();
     assert_eq!(again, global);

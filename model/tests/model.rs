@@ -5,8 +5,10 @@
 mod common;
 
 use common::{gradients, learner, noise, norm, read, step};
-use fl_model::{Backend, GlobalModel, Learner, ModelSpec, PRESETS, OptimizerConfig, init_parameters};
+use fl_model::{Backend, GlobalModel, Learner, ModelSpec, OptimizerConfig, init_parameters};
 use fl_protocol::{DataNames, Normalization};
+
+const PRESETS: [&str; 4] = ["softmax", "mlp", "cnn", "mcmahan_cnn"];
 
 fn preset(name: &str, shape: &[usize]) -> ModelSpec {
     ModelSpec::classifier(name, shape, 10, 100_000).unwrap()
@@ -17,7 +19,7 @@ fn global() -> GlobalModel {
     let parameters = init_parameters(&spec, 1);
     GlobalModel {
         round: 3,
-        spec,
+        network: spec.into(),
         normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
         names: DataNames::default(),
         parameters,
@@ -139,8 +141,8 @@ fn a_quantized_file_reads_back_within_its_error_and_is_as_hard_to_damage() {
     let lost = energy(&mut read.parameters.iter().zip(&global.parameters).map(|(a, b)| a - b));
     assert!(lost < 1e-3 * energy(&mut global.parameters.iter().copied()));
     assert_eq!(
-        (read.round, &read.spec, &read.normalization),
-        (global.round, &global.spec, &global.normalization)
+        (read.round, &read.network, &read.normalization),
+        (global.round, &global.network, &global.normalization)
     );
     for at in (0..file.len()).step_by(7) {
         assert!(GlobalModel::from_safetensors(&file[..at]).is_err(), "cut at {at}");

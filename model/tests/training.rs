@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{gradients, learner, noise, parameters, read, relative_error, step};
+use common::{classifier, conv, gradients, learner, linear, noise, parameters, read, relative_error, step};
 use fl_datasets::{DatasetSpec, Part};
 use fl_model::{Backend, Batch, Evaluation, Layer, ModelError, ModelSpec, OptimizerConfig, init_parameters};
 
@@ -61,6 +61,25 @@ fn ndarray_learns_the_digits() {
     assert!(accuracy >= 0.94, "{accuracy}");
 }
 
+#[cfg(feature = "ndarray")]
+#[test]
+fn a_step_of_resnet20_on_ndarray_is_that_on_flex() {
+    let spec = ModelSpec::classifier("resnet20", &[3, 16, 16], 10, 0).unwrap();
+    let samples = noise(&spec, 4, 1);
+    let start = parameters(&spec, 1);
+    let run = |backend| {
+        let mut learner = learner(&spec, backend);
+        learner.load(&start);
+        let loss = step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap();
+        let moved: Vec<f32> = read(&*learner).iter().zip(&start).map(|(after, before)| after - before).collect();
+        (loss, moved)
+    };
+    let ((loss, moved), (expected_loss, expected)) = (run(Backend::NdArray), run(Backend::Flex));
+    assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{loss} {expected_loss}");
+    let error = relative_error(&moved, &expected);
+    assert!(error < 1e-3, "{error:e}");
+}
+
 /// Needs a graphics adapter or Mesa's software driver: `mesa-vulkan-drivers`.
 #[cfg(feature = "wgpu")]
 #[test]
@@ -95,19 +114,18 @@ fn backends_that_are_not_built_in_say_how_to_get_them() {
 /// Convolutions on images of `size` pixels with this many channels, one after the other.
 fn convolutions(channels: &[usize], size: usize) -> ModelSpec {
     let mut from = 16;
-    let mut layers =
-        vec![Layer::Conv2d { in_channels: 1, out_channels: from, kernel: 1, padding: 0, stride: 1 }];
+    let mut layers = vec![conv(1, from, 1, 0, 1)];
     for &to in channels {
-        layers.push(Layer::Conv2d { in_channels: from, out_channels: to, kernel: 3, padding: 1, stride: 1 });
+        layers.push(conv(from, to, 3, 1, 1));
         from = to;
     }
-    layers.extend([Layer::Flatten, Layer::Linear { in_features: from * size * size, out_features: 2 }]);
-    ModelSpec { name: "convolutions".into(), input_shape: vec![1, size, size], num_classes: 2, layers }
+    layers.extend([Layer::Flatten, linear(from * size * size, 2)]);
+    classifier("convolutions", &[1, size, size], 2, layers)
 }
 
 #[test]
 fn auto_is_the_faster_backend() {
-    for name in fl_model::PRESETS {
+    for name in ["softmax", "mlp", "cnn", "mcmahan_cnn"] {
         let spec = ModelSpec::classifier(name, &[3, 32, 32], 10, 100_000).unwrap();
         assert_eq!(Backend::Auto.for_spec(&spec), Backend::Fused, "{name}");
     }
@@ -120,10 +138,10 @@ fn auto_is_the_faster_backend() {
 #[test]
 fn a_network_that_the_fused_engine_does_not_run_is_refused_by_name_and_left_to_flex() {
     // A border of a thousand pixels around a long line of them: 8 GB of zeros.
-    let conv = Layer::Conv2d { in_channels: 1, out_channels: 1, kernel: 1024, padding: 1023, stride: 1024 };
+    let conv = conv(1, 1, 1024, 1023, 1024);
     let side = ((1 << 20) + 2046 - 1024) / 1024 + 1;
-    let layers = vec![conv, Layer::Flatten, Layer::Linear { in_features: side, out_features: 2 }];
-    let spec = ModelSpec { name: "line".into(), input_shape: vec![1, 1 << 20, 1], num_classes: 2, layers };
+    let layers = vec![conv, Layer::Flatten, linear(side, 2)];
+    let spec = classifier("line", &[1, 1 << 20, 1], 2, layers);
     spec.validate().unwrap();
     let error = spec.learner(Backend::Fused, 1).err().unwrap();
     assert!(error.to_string().contains("layer 0"), "{error}");
@@ -135,13 +153,13 @@ fn a_network_that_the_fused_engine_does_not_run_is_refused_by_name_and_left_to_f
 fn rounds_have_dropout_masks_of_their_own_on_every_backend() {
     let layers = vec![
         Layer::Dropout { p: 0.5 },
-        Layer::Conv2d { in_channels: 1, out_channels: 3, kernel: 3, padding: 0, stride: 1 },
+        conv(1, 3, 3, 0, 1),
         Layer::Dropout { p: 0.5 },
         Layer::Flatten,
         Layer::Dropout { p: 0.5 },
-        Layer::Linear { in_features: 108, out_features: 10 },
+        linear(108, 10),
     ];
-    let spec = ModelSpec { name: "drops".into(), input_shape: vec![1, 8, 8], num_classes: 10, layers };
+    let spec = classifier("drops", &[1, 8, 8], 10, layers);
     let (samples, start) = (noise(&spec, 9, 1), parameters(&spec, 1));
     let round = |backend, seed| {
         let mut learner = learner(&spec, backend);

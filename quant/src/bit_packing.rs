@@ -7,26 +7,28 @@ pub fn packed_len(count: usize, bits: u8) -> usize {
     (count * bits as usize).div_ceil(8)
 }
 
-/// Appends `codes`, packed.
+/// Packs `codes` into `out`, which has the size that [`packed_len`] gives.
 #[inline(always)]
-pub fn pack(codes: &[u8], bits: u8, out: &mut Vec<u8>) {
+pub fn pack(codes: &[u8], bits: u8, out: &mut [u8]) {
     if bits == 8 {
-        return out.extend_from_slice(codes);
+        return out.copy_from_slice(codes);
     }
-    let start = out.len();
     let (groups, rest) = codes.as_chunks::<8>();
-    // Every group stores eight bytes, of which it owns the first `bits`: the next group overwrites the rest.
-    out.resize(start + groups.len() * bits as usize + 8, 0);
-    let mut target = &mut out[start..];
+    let own = bits as usize;
+    let mut target = out;
     for group in groups {
-        let Some((word, _)) = target.split_first_chunk_mut::<8>() else { break };
-        *word = pack_group(*group, bits).to_le_bytes();
-        target = &mut target[bits as usize..];
+        let word = pack_group(*group, bits).to_le_bytes();
+        // Stores eight bytes, of which the group owns the first `bits`: the next group overwrites the rest.
+        match target.split_first_chunk_mut::<8>() {
+            Some((first, _)) => *first = word,
+            None => target[..own].copy_from_slice(&word[..own]),
+        }
+        target = &mut target[own..];
     }
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
-    target[..8].copy_from_slice(&pack_group(last, bits).to_le_bytes());
-    out.truncate(start + packed_len(codes.len(), bits));
+    let word = pack_group(last, bits).to_le_bytes();
+    target.copy_from_slice(&word[..target.len()]);
 }
 
 /// Packs eight codes of `bits` bits into the low bits of a word.
@@ -142,9 +144,8 @@ mod tests {
             for count in (0..40).chain([1023, 1024]) {
                 let codes: Vec<u8> =
                     (0..count).map(|i| (i * 37 + i / 3) as u8 & ((1u16 << bits) - 1) as u8).collect();
-                let mut packed = Vec::new();
+                let mut packed = vec![0; packed_len(count, bits)];
                 pack(&codes, bits, &mut packed);
-                assert_eq!(packed.len(), packed_len(count, bits));
                 let mut back = vec![0; count];
                 unpack(&packed, bits, &mut back);
                 assert_eq!(codes, back, "{bits} bits, {count} codes");

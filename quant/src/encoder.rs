@@ -2,45 +2,89 @@
 
 use crate::{
     EncodeError, Scheme, Spec, Target,
-    bit_packing::{pack, packed_len},
-    byte_reader::ByteReader,
-    entropy::{EntropyCoder, Quantization, RowLayout, SignSample},
-    header::{Coding, HEADER_BYTES, Header, seal},
+    entropy::IntegerCoder,
+    fixed_width::{Encoding, Tensor, TensorBuffers},
     limits::{MAX_BITS, MAX_ELEMENTS},
-    schemes::{self, Dequantizer, QuantizerBuffers, TensorParams, max_abs},
+    schemes::max_abs,
     simd::vectorized,
+    split::{Split, count_of, units},
+    stream::{Stream, StreamPart, parts_of},
+    threads::Threads,
     uniform,
 };
-use half::f16;
+use std::cmp::Reverse;
 
 /// Largest magnitudes that the schemes can quantize: squares must neither overflow nor underflow f32. A
 /// tensor outside is written as plain f32.
 const QUANTIZABLE: std::ops::Range<f32> = 1e-15..1e15;
 
-/// Buffers that encoding reuses from update to update.
-#[derive(Debug, Default)]
+/// Shortest segment that [`Encoder::with_segments`] takes.
+const MIN_SEGMENTS: usize = 4096;
+
+/// Threads and buffers that encoding reuses from update to update.
+///
+/// The buffers of a thread grow to some 9 bytes for each element of the longest segment (see
+/// [`Self::with_segments`]), those of the trellis to 4 bytes and those of a fixed width to 1 byte for each
+/// element of the update and of its largest tensor.
+#[derive(Debug)]
 pub struct Encoder {
+    threads: Threads,
+    split: Split,
     /// Largest magnitude of each tensor.
     largest: Vec<f32>,
-    buffers: QuantizerBuffers,
+    /// For large tensors, which are encoded one after the other.
+    buffers: TensorBuffers,
+    /// One for each thread, for tensors that a thread encodes by itself.
+    tensors: Vec<TensorBuffers>,
+    /// One for each thread.
+    coders: Vec<IntegerCoder>,
     search: uniform::StepSearch,
-    entropy: EntropyStage,
 }
 
-/// The entropy stage of the fixed-width schemes.
-#[derive(Debug, Default)]
-struct EntropyStage {
-    coder: EntropyCoder,
-    signs: SignSample,
-    indices: Vec<i32>,
+impl Default for Encoder {
+    fn default() -> Self {
+        Self::new(Threads::one())
+    }
+}
+
+impl Encoder {
+    /// An encoder that works on `threads`. Streams do not depend on their number.
+    pub fn new(threads: Threads) -> Self {
+        let mut tensors = Vec::new();
+        tensors.resize_with(threads.count(), TensorBuffers::default);
+        let mut coders = Vec::new();
+        coders.resize_with(threads.count(), IntegerCoder::default);
+        Self {
+            threads,
+            split: Split::default(),
+            largest: Vec::new(),
+            buffers: TensorBuffers::default(),
+            tensors,
+            coders,
+            search: uniform::StepSearch::default(),
+        }
+    }
+
+    /// Cuts tensors of at least `elements` elements into segments of about as many, which are entropy-coded
+    /// by themselves: 2^20 by default, at least 4096. Each costs bytes, because its statistics begin anew.
+    #[must_use]
+    pub fn with_segments(mut self, elements: usize) -> Self {
+        self.split = Split { large: elements.max(MIN_SEGMENTS) };
+        self
+    }
+
+    /// The threads that it works on.
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
 }
 
 /// Encodes a whole update: `x` holds the values of all tensors, `shapes` their shapes in the same order.
 ///
 /// Prefer this to [`crate::compress`] for a model's tensors: MSQ_v2 with the entropy stage then finds one
 /// step for all of them, and targets hold for the whole update. `outs` is resized to one stream per tensor.
-/// Its buffers and the encoder's are reused: once they have grown, encoding allocates nothing. The
-/// streams depend on `x`, `shapes` and `spec` alone.
+/// Its buffers and the encoder's are reused: once they have grown, encoding allocates a few words for each
+/// tensor. The streams depend on `x`, `shapes`, `spec` and the encoder's segments alone.
 ///
 /// # Errors
 /// If a value is not finite, if `x` and `shapes` differ in length, if a tensor has more than 2^28 elements,
@@ -72,7 +116,7 @@ pub fn encode_update(
     spec: &Spec,
     outs: &mut Vec<Vec<u8>>,
 ) -> Result<(), EncodeError> {
-    let largest = check(x, shapes, spec, &mut encoder.largest)?;
+    let largest = encoder.check(x, shapes, spec)?;
     outs.resize_with(shapes.len(), Vec::new);
     let goal = match (spec.scheme, spec.target) {
         _ if largest != 0.0 && !QUANTIZABLE.contains(&largest) => None,
@@ -84,7 +128,9 @@ pub fn encode_update(
     match (goal, spec.target) {
         (Some(goal), _) => {
             let params = uniform::UniformParams { bits: spec.bits, rdo: spec.rdo, goal, largest };
-            encoder.search.encode(x, shapes, &params, outs);
+            let Encoder { threads, split, search, coders, .. } = encoder;
+            let update = uniform::UniformUpdate::new(x, shapes, *split, threads);
+            search.encode(&update, &params, coders, outs);
         }
         (None, Target::Width) => encoder.encode_width(x, shapes, spec, outs),
         (None, _) => encoder.encode_narrowest(x, shapes, spec, outs),
@@ -92,58 +138,83 @@ pub fn encode_update(
     Ok(())
 }
 
-/// Checks values, shapes and width. Returns the largest magnitude; `of_tensors` receives that of each tensor.
-fn check(
-    x: &[f32],
-    shapes: &[Vec<usize>],
-    spec: &Spec,
-    of_tensors: &mut Vec<f32>,
-) -> Result<f32, EncodeError> {
-    if !(1..=MAX_BITS).contains(&spec.bits) {
-        return Err(EncodeError::Bits { scheme: spec.scheme.name(), bits: spec.bits });
-    }
-    let mut total = 0usize;
-    for shape in shapes {
-        let count = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
-        match count.filter(|count| *count <= MAX_ELEMENTS) {
-            Some(count) => total = total.saturating_add(count),
-            None => return Err(EncodeError::TooLarge { max: MAX_ELEMENTS }),
-        }
-    }
-    if total != x.len() {
-        return Err(EncodeError::Shape { shape: total, found: x.len() });
-    }
-    // One fast pass finds out whether a value is not finite; which one is needed for the message alone.
-    of_tensors.clear();
-    let mut rest = x;
-    vectorized(
-        #[inline(always)]
-        || {
-            for shape in shapes {
-                let (tensor, tail) = rest.split_at(shape.iter().product());
-                rest = tail;
-                of_tensors.push(max_abs(tensor));
-            }
-        },
-    );
-    // Their bits order infinities and NaN above all finite magnitudes.
-    let largest = max_abs(of_tensors);
-    if !largest.is_finite() {
-        let position = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
-        return Err(EncodeError::NonFinite(position));
-    }
-    Ok(largest)
-}
-
 impl Encoder {
+    /// Checks values, shapes and width. Returns the largest magnitude; `self.largest` receives that of each
+    /// tensor.
+    fn check(&mut self, x: &[f32], shapes: &[Vec<usize>], spec: &Spec) -> Result<f32, EncodeError> {
+        if !(1..=MAX_BITS).contains(&spec.bits) {
+            return Err(EncodeError::Bits { scheme: spec.scheme.name(), bits: spec.bits });
+        }
+        let mut total = 0usize;
+        for shape in shapes {
+            let count = shape.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim));
+            match count.filter(|count| *count <= MAX_ELEMENTS) {
+                Some(count) => total = total.saturating_add(count),
+                None => return Err(EncodeError::TooLarge { max: MAX_ELEMENTS }),
+            }
+        }
+        if total != x.len() {
+            return Err(EncodeError::Shape { shape: total, found: x.len() });
+        }
+        // One fast pass finds out whether a value is not finite; which one is needed for the message alone.
+        let spans = units(shapes, |_, count| self.split.span(count));
+        let mut of_spans = vec![0.0; spans.len()];
+        self.threads.each(spans.iter().zip(&mut of_spans), |(unit, largest)| {
+            *largest = vectorized(
+                #[inline(always)]
+                || max_abs(&x[unit.range.clone()]),
+            );
+        });
+        // The bits of the magnitudes order infinities and NaN above all finite ones.
+        let largest = max_abs(&of_spans);
+        if !largest.is_finite() {
+            let position = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            return Err(EncodeError::NonFinite(position));
+        }
+        self.largest.clear();
+        self.largest.resize(shapes.len(), 0.0);
+        for (unit, largest) in spans.iter().zip(of_spans) {
+            self.largest[unit.tensor] = self.largest[unit.tensor].max(largest);
+        }
+        Ok(largest)
+    }
+
     /// Encodes every tensor at `spec.bits`.
     fn encode_width(&mut self, x: &[f32], shapes: &[Vec<usize>], spec: &Spec, outs: &mut [Vec<u8>]) {
+        let Self { threads, split, largest, buffers, tensors, coders, .. } = self;
+        let encode = |encoding: &Encoding<'_>,
+                      tensor: &Tensor<'_>,
+                      buffers: &mut TensorBuffers,
+                      coders: &mut [IntegerCoder],
+                      out: &mut Vec<u8>| {
+            match spec.scheme {
+                Scheme::None | Scheme::F16 => encoding.encode_plain(spec.scheme, tensor.values, out),
+                _ if tensor.max_abs != 0.0 && !QUANTIZABLE.contains(&tensor.max_abs) => {
+                    encoding.encode_plain(Scheme::None, tensor.values, out);
+                }
+                _ => encoding.encode(tensor, buffers, coders, out),
+            }
+        };
+        let mut small = Vec::with_capacity(shapes.len());
         let mut rest = x;
-        for (index, (shape, out)) in shapes.iter().zip(outs.iter_mut()).enumerate() {
-            let (tensor, tail) = rest.split_at(shape.iter().product());
+        for (index, ((shape, max_abs), out)) in shapes.iter().zip(&*largest).zip(outs).enumerate() {
+            let (values, tail) = rest.split_at(count_of(shape));
             rest = tail;
-            self.encode_tensor(tensor, shape, index, spec, out);
+            let tensor = Tensor { values, shape, index, max_abs: *max_abs };
+            if split.is_large(values.len()) {
+                let encoding = Encoding { spec, split: *split, threads };
+                encode(&encoding, &tensor, buffers, coders, out);
+            } else {
+                small.push((tensor, out));
+            }
         }
+        // The longest first, so that no thread begins one when the others are done.
+        small.sort_by_key(|(tensor, _)| Reverse(tensor.values.len()));
+        let encoding = Encoding { spec, split: *split, threads: &Threads::one() };
+        let mut scratch: Vec<_> = tensors.iter_mut().zip(coders).collect();
+        threads.run(&mut scratch, small.into_iter(), |(buffers, coder), (tensor, out)| {
+            encode(&encoding, &tensor, buffers, std::slice::from_mut(*coder), out);
+        });
     }
 
     /// Finds the narrowest width that reaches the target error, or the widest within the target size.
@@ -161,140 +232,40 @@ impl Encoder {
             match spec.target {
                 Target::Bytes(bytes) if outs.iter().map(Vec::len).sum::<usize>() <= bytes => low = bits,
                 Target::Bytes(_) => high = bits - 1,
-                Target::Nmse(nmse) if relative_error(x, shapes, outs) <= nmse => high = bits,
+                Target::Nmse(nmse) if self.relative_error(x, shapes, outs) <= nmse => high = bits,
                 Target::Nmse(_) | Target::Width => low = bits + 1,
             }
         }
         self.encode_width(x, shapes, &Spec { bits: low, ..*spec }, outs);
     }
 
-    fn encode_tensor(&mut self, x: &[f32], shape: &[usize], index: usize, spec: &Spec, out: &mut Vec<u8>) {
-        let largest = self.largest[index];
-        match spec.scheme {
-            Scheme::None => return write_plain(Scheme::None, x, out),
-            Scheme::F16 => return write_plain(Scheme::F16, x, out),
-            _ if largest != 0.0 && !QUANTIZABLE.contains(&largest) => {
-                return write_plain(Scheme::None, x, out);
-            }
-            _ => {}
+    /// Normalised squared error `|decode(x) - x|^2 / |x|^2`; 0 if x is zero.
+    fn relative_error(&self, x: &[f32], shapes: &[Vec<usize>], outs: &[Vec<u8>]) -> f64 {
+        let mut streams = Vec::with_capacity(outs.len());
+        for (shape, out) in shapes.iter().zip(outs) {
+            // Parsing cannot fail: this encoder wrote the stream.
+            let Ok(stream) = Stream::parse(out, count_of(shape)) else { return f64::INFINITY };
+            streams.push(stream);
         }
-        let bits = spec.code_bits();
-        out.clear();
-        let coding = if spec.entropy { Coding::Entropy } else { Coding::Packed };
-        Header { scheme: spec.scheme, bits, coding, count: x.len() }.write(out);
-        // Tensors must not use the same random numbers.
-        let seed = spec.seed.wrapping_add((index as u64).wrapping_mul(0xd1b5_4a32_d192_ed03));
-        let params = TensorParams { bits, max_abs: largest, seed };
-        let buffers = &mut self.buffers;
-        vectorized(
-            #[inline(always)]
-            || schemes::quantize(spec.scheme, x, &params, buffers, out),
-        );
-        let side = out.len();
-        if spec.entropy {
-            self.entropy.write(spec.scheme, bits, buffers, shape, out);
+        let parts = parts_of(&streams);
+        let add = |(error, energy): &mut (f64, f64), part: &StreamPart<'_>| {
+            part.decode(&mut |offset, values| {
+                for (v, x) in values.iter().zip(&x[offset..]) {
+                    let lost = f64::from(*v) - f64::from(*x);
+                    *error += lost * lost;
+                    *energy += f64::from(*x) * f64::from(*x);
+                }
+            });
+        };
+        let mut total = (0.0, 0.0);
+        if self.split.is_large(x.len()) {
+            let mut sums = vec![(0.0, 0.0); parts.len()];
+            self.threads.each(parts.iter().zip(&mut sums), |(part, sums)| add(sums, part));
+            sums.iter().for_each(|part| total = (total.0 + part.0, total.1 + part.1));
+        } else {
+            parts.iter().for_each(|part| add(&mut total, part));
         }
-        // Codes without structure are shorter packed.
-        if !spec.entropy || out.len() > side + buffers.scales.len() + packed_len(x.len(), bits) {
-            let coding = Coding::Packed;
-            out.truncate(side);
-            Header { scheme: spec.scheme, bits, coding, count: x.len() }.rewrite(out);
-            out.extend_from_slice(&buffers.scales);
-            vectorized(
-                #[inline(always)]
-                || pack(&buffers.codes, bits, out),
-            );
-        }
-        // The side information of a very short tensor is larger than its values.
-        if out.len() >= HEADER_BYTES + 4 * x.len() {
-            return write_plain(Scheme::None, x, out);
-        }
-        seal(out);
+        let (error, energy) = total;
+        if energy > 0.0 { error / energy } else { 0.0 }
     }
-}
-
-impl EntropyStage {
-    /// Appends entropy-coded scale bytes and codes: see `docs/format.md`, coding 1.
-    fn write(
-        &mut self,
-        scheme: Scheme,
-        bits: u8,
-        buffers: &QuantizerBuffers,
-        shape: &[usize],
-        out: &mut Vec<u8>,
-    ) {
-        let zero = zero_code(scheme, bits, &out[HEADER_BYTES..]);
-        if !buffers.scales.is_empty() {
-            self.write_scales(&buffers.scales, out);
-        }
-        self.indices.clear();
-        self.indices.extend(buffers.codes.iter().map(|code| i32::from(*code) - zero));
-        let mut layout = RowLayout::new(shape, buffers.codes.len());
-        layout.find_stride(&self.indices, &mut self.signs);
-        self.code(layout, out);
-    }
-
-    /// Codes the difference of each scale byte to the one before: the scales of neighbouring blocks are
-    /// similar.
-    fn write_scales(&mut self, scales: &[u8], out: &mut Vec<u8>) {
-        let mut before = 0;
-        self.indices.clear();
-        self.indices.extend(scales.iter().map(|scale| {
-            let difference = i32::from(*scale) - before;
-            before = i32::from(*scale);
-            difference
-        }));
-        let start = out.len();
-        out.extend_from_slice(&[0; 4]);
-        self.code(RowLayout::new(&[], scales.len()), out);
-        let length = (out.len() - start - 4) as u32;
-        out[start..start + 4].copy_from_slice(&length.to_le_bytes());
-    }
-
-    fn code(&mut self, layout: RowLayout, out: &mut Vec<u8>) {
-        self.coder.write(layout, Quantization::Scalar, &self.indices, out);
-    }
-}
-
-/// The code from which the decoder counts.
-fn zero_code(scheme: Scheme, bits: u8, side: &[u8]) -> i32 {
-    // Parsing cannot fail: this encoder wrote the side information.
-    Dequantizer::parse(scheme, bits, &mut ByteReader::new(side, HEADER_BYTES))
-        .map_or(0, |levels| levels.zero_code() as i32)
-}
-
-/// Normalised squared error `|decode(x) - x|^2 / |x|^2`; 0 if x is zero.
-fn relative_error(x: &[f32], shapes: &[Vec<usize>], outs: &[Vec<u8>]) -> f64 {
-    let (mut error, mut energy) = (0.0, 0.0);
-    let mut rest = x;
-    for (shape, out) in shapes.iter().zip(outs) {
-        let (tensor, tail) = rest.split_at(shape.iter().product());
-        rest = tail;
-        // Parsing cannot fail: this encoder wrote the stream.
-        let Ok(stream) = crate::Stream::parse(out, tensor.len()) else { return f64::INFINITY };
-        stream.for_each_chunk(|offset, values| {
-            for (v, x) in values.iter().zip(&tensor[offset..]) {
-                let lost = f64::from(*v) - f64::from(*x);
-                error += lost * lost;
-                energy += f64::from(*x) * f64::from(*x);
-            }
-        });
-    }
-    if energy > 0.0 { error / energy } else { 0.0 }
-}
-
-/// Writes the values as f32 or f16.
-fn write_plain(scheme: Scheme, x: &[f32], out: &mut Vec<u8>) {
-    out.clear();
-    let bits = MAX_BITS;
-    Header { scheme, bits, coding: Coding::Packed, count: x.len() }.write(out);
-    match scheme {
-        Scheme::F16 => out.extend(x.iter().flat_map(|v| {
-            // Saturates: infinity would be refused by decoders.
-            let v = v.clamp(f16::MIN.to_f32(), f16::MAX.to_f32());
-            f16::from_f32(v).to_le_bytes()
-        })),
-        _ => out.extend(x.iter().flat_map(|v| v.to_le_bytes())),
-    }
-    seal(out);
 }

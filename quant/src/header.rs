@@ -10,7 +10,7 @@ pub const MAGIC: [u8; 3] = *b"FLQ";
 
 /// The newest version that this crate reads and writes. Each stream is written with the oldest version
 /// that has its coding.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Size of the header.
 pub const HEADER_BYTES: usize = 16;
@@ -22,18 +22,24 @@ pub enum Coding {
     Packed,
     /// The scheme's scale bytes and codes, entropy-coded.
     Entropy,
-    /// Quantization of a uniform quantizer with one step, entropy-coded.
+    /// Indices of a uniform quantizer with one step, entropy-coded.
     Uniform,
+    /// [`Self::Entropy`] with codes in segments.
+    EntropySegments,
+    /// [`Self::Uniform`] with indices in segments.
+    UniformSegments,
 }
 
 impl Coding {
-    const ALL: [Self; 3] = [Self::Packed, Self::Entropy, Self::Uniform];
+    const ALL: [Self; 5] =
+        [Self::Packed, Self::Entropy, Self::Uniform, Self::EntropySegments, Self::UniformSegments];
 
     /// The version that introduced it.
     const fn version(self) -> u8 {
         match self {
             Self::Packed => 1,
             Self::Entropy | Self::Uniform => 2,
+            Self::EntropySegments | Self::UniformSegments => 3,
         }
     }
 }
@@ -92,7 +98,7 @@ impl Header {
             return Err(DecodeError::Corrupt("it does not start with FLQ"));
         }
         if !(1..=VERSION).contains(&version) {
-            return Err(DecodeError::Unsupported("its version is not 1 or 2"));
+            return Err(DecodeError::Unsupported("its version is not 1, 2 or 3"));
         }
         let scheme = Scheme::ALL
             .into_iter()

@@ -42,12 +42,12 @@ fn header_fields() {
     let stream = packed(Scheme::StocQ);
     refused(&stream, 0, b"flq", "does not start with FLQ");
     refused(&stream, 3, &[0], "version");
-    refused(&stream, 3, &[3], "version is not 1 or 2");
+    refused(&stream, 3, &[4], "version is not 1, 2 or 3");
     refused(&stream, 3, &[2], "version does not have its coding");
     refused(&stream, 4, &[8], "scheme is unknown");
     refused(&stream, 5, &[0], "1 to 8 bits");
     refused(&stream, 5, &[9], "1 to 8 bits");
-    refused(&stream, 6, &[3], "coding is unknown");
+    refused(&stream, 6, &[5], "coding is unknown");
     refused(&stream, 7, &[1], "reserved byte");
     refused(&stream, 3, &[2, 2, 4, 2], "scheme does not have its coding");
     refused(&packed(Scheme::Laq8), 5, &[7], "laq8 has 8 bits");

@@ -12,15 +12,18 @@ use crate::{
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
 use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
-use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, spec::describe};
-use fl_protocol::{DataNames, ModelLayout, Normalization, UpdateMeta};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, spec::describe};
+use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, UpdateMeta};
 use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
+
+/// Makes a user's learner for the model that the master serves: see [`run_with`](crate::run_with).
+pub type MakeLearner = Arc<dyn Fn(&GlobalModel) -> Result<Box<dyn Learner>, ModelError> + Send + Sync>;
 
 /// Trains clients, one after the other: network, buffers, shared data.
 pub struct Engine {
     data: Arc<Dataset>,
-    spec: ModelSpec,
+    network: Network,
     normalization: Normalization,
     names: DataNames,
     /// The model's class for each class of the data; none if they are the same.
@@ -38,12 +41,60 @@ impl Engine {
     /// # Errors
     /// If the model does not fit this worker's settings or data.
     pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
-        let spec = &global.spec;
-        let layout = spec.layout();
-        let found = layout.parameters();
-        if let Some(allowed) = config.training.model_dim.filter(|allowed| found > *allowed) {
-            return Err(SetupError::ModelTooLarge { found, allowed });
-        }
+        let spec = global.network.known()?;
+        check_size(config, global)?;
+        let classes = Self::check_data(spec, &data, global)?;
+        let convolutional = spec.has_layer(|layer| matches!(layer, Layer::Conv2d { .. }));
+        let threads = config.training.threads_for(convolutional, config.workers);
+        let learner = spec.learner(config.training.backend, threads)?;
+        Self::of(learner, data, global, global.normalization.clone(), classes, threads)
+    }
+
+    /// Prepares a user's learner for `global`. Where the master does not know the network, the data have their own
+    /// normalisation.
+    ///
+    /// # Errors
+    /// If the learner cannot be made, or does not have the tensors of `global`.
+    pub fn with_learner(
+        config: &Config,
+        data: Arc<Dataset>,
+        global: &GlobalModel,
+        make: &MakeLearner,
+    ) -> Result<Self, SetupError> {
+        check_size(config, global)?;
+        let (classes, normalization) = match &global.network {
+            Network::Spec(spec) => (Self::check_data(spec, &data, global)?, global.normalization.clone()),
+            Network::Tensors(_) => (None, data.normalization.clone()),
+        };
+        let learner = make(global)?;
+        check_layout(&global.network.layout(), learner.layout())?;
+        let threads = config.training.threads_for(false, config.workers);
+        Self::of(learner, data, global, normalization, classes, threads)
+    }
+
+    fn of(
+        learner: Box<dyn Learner>,
+        data: Arc<Dataset>,
+        global: &GlobalModel,
+        normalization: Normalization,
+        classes: Option<Vec<u32>>,
+        threads: usize,
+    ) -> Result<Self, SetupError> {
+        Ok(Self {
+            learner,
+            updates: UpdateEncoder::new(global.network.layout().into_owned(), threads)?,
+            drift: Vec::new(),
+            batch: Samples::new(),
+            normalization,
+            names: global.names.clone(),
+            classes,
+            network: global.network.clone(),
+            data,
+        })
+    }
+
+    /// The model's class for each class of the data, if they differ.
+    fn check_data(spec: &ModelSpec, data: &Dataset, global: &GlobalModel) -> Result<Option<Vec<u32>>, SetupError> {
         let misfit = || SetupError::Data {
             dataset: data.name.clone(),
             model: describe(&spec.input, &spec.task),
@@ -59,19 +110,7 @@ impl Engine {
         data.train
             .check_normalization(&global.normalization)
             .map_err(|error| SetupError::Normalization(error.to_string()))?;
-        let convolutional = spec.has_layer(|layer| matches!(layer, Layer::Conv2d { .. }));
-        let threads = config.training.threads_for(convolutional, config.workers);
-        Ok(Self {
-            learner: spec.learner(config.training.backend, threads)?,
-            updates: UpdateEncoder::new(layout),
-            drift: Vec::new(),
-            batch: Samples::new(),
-            normalization: global.normalization.clone(),
-            names: global.names.clone(),
-            classes,
-            spec: spec.clone(),
-            data,
-        })
+        Ok(classes)
     }
 
     /// The network, for other uses between two rounds.
@@ -81,7 +120,9 @@ impl Engine {
 
     /// Whether `global` is of the network and the data that this engine was made for.
     pub fn fits(&self, global: &GlobalModel) -> bool {
-        self.spec == global.spec && self.normalization == global.normalization && self.names == global.names
+        self.network == global.network
+            && self.names == global.names
+            && (self.network.spec().is_none() || self.normalization == global.normalization)
     }
 
     /// Parameters of the network.
@@ -181,5 +222,28 @@ impl Engine {
     /// deltas of a worker that is always late would accumulate without bound.
     pub fn settle(&self, client: &mut ClientState, sent: Sent) {
         self.updates.settle(&mut client.memory, sent);
+    }
+}
+
+fn check_size(config: &Config, global: &GlobalModel) -> Result<(), SetupError> {
+    let found = global.parameters.len();
+    match config.training.model_dim.filter(|allowed| found > *allowed) {
+        Some(allowed) => Err(SetupError::ModelTooLarge { found, allowed }),
+        None => Ok(()),
+    }
+}
+
+/// Names the first tensor that differs.
+fn check_layout(model: &ModelLayout, own: &ModelLayout) -> Result<(), SetupError> {
+    let (a, b) = (model.tensors(), own.tensors());
+    let describe = |tensor: Option<&TensorLayout>| match tensor {
+        Some(tensor) => format!("`{}` {:?}", tensor.name, tensor.shape),
+        None => "no further tensor".to_owned(),
+    };
+    match (0..a.len().max(b.len())).find(|&index| a.get(index) != b.get(index)) {
+        Some(index) => {
+            Err(SetupError::OtherTensors { model: describe(a.get(index)), own: describe(b.get(index)) })
+        }
+        None => Ok(()),
     }
 }

@@ -43,6 +43,16 @@ pub enum SetupError {
     /// Labels or columns of the local data are not the model's.
     #[error(transparent)]
     Names(DatasetError),
+    /// The user's learner has other tensors than the master's model.
+    #[error(
+        "the master's model has {model}, this worker's module {own}: start the master with a file that this module wrote"
+    )]
+    OtherTensors {
+        /// The first tensor that differs, as the master has it.
+        model: String,
+        /// As the worker has it.
+        own: String,
+    },
     /// This worker's part holds no sample.
     #[error("this worker's part of the data is empty: lower NUM_PARTITIONS or take a larger data set")]
     NoData,

@@ -28,11 +28,11 @@ mod update;
 
 pub use client::{CallError, CertificateError, ClientError};
 pub use client_state::{ClientMemory, ClientState, LastUpdate};
-pub use engine::Engine;
+pub use engine::{Engine, MakeLearner};
 pub use error::{SetupError, WorkerError, exit_of};
 pub use local_client::LocalClient;
 pub use plan::{Plan, StartingPoint, Work};
 pub use report::{RoundReport, Summary};
-pub use session::run;
+pub use session::{run, run_with};
 pub use settings::{Args, Config, Download, ErrorFeedback};
 pub use update::{LocalUpdate, Sent};

@@ -2,7 +2,7 @@
 
 use crate::{
     client_state::{ClientMemory, ClientState},
-    engine::Engine,
+    engine::{Engine, MakeLearner},
     error::SetupError,
     plan::{Plan, StartingPoint},
     settings::Config,
@@ -25,9 +25,23 @@ impl LocalClient {
     /// # Errors
     /// If the model does not fit this worker's settings or data.
     pub fn new(config: &Config, data: Arc<Dataset>, global: &GlobalModel) -> Result<Self, SetupError> {
-        // A text is cut into sequences of the network's length before samples are counted.
-        let data = data.cut_for(&global.spec.input).map_err(SetupError::Names)?;
-        let engine = Engine::new(config, data, global)?;
+        Self::of(config, Engine::new(config, cut(data, global)?, global)?)
+    }
+
+    /// As [`LocalClient::new`], with a user's learner: see [`Engine::with_learner`].
+    ///
+    /// # Errors
+    /// If the model does not fit the learner, the settings or the data.
+    pub fn with_learner(
+        config: &Config,
+        data: Arc<Dataset>,
+        global: &GlobalModel,
+        make: &MakeLearner,
+    ) -> Result<Self, SetupError> {
+        Self::of(config, Engine::with_learner(config, cut(data, global)?, global, make)?)
+    }
+
+    fn of(config: &Config, engine: Engine) -> Result<Self, SetupError> {
         let state = ClientState::new(config, engine.data())?;
         Ok(Self { engine, state })
     }
@@ -78,5 +92,13 @@ impl LocalClient {
     /// See [`Engine::settle`].
     pub fn settle(&mut self, sent: Sent) {
         self.engine.settle(&mut self.state, sent);
+    }
+}
+
+/// A text is cut into sequences of the network's length before samples are counted.
+fn cut(data: Arc<Dataset>, global: &GlobalModel) -> Result<Arc<Dataset>, SetupError> {
+    match global.network.spec() {
+        Some(spec) => data.cut_for(&spec.input).map_err(SetupError::Names),
+        None => Ok(data),
     }
 }

@@ -6,6 +6,7 @@ use crate::{
     calls::{Calls, Interrupt, Verdict},
     client::MasterClient,
     client_state::ClientMemory,
+    engine::MakeLearner,
     error::WorkerError,
     local_client::LocalClient,
     metrics::{self, DropReason, Metrics},
@@ -19,7 +20,7 @@ use crate::{
 };
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{GlobalModel, ModelError};
+use fl_model::{GlobalModel, Learner, ModelError};
 use fl_protocol::{TaskAction, TaskBody, UpdateAck};
 use std::{
     future::Future,
@@ -54,6 +55,47 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send + 'static,
     events: Option<mpsc::UnboundedSender<RoundReport>>,
 ) -> Result<Summary, WorkerError> {
+    drive(config, data, None, shutdown, events).await
+}
+
+/// As [`run`], with a learner of the user's: `make` gets the first model, and again each one of another network.
+///
+/// The master can serve a model that only its workers understand (`MODEL=safetensors:FILE`).
+///
+/// ```no_run
+/// use clap::Parser;
+/// use fl_model::{Learner, ModelError};
+///
+/// fn make() -> Result<Box<dyn Learner>, ModelError> {
+///     unimplemented!("a `fl_model::burn::BurnLearner` with a module of yours")
+/// }
+///
+/// # async fn work() -> Result<(), fl_worker::WorkerError> {
+/// let config = fl_worker::Args::parse().check()?;
+/// let summary = fl_worker::run_with(config, None, |_| make(), std::future::pending(), None).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// See [`WorkerError`].
+pub async fn run_with(
+    config: Config,
+    data: Option<Arc<Dataset>>,
+    make: impl Fn(&GlobalModel) -> Result<Box<dyn Learner>, ModelError> + Send + Sync + 'static,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+) -> Result<Summary, WorkerError> {
+    drive(config, data, Some(Arc::new(make)), shutdown, events).await
+}
+
+async fn drive(
+    config: Config,
+    data: Option<Arc<Dataset>>,
+    make: Option<MakeLearner>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+    events: Option<mpsc::UnboundedSender<RoundReport>>,
+) -> Result<Summary, WorkerError> {
     let (stop_sender, stop) = Stop::channel();
     let drain = Duration::from_secs_f64(config.master.drain_s);
     let metrics = Arc::new(Metrics::new());
@@ -71,6 +113,7 @@ pub async fn run(
             return Ok(Summary::default());
         }
     };
+    session.make = make;
     let summary = session.summary.clone();
     let work = session.work();
     tokio::pin!(work);
@@ -97,6 +140,8 @@ fn lock(summary: &Mutex<Summary>) -> MutexGuard<'_, Summary> {
 struct Session {
     config: Config,
     data: Arc<Dataset>,
+    /// Makes a user's learner; none: the model's own network.
+    make: Option<MakeLearner>,
     calls: Calls,
     prefetch: Prefetch,
     trainee: Trainee,
@@ -176,6 +221,7 @@ impl Session {
             drop_backoff: Backoff::for_training(jitter(1)),
             config,
             data,
+            make: None,
             calls,
             prefetch: Prefetch::default(),
             trainee: Trainee { local: None, ballast },
@@ -274,7 +320,7 @@ impl Session {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
         let mut trainee = std::mem::take(&mut self.trainee);
         let (config, data) = (self.config.clone(), self.data.clone());
-        let (state_file, stop) = (self.state_file.clone(), self.stop.clone());
+        let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
         let work = move || -> Result<_, WorkerError> {
             let global = GlobalModel::from_safetensors(&file)?;
             drop(file);
@@ -282,7 +328,10 @@ impl Session {
             // Before the clock of `compute_factor` starts: the ballast is not training.
             trainee.ballast.touch();
             if !trainee.local.as_ref().is_some_and(|local| local.fits(&global)) {
-                let mut local = LocalClient::new(&config, data, &global)?;
+                let mut local = match &make {
+                    Some(make) => LocalClient::with_learner(&config, data, &global, make)?,
+                    None => LocalClient::new(&config, data, &global)?,
+                };
                 if let Some(memory) = state_file.and_then(|file| restore(&file, &global)) {
                     *local.memory_mut() = memory;
                 }
@@ -421,7 +470,7 @@ impl Session {
 /// acknowledged update replaces it.
 fn restore(file: &StateFile, global: &GlobalModel) -> Option<ClientMemory> {
     let path = file.path().display();
-    match file.load(&global.spec.layout()) {
+    match file.load(&global.network.layout()) {
         Ok(None) => None,
         Ok(Some(state)) if global.round < state.round => {
             warn!(%path, round = global.round, saved_round = state.round, "the state is of a later round than the model, it is ignored");

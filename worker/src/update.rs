@@ -11,7 +11,7 @@ use fl_protocol::{
     ModelLayout, UpdateMeta,
     update::{self, Encoded},
 };
-use fl_quant::{Encoder, Feedback, FeedbackRule, Spec, Stream, Target, encode_update};
+use fl_quant::{Encoder, Feedback, FeedbackRule, Spec, Stream, Target, Threads, encode_update};
 use rand::RngExt;
 use std::time::Duration;
 
@@ -67,18 +67,24 @@ pub(crate) struct UpdateEncoder {
 }
 
 impl UpdateEncoder {
-    pub(crate) fn new(layout: ModelLayout) -> Self {
-        Self {
+    /// Encodes on `threads` threads; the bytes do not depend on their number.
+    ///
+    /// # Errors
+    /// If the system does not start so many.
+    pub(crate) fn new(layout: ModelLayout, threads: usize) -> Result<Self, ModelError> {
+        let threads = Threads::new(threads)
+            .map_err(|error| ModelError::BackendFailed(format!("{error}: set THREADS below {threads}")))?;
+        Ok(Self {
             shapes: layout.shapes(),
             delta: vec![0.0; layout.parameters()],
             layout,
-            encoder: Encoder::default(),
+            encoder: Encoder::new(threads),
             streams: Vec::new(),
             control: Vec::new(),
             control_streams: Vec::new(),
             lazy_round: None,
             rule: FeedbackRule::Nothing,
-        }
+        })
     }
 
     pub(crate) fn layout(&self) -> &ModelLayout {
@@ -194,12 +200,16 @@ impl UpdateEncoder {
     pub(crate) fn settle(&self, memory: &mut ClientMemory, sent: Sent) {
         let ClientMemory { feedback, control_variate, last_update } = memory;
         if let (Sent::Notice, Some(last)) = (sent, last_update.as_ref()) {
+            // Frees the old residual first: two models of memory are not needed at once.
+            *feedback = Feedback::default();
             let lost = self.delta.iter().zip(&last.values).map(|(x, before)| x - before);
             *feedback = Feedback::from_residual(lost.collect());
             return;
         }
+        let before = last_update.take();
         *last_update = self.lazy_round.map(|round| {
-            let mut values = vec![0.0; self.layout.parameters()];
+            let mut values = before.map(|last| last.values).unwrap_or_default();
+            values.resize(self.layout.parameters(), 0.0);
             self.decode(&self.streams, |at, chunk| values[at..at + chunk.len()].copy_from_slice(chunk));
             LastUpdate { round, values }
         });

@@ -6,21 +6,25 @@
 use clap::Parser;
 use fl_datasets::{DatasetSpec, Part};
 use fl_model::{GlobalModel, Layer, ModelSpec, init_parameters};
-use fl_protocol::{TaskBody, Update};
+use fl_protocol::{Input, Task, TaskBody, Update};
 use fl_worker::{Args, ClientMemory, ClientState, Engine, Plan, StartingPoint};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// The update of one step on the same two samples, whoever trains and in whatever round.
 fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
     let data = Arc::new(fl_datasets::load(&DatasetSpec::Digits, None, Part::Train).unwrap());
-    let layers =
-        vec![Layer::Flatten, Layer::Dropout { p: 0.5 }, Layer::Linear { in_features: 64, out_features: 10 }];
-    let spec = ModelSpec { name: "drops".into(), input_shape: vec![1, 8, 8], num_classes: 10, layers };
+    let linear = Layer::Linear { in_features: 64, out_features: 10, bias: true };
+    let spec = ModelSpec {
+        name: "drops".into(),
+        input: Input::numbers(&[1, 8, 8]),
+        task: Task::classes(10),
+        layers: vec![Layer::Flatten, Layer::Dropout { p: 0.5 }, linear],
+    };
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let global = GlobalModel {
         round,
-        spec,
+        network: spec.into(),
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters: parameters.clone(),

@@ -44,7 +44,7 @@ fn model(data: &Dataset) -> GlobalModel {
     let spec = ModelSpec::classifier("softmax", data.input_shape(), data.num_classes(), 0).unwrap();
     let parameters = vec![0.0; spec.num_parameters()];
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    GlobalModel { round: 0, spec, normalization, names, parameters }
+    GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn workers_with_different_labels_train_one_model() {
         assert_eq!(data.train.len(), 80, "every row of a worker's own table trains");
         LocalClient::new(&config, data, &global).unwrap()
     });
-    let layout = global.spec.layout();
+    let layout = global.network.layout().into_owned();
     for round in 0..40 {
         let mut mean = vec![0.0f32; layout.parameters()];
         for client in &mut clients {
@@ -73,7 +73,7 @@ fn workers_with_different_labels_train_one_model() {
         }
         global.parameters.iter_mut().zip(&mean).for_each(|(w, delta)| *w += delta);
     }
-    let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
+    let mut learner = global.network.known().unwrap().learner(Backend::Auto, 1).unwrap();
     learner.load(&global.parameters);
     let mut samples = Samples::new();
     let all: Vec<u32> = (0..test.test.len() as u32).collect();

@@ -18,7 +18,7 @@ fn model(data: &Dataset, preset: &str) -> GlobalModel {
     let spec = ModelSpec::classifier(preset, data.input_shape(), data.num_classes(), 5000).unwrap();
     let parameters = fl_model::init_parameters(&spec, 3);
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    GlobalModel { round: 0, spec, normalization, names, parameters }
+    GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
 }
 
 fn config(args: &[&str]) -> Config {
@@ -37,7 +37,7 @@ impl Client {
         let config = config(args);
         let engine = Engine::new(&config, data.clone(), global).unwrap();
         let state = ClientState::new(&config, data).unwrap();
-        Self { engine, state, config, layout: global.spec.layout() }
+        Self { engine, state, config, layout: global.network.layout().into_owned() }
     }
 
     /// Trains a round; what the master decodes of the update is added to `sum`.

@@ -13,7 +13,7 @@ use std::{ops::ControlFlow, sync::Arc};
 const WORKERS: usize = 4;
 
 fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
-    let mut learner = global.spec.learner(Backend::Auto, 1).unwrap();
+    let mut learner = global.network.known().unwrap().learner(Backend::Auto, 1).unwrap();
     learner.load(&global.parameters);
     let mut samples = Samples::new();
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
@@ -29,7 +29,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let normalization = data.normalization.clone();
-    let mut global = GlobalModel { round: 0, spec, normalization, names: data.names.clone(), parameters };
+    let mut global = GlobalModel { round: 0, network: spec.into(), normalization, names: data.names.clone(), parameters };
     let configs: Vec<_> = (0..WORKERS)
         .map(|id| {
             let args = [

@@ -68,7 +68,9 @@ struct Measured {
 pub fn run(args: &AggregateArgs, json: bool) -> anyhow::Result<()> {
     check(args)?;
     let layout = ModelSpec::classifier("mlp", &[1, 28, 28], 10, args.params)?.layout();
-    let templates = updates::templates(&layout, &Spec::new(args.quantizer, args.bits), VARIANTS)?;
+    let spec = Spec::new(args.quantizer, args.bits);
+    let templates: Vec<Template> =
+        updates::templates(&layout, &spec, VARIANTS).collect::<anyhow::Result<_>>()?;
     let bytes = 4.0 * layout.parameters() as f64;
     let part = Duration::from_secs_f64(args.seconds / 4.0 / TURNS as f64);
     let sum = ExactSum::new(layout.parameters());
@@ -152,8 +154,8 @@ fn whole(
 fn add(sum: &ExactSum, update: &Update<'_>, decode: impl FnOnce(&mut dyn FnMut(usize, Piece<'_>))) {
     let weight = update.meta.num_samples as f64;
     if sum.add(weight, update.max_abs, decode).is_err() {
-        // The benchmark adds more updates than one round has: the sum is reset when it is full.
-        sum.reset();
+        // The benchmark adds more updates than one round has: the sum is emptied when it is full.
+        sum.clear();
     }
 }
 

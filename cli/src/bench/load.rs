@@ -57,7 +57,7 @@ impl Load {
                 let template = &self.templates[client % self.templates.len()];
                 template.patch(&mut head, client, round);
                 let started = Instant::now();
-                let ack = self.send(&mut connection, &head, &template.bytes()[template.head_len..]).await?;
+                let ack = self.send(&mut connection, &head, template).await?;
                 times.push((Instant::now(), started.elapsed()));
                 self.accepted.fetch_add(1, Ordering::Relaxed);
                 ensure!(!ack.duplicate, "the master answered an update of client {client} as a duplicate");
@@ -76,9 +76,14 @@ impl Load {
     }
 
     /// Sends an update until it is acknowledged.
-    async fn send(&self, connection: &mut Connection, head: &[u8], rest: &[u8]) -> anyhow::Result<UpdateAck> {
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        head: &[u8],
+        template: &Template,
+    ) -> anyhow::Result<UpdateAck> {
         loop {
-            let (status, body) = connection.post_update(head, rest).await?;
+            let (status, body) = connection.post_update(head, template).await?;
             match status {
                 200 => return Ok(serde_json::from_slice(body)?),
                 429 | 503 => {
@@ -110,16 +115,21 @@ impl Connection {
         Ok(Self { stream, request: Vec::new(), answer: Vec::new() })
     }
 
-    async fn post_update(&mut self, head: &[u8], rest: &[u8]) -> anyhow::Result<(u16, &[u8])> {
+    async fn post_update(&mut self, head: &[u8], template: &Template) -> anyhow::Result<(u16, &[u8])> {
         self.request.clear();
-        let length = head.len() + rest.len();
+        let length = template.len();
         let http = format!(
             "POST /update HTTP/1.1\r\nhost: bench\r\ncontent-type: application/octet-stream\r\ncontent-length: {length}\r\n\r\n"
         );
         self.request.extend_from_slice(http.as_bytes());
         self.request.extend_from_slice(head);
         self.stream.write_all(&self.request).await?;
-        self.stream.write_all(rest).await?;
+        let mut sent = head.len();
+        while sent < length {
+            let rest = template.rest(sent - head.len(), &mut self.request)?;
+            self.stream.write_all(rest).await?;
+            sent += rest.len();
+        }
         self.answer().await
     }
 

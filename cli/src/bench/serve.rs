@@ -4,7 +4,8 @@
 
 use super::{
     load::{Connection, Load},
-    process, updates,
+    process,
+    updates::{self, Template},
 };
 use crate::output;
 use anyhow::Context;
@@ -15,6 +16,7 @@ use fl_app::{
 };
 use fl_master::{Config, Master};
 use fl_model::ModelSpec;
+use fl_protocol::ModelLayout;
 use fl_quant::{Scheme, Spec};
 use serde::Serialize;
 use std::{
@@ -31,6 +33,8 @@ use tokio::{sync::watch, time::sleep};
 
 /// Different updates that the clients share.
 const VARIANTS: usize = 8;
+/// Bytes from which on an update is sent from a file.
+const LARGE_UPDATE: usize = 1 << 20;
 /// Network threads, as many as `fl-master` has.
 const ASYNC_THREADS: usize = 2;
 /// Updates after which the resident size is measured for the first time.
@@ -140,8 +144,8 @@ fn check(args: &ServeArgs) -> Result<(), SettingError> {
 async fn measure(args: &ServeArgs) -> anyhow::Result<Measured> {
     let scratch = Scratch::make(args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
     let layout = ModelSpec::classifier("mlp", &[1, 8, 8], 10, args.params)?.layout();
-    let templates = updates::templates(&layout, &Spec::new(args.quantizer, args.bits), VARIANTS)?;
-    let update_bytes = templates[0].bytes().len();
+    let templates = templates(args, &layout, &scratch.0)?;
+    let update_bytes = templates[0].len();
     let disk_fsync_per_s = match args.no_durability {
         true => None,
         false => Some(disk_rate(&scratch.0.join("probe"), update_bytes)?),
@@ -201,6 +205,20 @@ async fn measure(args: &ServeArgs) -> anyhow::Result<Measured> {
         rss_mb,
         peak_rss_mb,
     })
+}
+
+/// The updates that the clients send; large ones in files, because their memory would count as the master's.
+fn templates(args: &ServeArgs, layout: &ModelLayout, dir: &Path) -> anyhow::Result<Vec<Template>> {
+    let spec = Spec::new(args.quantizer, args.bits);
+    let made = updates::templates(layout, &spec, VARIANTS).enumerate().map(|(index, template)| {
+        let template = template?;
+        if template.len() < LARGE_UPDATE {
+            return Ok(template);
+        }
+        let path = dir.join(format!("update-{index}"));
+        template.move_to(&path).with_context(|| format!("cannot write {}", path.display()))
+    });
+    made.collect()
 }
 
 fn config(args: &ServeArgs, connections: usize, dir: &Path) -> Config {

@@ -209,7 +209,7 @@ pub fn simulate(
     let data = Arc::new(federation.load()?);
     let server = Server::new(master)?;
     let model = server.model()?;
-    let data = data.cut_for(&model.spec.input)?;
+    let data = data.cut_for(&model.network.known()?.input)?;
     let clients = Clients::new(args, &data, server.core.num_parameters())?;
     let engines = (0..args.threads())
         .map(|_| Engine::new(&worker, data.clone(), &model))

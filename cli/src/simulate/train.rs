@@ -126,7 +126,7 @@ pub fn train(
         None => match clients.factor(job.client) {
             None => (update.body, Sent::Update),
             Some(factor) => {
-                match tamper(&update.body, &base.model.spec.layout(), &job.plan.encoding, factor) {
+                match tamper(&update.body, &base.model.network.layout(), &job.plan.encoding, factor) {
                     Ok(tampered) => (tampered.into(), Sent::Update),
                     Err(_) => return Ok(Outcome::Diverged),
                 }

@@ -44,6 +44,10 @@ pub enum CloseError {
     /// The model's file cannot be read or written.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// An earlier try was interrupted by a panic: what the round has collected is no longer whole. A restart makes
+    /// it again from the journal.
+    #[error("an earlier try to close this round was interrupted: restart the master")]
+    Interrupted,
 }
 
 /// Everything that must survive a crash between two rounds.
@@ -57,8 +61,9 @@ pub struct Snapshot {
     pub newest: BTreeMap<WorkerId, u64>,
     /// The model as a safetensors file.
     pub model: Bytes,
-    /// The strategy's state between rounds.
-    pub server: ServerState,
+    /// The strategy's state between rounds, shared with the open round: whoever closes that while the snapshot is
+    /// kept copies it.
+    pub server: Arc<ServerState>,
     /// Lazy upload: the last update of every worker.
     pub last_updates: BTreeMap<WorkerId, CachedUpdate>,
 }
@@ -71,7 +76,7 @@ impl Snapshot {
             participants: Vec::new(),
             newest: BTreeMap::new(),
             model,
-            server: ServerState::default(),
+            server: Arc::default(),
             last_updates: BTreeMap::new(),
         }
     }
@@ -115,9 +120,11 @@ struct OpenRound {
     /// The settings of the rounds that open from now on.
     next_settings: AggregationSettings,
     global: Arc<Global>,
-    server: ServerState,
+    server: Arc<ServerState>,
     collector: Collector,
     cache: UpdateCache,
+    /// Set while a close changes the fields above in place.
+    is_closing: bool,
 }
 
 impl Core {
@@ -130,13 +137,14 @@ impl Core {
         settings: AggregationSettings,
         snapshot: Snapshot,
     ) -> Result<Self, ModelError> {
-        let server = snapshot.server.named_for(settings.strategy);
+        let server = Arc::new(Arc::unwrap_or_clone(snapshot.server).named_for(settings.strategy));
         let global = Global::new(snapshot.round, snapshot.model).completed(&settings, &server)?;
         let open = OpenRound {
             global: Arc::new(global),
             server,
             collector: Collector::new(settings.strategy, layout.parameters()),
             cache: UpdateCache::open(&settings, snapshot.last_updates),
+            is_closing: false,
             next_settings: settings.clone(),
             limited: settings.clone(),
             settings,
@@ -258,6 +266,9 @@ impl Core {
     /// Nothing has changed then, and the same call may be made again.
     pub fn close(&self, closed: &ClosedRound) -> Result<ClosedOutcome, CloseError> {
         let mut open = self.open_mut();
+        if open.is_closing {
+            return Err(CloseError::Interrupted);
+        }
         if closed.round != open.global.round {
             return Err(CloseError::NotOpen { asked: closed.round, open: open.global.round });
         }
@@ -269,11 +280,14 @@ impl Core {
                 found: closed.num_updates(),
             });
         }
-        let (model, server) =
-            model::next(&open.global, &open.settings, &open.server, &open.collector, &closed.weights())?;
-        let next = open.next_settings.clone();
-        let global = Arc::new(model.completed(&next, &server)?);
-        // Nothing fails from here on: a close is done as a whole or not at all.
+        // The step works in place and gives the sum's memory back: after a panic it must not be tried again.
+        open.is_closing = true;
+        let OpenRound { settings, next_settings, global, server, collector, is_closing, .. } = &mut *open;
+        let next = next_settings.clone();
+        let model = model::next(global, settings, Arc::make_mut(server), collector, &closed.weights())
+            .inspect_err(|_| *is_closing = false)?;
+        // Nothing fails from here on, because the model was written just now.
+        let global = Arc::new(model.completed(&next, server)?);
         if next.strategy == strategy {
             open.collector.reset();
         } else {
@@ -284,14 +298,14 @@ impl Core {
         open.cache = UpdateCache::open(&next, last_updates.clone());
         open.limited = next.clone();
         open.settings = next;
-        open.server = server.clone();
         open.global = global.clone();
+        open.is_closing = false;
         let snapshot = Snapshot {
             round: global.round,
             participants: closed.participants(),
             newest: closed.newest.clone(),
             model: global.bytes.clone(),
-            server,
+            server: open.server.clone(),
             last_updates,
         };
         Ok(ClosedOutcome { global, snapshot, record: closed.record(self.layout.parameters()) })
@@ -301,7 +315,7 @@ impl Core {
         self.open.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A panic under this lock leaves the round as it was: fields change only after everything is computed.
+    /// A panic under this lock leaves the round as it was, or marked as one that is being closed.
     fn open_mut(&self) -> RwLockWriteGuard<'_, OpenRound> {
         self.open.write().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,7 +14,7 @@ fn core(settings: AggregationSettings) -> Core {
     let normalization = Normalization { mean: vec![0.0], std: vec![1.0] };
     let model = GlobalModel {
         round: 0,
-        spec: spec.clone(),
+        network: spec.clone().into(),
         normalization,
         names: fl_protocol::DataNames::default(),
         parameters,

@@ -4,10 +4,11 @@ use super::{
     AggregationSettings,
     aggregate::Collector,
     intake::lazy,
-    step::{ServerState, UpdateWeight, next_parameters},
+    step::{FileValues, NotFinite, ServerState, UpdateWeight, next_parameters},
 };
+use crate::memory;
 use bytes::Bytes;
-use fl_model::{GlobalModel, ModelError};
+use fl_model::{GlobalModel, ModelError, ModelView};
 use fl_quant::{Scheme, Spec};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -61,12 +62,12 @@ impl Global {
     ) -> Result<Self, ModelError> {
         self.lazy_below = settings.lazy.map(|factor| lazy::threshold(factor, &server.squared_steps));
         if settings.strategy.uses_control() {
-            let mut model = GlobalModel::from_safetensors(&self.bytes)?;
-            match server.control() {
-                Some(control) => model.parameters.copy_from_slice(control),
-                None => model.parameters.fill(0.0),
+            let model = ModelView::read(&self.bytes)?.model;
+            let mut file = new_file(&model)?;
+            for (value, control) in file.values().iter_mut().zip(server.control().unwrap_or_default()) {
+                *value = control.to_le_bytes();
             }
-            self.control = Some(model.to_safetensors()?.into());
+            self.control = Some(file.bytes.into());
         }
         Ok(self)
     }
@@ -96,38 +97,65 @@ impl Global {
 /// If the file is no model.
 pub fn quantize(file: &[u8], round: u64, compact: Compact) -> Result<Bytes, ModelError> {
     let spec = Spec { entropy: true, seed: round, ..Spec::new(compact.scheme, compact.bits) };
-    Ok(GlobalModel::from_safetensors(file)?.to_quantized(&spec)?.into())
+    Ok(ModelView::read(file)?.to_quantized(&spec)?.into())
 }
 
-/// The model after `global`, from its round's updates, and the server's state after it. If the result is
-/// not finite both stay as they were: a round must not ruin the model.
+/// The model after `global`, from its round's updates, which are read for the last time; `server` becomes the state
+/// after it. If the result is not finite both stay as they were: a round must not ruin the model.
 ///
 /// # Errors
-/// If `global` is no model.
+/// If `global` is no model. Nothing has changed then.
 pub fn next(
     global: &Global,
     settings: &AggregationSettings,
-    server: &ServerState,
-    collected: &Collector,
+    server: &mut ServerState,
+    collected: &mut Collector,
     updates: &[UpdateWeight],
-) -> Result<(Global, ServerState), ModelError> {
-    let mut model = GlobalModel::from_safetensors(&global.bytes)?;
-    let mut next_server = server.clone();
-    let before = settings.lazy.map(|_| model.parameters.clone());
-    next_parameters(settings, &mut next_server, collected, updates, &mut model.parameters);
-    let state = next_server.to_vectors();
-    let vectors = std::iter::once(&model.parameters[..]).chain(state.iter().map(|(_, vector)| *vector));
-    if vectors.flatten().all(|value| value.is_finite()) {
-        if let Some(before) = before {
-            lazy::push_step(&mut next_server.squared_steps, &before, &model.parameters);
+) -> Result<Global, ModelError> {
+    let file = canonical(&global.bytes)?;
+    let view = ModelView::read(&file)?;
+    let before = view.parameters.unwrap_or_default();
+    let mut next = new_file(&GlobalModel { round: global.round + 1, ..view.model })?;
+    match next_parameters(settings, server, collected, updates, before, next.values()) {
+        Ok(()) if settings.lazy.is_some() => {
+            lazy::push_step(&mut server.squared_steps, before, next.values());
         }
-    } else {
-        tracing::error!(round = global.round, "the average is not finite: the model stays as it was");
-        model = GlobalModel::from_safetensors(&global.bytes)?;
-        next_server = server.clone();
+        Ok(()) => {}
+        Err(NotFinite) => {
+            tracing::error!(round = global.round, "the average is not finite: the model stays as it was");
+            next.values().copy_from_slice(before);
+        }
     }
-    model.round = global.round + 1;
-    Ok((Global::new(model.round, model.to_safetensors()?.into()), next_server))
+    Ok(Global::new(global.round + 1, next.bytes.into()))
+}
+
+/// The file with its parameters in canonical order, as all files of ours have them.
+fn canonical(file: &Bytes) -> Result<Bytes, ModelError> {
+    let view = ModelView::read(file)?;
+    match view.parameters {
+        Some(_) => Ok(file.clone()),
+        None => Ok(view.into_model()?.to_safetensors()?.into()),
+    }
+}
+
+/// A model file whose parameters are being written.
+struct NewFile {
+    bytes: Vec<u8>,
+    header_len: usize,
+}
+
+/// The file of `model` with parameters of zero. A large one takes memory as they are written.
+fn new_file(model: &GlobalModel) -> Result<NewFile, ModelError> {
+    let header = model.exact_header()?;
+    let mut bytes = memory::zeros(header.len() + size_of::<f32>() * model.network.layout().parameters());
+    bytes[..header.len()].copy_from_slice(&header);
+    Ok(NewFile { bytes, header_len: header.len() })
+}
+
+impl NewFile {
+    fn values(&mut self) -> &mut FileValues {
+        self.bytes[self.header_len..].as_chunks_mut().0
+    }
 }
 
 /// Bytes as text: two digits each.

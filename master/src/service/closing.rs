@@ -23,6 +23,9 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) async fn close(job: Arc<Job>, closed: ClosedRound) {
     let marked = mark_closed(&job, &closed);
     let closed = Arc::new(closed);
+    if let Some(durable) = &job.durable {
+        durable.writer.caught_up().await;
+    }
     let outcome = loop {
         let (closing_job, closing) = (job.clone(), closed.clone());
         let made = job.host.pool.run_always(move || make(&closing_job, &closing)).await;

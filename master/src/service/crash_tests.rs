@@ -128,9 +128,11 @@ impl<'a> World<'a> {
         let fingerprint = self.source.layout.fingerprint();
         let (log, snapshots) = self.memory.parts(fingerprint);
         let mut store = Store::new(Box::new(log), Arc::new(snapshots), fingerprint);
-        let recovered = recover::recover(&self.config, self.source, &mut store, self.clock)?;
+        let mut remade = Vec::new();
+        let keep = |_: &Store, snapshot, record| remade.push((snapshot, record));
+        let recovered = recover::recover(&self.config, self.source, &mut store, self.clock, keep)?;
         let (core, state) = (recovered.core, recovered.state);
-        for (snapshot, _) in &recovered.remade {
+        for (snapshot, _) in &remade {
             self.check_closed(snapshot)?;
             self.publish(snapshot.round, &snapshot.model)?;
         }
@@ -150,7 +152,7 @@ impl<'a> World<'a> {
         self.check_acknowledged(global.round, &pending)?;
         let (log, snapshots) = self.memory.parts(fingerprint);
         let keeper = Keeper::new(Arc::new(snapshots), fingerprint, self.config.store.keep_rounds);
-        for (snapshot, record) in recovered.remade {
+        for (snapshot, record) in remade {
             self.point()?;
             keeper.write(&snapshot).map_err(anyhow::Error::from)?;
             keeper.record(&record);

@@ -2,7 +2,7 @@
 
 use crate::{federation::Global, settings::ModelConfig};
 use fl_datasets::{Dataset, Samples};
-use fl_model::{Batch, Evaluation, GlobalModel, Learner, ModelError, ModelSpec};
+use fl_model::{Batch, Evaluation, Learner, ModelError, ModelSpec, ModelView};
 use fl_protocol::HistoryRecord;
 use std::{
     collections::VecDeque,
@@ -14,6 +14,8 @@ use tracing::{error, warn};
 
 /// Models that may wait: beyond that the oldest round goes without an evaluation.
 const MAX_WAITING: usize = 4;
+/// Bytes that they may take, if more than one waits.
+const MAX_WAITING_BYTES: usize = 16 << 20;
 
 struct Pending {
     record: HistoryRecord,
@@ -55,21 +57,22 @@ impl Evaluator {
     /// If the network cannot be built, or the thread cannot be started.
     pub fn start(
         config: &ModelConfig,
-        spec: &ModelSpec,
+        spec: Option<&ModelSpec>,
         dataset: Dataset,
         mut done: impl FnMut(HistoryRecord, Option<Evaluated>) + Send + 'static,
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
-        let mut learner = match every {
-            0 => None,
-            _ => Some(spec.learner(config.backend, 1)?),
+        // Tensors without a network cannot be evaluated here.
+        let mut learner = match spec {
+            Some(spec) if every > 0 => Some(spec.learner(config.backend, 1)?),
+            _ => None,
         };
         let shared = Arc::new((Mutex::new(Queue::default()), Condvar::new()));
         let queue = shared.clone();
         thread::Builder::new().name("evaluate".to_owned()).spawn(move || {
             while let Some(Pending { mut record, global }) = next_job(&queue) {
                 let evaluation = match (&mut learner, global) {
-                    (Some(learner), Some(global)) => evaluate(&mut **learner, &dataset, &global)
+                    (Some(learner), Some(global)) => evaluate(&mut **learner, &dataset, global)
                         .inspect_err(|error| error!(%error, "the model cannot be evaluated"))
                         .ok(),
                     _ => None,
@@ -91,7 +94,8 @@ impl Evaluator {
         let mut queue = lock(queue);
         queue.jobs.push_back(Pending { record, global: due.then(|| global.clone()) });
         let waiting = queue.jobs.iter().filter(|job| job.global.is_some()).count();
-        if waiting > MAX_WAITING
+        let most = (MAX_WAITING_BYTES / global.bytes.len().max(1)).clamp(1, MAX_WAITING);
+        if waiting > most
             && let Some(oldest) = queue.jobs.iter_mut().find(|job| job.global.is_some())
         {
             warn!(
@@ -128,13 +132,20 @@ fn next_job(shared: &(Mutex<Queue>, Condvar)) -> Option<Pending> {
     }
 }
 
-fn evaluate(learner: &mut dyn Learner, dataset: &Dataset, global: &Global) -> Result<Evaluated, ModelError> {
+fn evaluate(
+    learner: &mut dyn Learner,
+    dataset: &Dataset,
+    global: Arc<Global>,
+) -> Result<Evaluated, ModelError> {
     let started = Instant::now();
-    let model = GlobalModel::from_safetensors(&global.bytes)?;
-    learner.load(&model.parameters);
+    let view = ModelView::read(&global.bytes)?;
+    learner.load(&view.values()?);
+    let normalization = view.model.normalization;
+    // The learner has a copy; a newer round may have replaced the model.
+    drop(global);
     let mut samples = Samples::new();
     let evaluation = fl_model::evaluate(dataset.test.len(), |indices| {
-        dataset.test.gather(indices, &model.normalization, &mut samples);
+        dataset.test.gather(indices, &normalization, &mut samples);
         learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
     Ok(Evaluated { evaluation, took: started.elapsed() })

@@ -138,7 +138,7 @@ impl Job {
     /// Starts the thread that evaluates. `done` gets each record in order.
     pub(crate) fn start_evaluator(
         &self,
-        spec: &ModelSpec,
+        spec: Option<&ModelSpec>,
         dataset: Dataset,
         done: impl FnMut(HistoryRecord, Option<Evaluated>) + Send + 'static,
     ) -> anyhow::Result<()> {

@@ -26,8 +26,6 @@ pub(crate) struct Recovered {
     pub(crate) core: Core,
     pub(crate) state: RoundState,
     pub(crate) view: StatusView,
-    /// Rounds that were made again from their journals, to be written.
-    pub(crate) remade: Vec<(Snapshot, HistoryRecord)>,
 }
 
 /// One accepted update as the journal has it.
@@ -39,7 +37,6 @@ pub(crate) fn fresh(config: &Config, source: &ModelSource, now: f64) -> anyhow::
         core: core(source, config.aggregation.clone(), Snapshot::initial(source.initial(config.seed)?))?,
         state: RoundState::new(setup::rules(config), 0, Vec::new(), now),
         view: StatusView::new(Vec::new(), now),
-        remade: Vec::new(),
     })
 }
 
@@ -90,7 +87,8 @@ fn say_what_changes(core: &Core, config: &Config, open: &[Accepted]) -> Result<(
     Ok(())
 }
 
-/// Goes on with what `store` holds; an empty folder gets the first checkpoint.
+/// Goes on with what `store` holds; an empty folder gets the first checkpoint. `keep` takes each round that was made
+/// again from its journal, in order.
 ///
 /// # Errors
 /// If the state is damaged or belongs to another model.
@@ -99,6 +97,7 @@ pub(crate) fn recover(
     source: &ModelSource,
     store: &mut Store,
     now: f64,
+    mut keep: impl FnMut(&Store, Snapshot, HistoryRecord),
 ) -> anyhow::Result<Recovered> {
     let Found { checkpoint, mut participants, history, settings, .. } = store.load()?;
     let Some(checkpoint) = checkpoint else {
@@ -113,8 +112,8 @@ pub(crate) fn recover(
     let core = core(source, begun_with.of(checkpoint.round)?, checkpoint)?;
     store.tidy(&history);
     let mut view = StatusView::new(history, now);
-    let mut remade = Vec::new();
-    let open = remake_rounds(&core, store, config, &begun_with, &mut newest, |updates, outcome| {
+    let mut remade_rounds = 0;
+    let open = remake_rounds(&core, store, config, &begun_with, &mut newest, |store, updates, outcome| {
         for (added, status) in updates {
             view.accepted(added.meta.worker_id.clone(), status.clone());
         }
@@ -122,15 +121,16 @@ pub(crate) fn recover(
             participants.push((snapshot.round - 1, snapshot.participants.clone()));
             view.round_closed(now);
             view.record(record.clone());
-            remade.push((snapshot, record));
+            remade_rounds += 1;
+            keep(store, snapshot, record);
         }
     })?;
     let round = core.global().round;
-    info!(round, pending_updates = open.len(), remade_rounds = remade.len(), "state loaded");
+    info!(round, pending_updates = open.len(), remade_rounds, "state loaded");
     let state = RoundState::new(setup::rules(config), round, participants, now);
     let accepted = open.into_iter().map(|(added, _)| (added.meta.worker_id, added.contribution));
     let state = state.with_newest(newest).with_accepted(accepted, now);
-    Ok(Recovered { core, state, view, remade })
+    Ok(Recovered { core, state, view })
 }
 
 /// Reads every file of the state without changing anything, and gives the round of its model.
@@ -144,7 +144,7 @@ pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -
     let begun_with = BegunWith { stored: settings, today: &config.aggregation };
     let mut newest = checkpoint.newest.clone();
     let core = core(source, begun_with.of(checkpoint.round)?, checkpoint)?;
-    remake_rounds(&core, store, config, &begun_with, &mut newest, |_, _| ())?;
+    remake_rounds(&core, store, config, &begun_with, &mut newest, |_, _, _| ())?;
     Ok(core.global().round)
 }
 
@@ -156,13 +156,13 @@ fn remake_rounds(
     config: &Config,
     begun_with: &BegunWith<'_>,
     newest: &mut BTreeMap<WorkerId, u64>,
-    mut each: impl FnMut(&[Accepted], Option<ClosedOutcome>),
+    mut each: impl FnMut(&Store, &[Accepted], Option<ClosedOutcome>),
 ) -> anyhow::Result<Vec<Accepted>> {
     let open = loop {
         let round = core.global().round;
         let Some((replayed, updates)) = replay(core, store, round)? else { break Vec::new() };
         let Some(closed) = replayed.closed else {
-            each(&updates, None);
+            each(store, &updates, None);
             break updates;
         };
         if core.settings().strategy.is_asynchronous() {
@@ -172,7 +172,7 @@ fn remake_rounds(
         // The round after it goes on with the settings that it was begun with.
         core.configure(begun_with.of(round + 1)?);
         let outcome = core.close(&closed_round(round, &closed, &updates).with_newest(newest.clone()))?;
-        each(&updates, Some(outcome));
+        each(store, &updates, Some(outcome));
     };
     core.configure(config.aggregation.clone());
     say_what_changes(core, config, &open)?;

@@ -1,6 +1,6 @@
 //! From the newest readable checkpoint over the closed journals to the open round, and back to an earlier one.
 
-use super::{Checkpoint, Found, Replayed, Store, StoreError, newest_records};
+use super::{Checkpoint, Found, Replayed, Store, StoreError, checkpoint::Keep, newest_records};
 use bytes::Bytes;
 use fl_protocol::WorkerId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,8 +46,13 @@ fn checkpoints(store: &Store) -> Result<Checkpoints, StoreError> {
     let mut found =
         Checkpoints { newest: None, readable: Vec::new(), participants: Vec::new(), damaged: Vec::new() };
     for round in store.snapshots.rounds()?.into_iter().rev() {
-        match read(store, round, found.newest.is_none()) {
-            Ok(checkpoint) => {
+        let keep = if found.newest.is_none() { Keep::Everything } else { Keep::Header };
+        match store.checkpoint(round, keep) {
+            Ok(None) => {
+                let gone = StoreError::damaged(&store.snapshots.name(round), "it is gone");
+                found.damaged.push((round, gone));
+            }
+            Ok(Some(checkpoint)) => {
                 if round > 0 {
                     found.participants.push((round - 1, checkpoint.participants.clone()));
                 }
@@ -61,16 +66,6 @@ fn checkpoints(store: &Store) -> Result<Checkpoints, StoreError> {
     found.participants.reverse();
     found.readable.reverse();
     Ok(found)
-}
-
-fn read(store: &Store, round: u64, content: bool) -> Result<Checkpoint, StoreError> {
-    let name = store.snapshots.name(round);
-    let bytes = store.snapshots.read(round)?.ok_or_else(|| StoreError::damaged(&name, "it is gone"))?;
-    let checkpoint = Checkpoint::decode(&name, &bytes, &store.fingerprint, content)?;
-    if checkpoint.round != round {
-        return Err(StoreError::damaged(&name, format!("it is of round {}", checkpoint.round)));
-    }
-    Ok(checkpoint)
 }
 
 /// The rounds that the journals hold.

@@ -4,7 +4,7 @@
 //! The logs are the bytes that a folder would hold: a crash can leave any part of a record that was not synced.
 
 use super::{
-    Log, Record, Replayed, Snapshots, StoreError,
+    Log, Record, Replayed, Snapshots, StoreError, StoredSnapshot,
     journal_format::{self, Layout, Position},
     traits::{Content, Visit},
 };
@@ -322,9 +322,13 @@ impl Snapshots for MemorySnapshots {
         Ok(inner.snapshots.iter().filter(|(_, file)| file.seen.is_some()).map(|(round, _)| *round).collect())
     }
 
-    fn read(&self, round: u64) -> Result<Option<Bytes>, StoreError> {
+    fn open(&self, round: u64) -> Result<Option<StoredSnapshot>, StoreError> {
         let inner = self.memory.lock_for(self.crashes, &self.name(round))?;
-        Ok(inner.snapshots.get(&round).and_then(|file| file.seen.clone()))
+        let content = inner.snapshots.get(&round).and_then(|file| file.seen.clone());
+        Ok(content.map(|content| StoredSnapshot {
+            len: content.len() as u64,
+            content: Box::new(Cursor::new(content)),
+        }))
     }
 
     fn write(&self, round: u64, content: &mut Content<'_>) -> Result<(), StoreError> {

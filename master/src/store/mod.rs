@@ -26,11 +26,12 @@ pub use journal::Journal;
 #[cfg(test)]
 pub(crate) use journal::RoundLog;
 pub use record::{Closed, Record, RecordMeta, Replayed};
-pub use traits::{Content, Log, Snapshots, Visit};
+pub use traits::{Content, Log, Snapshots, StoredSnapshot, Visit};
 pub(crate) use writer::Keeper;
 pub use writer::StoreWriter;
 
 use bytes::Bytes;
+use checkpoint::Keep;
 use fl_protocol::{HistoryRecord, WorkerId};
 use std::{collections::BTreeMap, io, path::Path, sync::Arc, time::Duration};
 use tracing::{error, warn};
@@ -127,6 +128,23 @@ impl Store {
         write(&*self.snapshots, &self.fingerprint, checkpoint)
     }
 
+    /// Writes the checkpoint of a round that was made again from its journal, and its record.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be written.
+    pub fn write_remade(&self, checkpoint: &Checkpoint, record: &HistoryRecord) -> Result<(), StoreError> {
+        self.write_checkpoint(checkpoint)?;
+        if let Err(error) = self.snapshots.append_history(record) {
+            warn!("{error}");
+        }
+        Ok(())
+    }
+
+    /// A round's checkpoint; `None` if there is none.
+    fn checkpoint(&self, round: u64, keep: Keep) -> Result<Option<Checkpoint>, StoreError> {
+        read(&*self.snapshots, &self.fingerprint, round, keep)
+    }
+
     /// Goes back to `round`: moves every newer checkpoint, the journals from that round on and a copy of the
     /// history into an archive beside the state, and returns the archive's name. After a crash in the middle
     /// the state is as before, or refused, or gone back; the same call completes it.
@@ -167,9 +185,8 @@ impl Durable {
     /// # Errors
     /// If the file cannot be read or is damaged.
     pub fn model_of(&self, round: u64) -> Result<Option<Bytes>, StoreError> {
-        let Some(bytes) = self.snapshots.read(round)? else { return Ok(None) };
-        let name = self.snapshots.name(round);
-        Checkpoint::decode(&name, &bytes, &self.fingerprint, true).map(|checkpoint| Some(checkpoint.model))
+        let checkpoint = read(&*self.snapshots, &self.fingerprint, round, Keep::Model)?;
+        Ok(checkpoint.map(|checkpoint| checkpoint.model))
     }
 
     /// Waits until everything queued is on disk, or until it cannot be: the journal holds what a checkpoint
@@ -178,6 +195,22 @@ impl Durable {
         self.writer.stop();
         self.journal.stop();
     }
+}
+
+/// Reads and verifies a round's checkpoint; `None` if there is none.
+fn read(
+    snapshots: &dyn Snapshots,
+    fingerprint: &[u8; 32],
+    round: u64,
+    keep: Keep,
+) -> Result<Option<Checkpoint>, StoreError> {
+    let Some(stored) = snapshots.open(round)? else { return Ok(None) };
+    let name = snapshots.name(round);
+    let checkpoint = Checkpoint::decode(&name, stored, fingerprint, keep)?;
+    if checkpoint.round != round {
+        return Err(StoreError::damaged(&name, format!("it is of round {}", checkpoint.round)));
+    }
+    Ok(Some(checkpoint))
 }
 
 fn write(

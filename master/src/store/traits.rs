@@ -4,12 +4,23 @@
 //! has the state to itself: the constructor sees to that, by a lock file in a folder.
 
 use super::{Record, Replayed, StoreError};
-use bytes::Bytes;
 use fl_protocol::HistoryRecord;
-use std::{fmt, io, io::Write, path::PathBuf};
+use std::{
+    fmt, io,
+    io::{Read, Write},
+    path::PathBuf,
+};
 
 /// Takes the records of a replay, in order.
 pub type Visit<'a> = dyn FnMut(Record) -> Result<(), StoreError> + 'a;
+
+/// A snapshot to be read, from the beginning.
+pub struct StoredSnapshot {
+    /// Bytes of the content.
+    pub len: u64,
+    /// The content.
+    pub content: Box<dyn Read + Send>,
+}
 
 /// Writes a snapshot's content; may be called again after a failure.
 pub type Content<'a> = dyn FnMut(&mut dyn Write) -> io::Result<()> + 'a;
@@ -67,11 +78,11 @@ pub trait Snapshots: Send + Sync + fmt::Debug {
     /// If they cannot be listed.
     fn rounds(&self) -> Result<Vec<u64>, StoreError>;
 
-    /// The content of a round's snapshot; `None` if there is none.
+    /// A round's snapshot; `None` if there is none.
     ///
     /// # Errors
     /// If the storage refuses.
-    fn read(&self, round: u64) -> Result<Option<Bytes>, StoreError>;
+    fn open(&self, round: u64) -> Result<Option<StoredSnapshot>, StoreError>;
 
     /// Writes a snapshot, all at once: whenever a crash comes, the old content or the new one is there. It
     /// is durable once this returns.

@@ -11,9 +11,11 @@ use std::{
     thread::{self, JoinHandle},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
 
+/// Bytes of checkpoints that may wait to be written while the next round is closed.
+const MAX_QUEUED: usize = 8 << 20;
 /// Between two tries to write a checkpoint while the disk is full.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -35,6 +37,8 @@ pub struct StoreWriter {
 #[derive(Debug, Default)]
 struct State {
     failing: AtomicBool,
+    /// Bytes of the checkpoints that are queued or being written.
+    queued: watch::Sender<usize>,
     stopping: Mutex<bool>,
     stop: Condvar,
 }
@@ -63,9 +67,21 @@ impl StoreWriter {
     /// Queues a finished round; waits while the disk is behind by two.
     pub async fn checkpoint(&self, checkpoint: Checkpoint, record: HistoryRecord) {
         if let Some(sender) = self.sender() {
+            let size = size_of_content(&checkpoint);
+            self.state.queued.send_modify(|queued| *queued += size);
             // Fails only after a stop.
-            let _ = sender.send(Command::Checkpoint(checkpoint, record)).await;
+            if sender.send(Command::Checkpoint(checkpoint, record)).await.is_err() {
+                self.state.queued.send_modify(|queued| *queued -= size);
+            }
         }
+    }
+
+    /// Waits until what is queued is small, or given up. A checkpoint keeps its model and the strategy's vectors in
+    /// memory, and the next close would have to copy the vectors: large rounds wait for the disk instead.
+    pub async fn caught_up(&self) {
+        let mut queued = self.state.queued.subscribe();
+        // Fails never: the sender is in our own state.
+        let _ = queued.wait_for(|queued| *queued <= MAX_QUEUED).await;
     }
 
     /// Queues the record of a round that has been evaluated. Blocks: for use off the async threads.
@@ -89,6 +105,13 @@ impl StoreWriter {
             let _ = thread.join();
         }
     }
+}
+
+/// Bytes that a checkpoint keeps in memory.
+fn size_of_content(checkpoint: &Checkpoint) -> usize {
+    let vectors = checkpoint.server.to_vectors();
+    let vectors: usize = vectors.iter().map(|(_, vector)| size_of_val(*vector)).sum();
+    checkpoint.model.len() + vectors
 }
 
 impl State {
@@ -151,7 +174,12 @@ impl Worker {
         }
         while let Some(command) = commands.blocking_recv() {
             match command {
-                Command::Checkpoint(checkpoint, record) => self.checkpoint(&checkpoint, &record),
+                Command::Checkpoint(checkpoint, record) => {
+                    let size = size_of_content(&checkpoint);
+                    self.checkpoint(&checkpoint, &record);
+                    drop(checkpoint);
+                    self.state.queued.send_modify(|queued| *queued -= size);
+                }
                 Command::Evaluated(record) => self.keeper.record(&record),
             }
         }

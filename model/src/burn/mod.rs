@@ -17,6 +17,7 @@ use crate::{
     error::ModelError,
     evaluation::BatchEvaluation,
     fused::Threads,
+    global::GlobalModel,
     learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
     optimizer::{Optimizer, OptimizerConfig},
     spec::ModelSpec,
@@ -95,6 +96,14 @@ impl<M: BurnNetwork> BurnLearner<M> {
     /// The module as it is now, without gradients.
     pub fn module(&self) -> M {
         self.network.valid()
+    }
+
+    /// The parameters as the file of a first model: `MODEL=safetensors:FILE` of the master.
+    ///
+    /// # Errors
+    /// Parameters that are not finite.
+    pub fn to_safetensors(&self) -> Result<Vec<u8>, ModelError> {
+        GlobalModel::of_tensors(0, self.layout.clone(), self.flat()).to_safetensors()
     }
 
     fn flat(&self) -> Vec<f32> {

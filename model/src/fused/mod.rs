@@ -18,15 +18,15 @@ use std::time::{Duration, Instant};
 /// # Errors
 /// A network that the engine does not run; threads that cannot be started.
 pub(crate) fn learner(spec: &ModelSpec, threads: usize) -> Result<Box<dyn Learner>, ModelError> {
-    match chain::ChainLearner::new(spec, threads) {
-        Err(ModelError::NotFused(_)) => Ok(Box::new(graph::GraphLearner::new(spec, threads)?)),
-        chain => Ok(Box::new(chain?)),
+    match chain::choice::is_faster(spec) {
+        true => Ok(Box::new(chain::ChainLearner::new(spec, threads)?)),
+        false => Ok(Box::new(graph::GraphLearner::new(spec, threads)?)),
     }
 }
 
-/// Whether the engine runs `spec` and is faster than Burn's flex.
-pub(crate) fn is_faster(spec: &ModelSpec) -> bool {
-    chain::choice::is_faster(spec)
+/// Whether the engine runs `spec`. It is faster than Burn's flex then.
+pub(crate) fn runs(spec: &ModelSpec) -> bool {
+    graph::GraphLearner::runs(spec)
 }
 
 /// Best of many products of one tile row's width with operands in the first two cache levels.

@@ -19,6 +19,12 @@ const SAMPLED_PART: usize = 32;
 const MIN_SAMPLE: usize = 2048;
 const MAX_SAMPLE: usize = 32_768;
 
+/// Integers of a tensor of `count` that are coded on trial: whole groups of rows.
+pub fn sample_len(layout: &RowLayout, count: usize) -> usize {
+    let rows = (count / SAMPLED_PART).clamp(MIN_SAMPLE, MAX_SAMPLE).div_ceil(layout.cols);
+    count.min(rows.next_multiple_of(layout.lanes) * layout.cols)
+}
+
 /// Encodes integers; its buffers are reused from call to call.
 #[derive(Debug, Default)]
 pub struct EntropyCoder {
@@ -29,20 +35,18 @@ pub struct EntropyCoder {
 }
 
 impl EntropyCoder {
-    /// Codes `values` with the best shift and appends layout and payload.
-    pub fn write(
+    /// Codes `values` and appends the payload.
+    pub fn encode(
         &mut self,
-        mut layout: RowLayout,
+        layout: &RowLayout,
         quantization: Quantization,
         values: &[i32],
         out: &mut Vec<u8>,
     ) {
-        self.find_shift(&mut layout, quantization, values);
-        self.start(&layout, quantization);
+        self.start(layout, quantization);
         for rows in values.chunks(layout.cols * layout.lanes) {
-            self.encode_rows(&layout, quantization, rows);
+            self.encode_rows(layout, quantization, rows);
         }
-        layout.write(out);
         vectorized(
             #[inline(always)]
             || self.rans.finish(layout.lanes, out),
@@ -101,11 +105,9 @@ impl EntropyCoder {
         );
     }
 
-    /// Chooses the shift by coding the first rows on trial.
-    fn find_shift(&mut self, layout: &mut RowLayout, quantization: Quantization, values: &[i32]) {
-        let rows = (values.len() / SAMPLED_PART).clamp(MIN_SAMPLE, MAX_SAMPLE).div_ceil(layout.cols);
+    /// Chooses the shift by coding the first [`sample_len`] integers of a tensor on trial.
+    pub fn find_shift(&mut self, layout: &mut RowLayout, quantization: Quantization, sample: &[i32]) {
         let group = layout.cols * layout.lanes;
-        let sample = &values[..values.len().min(rows.next_multiple_of(layout.lanes) * layout.cols)];
         let mut bits = |shift| {
             self.start(&RowLayout { shift, ..*layout }, quantization);
             sample.chunks(group).for_each(|rows| self.encode_rows(layout, quantization, rows));

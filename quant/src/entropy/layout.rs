@@ -18,7 +18,7 @@ const MIN_FOR_LANES: usize = 4096;
 /// Candidate strides: widths of small images.
 const STRIDES: std::ops::RangeInclusive<usize> = 3..=128;
 
-/// The shift before [`super::EntropyCoder::write`] has searched for one.
+/// The shift before [`super::EntropyCoder::find_shift`] has searched for one.
 const DEFAULT_SHIFT: u8 = 6;
 
 /// Rows sampled to find the stride.
@@ -46,8 +46,13 @@ impl RowLayout {
             _ => count,
         };
         let cols = if cols > MAX_COLS { FOLD } else { cols.max(1) };
-        let lanes = if count >= MIN_FOR_LANES && count / cols >= LANES { LANES } else { 1 };
-        Self { cols, stride: 0, lanes, shift: DEFAULT_SHIFT }
+        Self { cols, stride: 0, lanes: lanes_for(cols, count), shift: DEFAULT_SHIFT }
+    }
+
+    /// The layout of the first `count` integers alone.
+    pub fn part(&self, count: usize) -> Self {
+        let cols = self.cols.min(count.max(1));
+        Self { cols, stride: 0, lanes: lanes_for(cols, count), ..*self }
     }
 
     /// Sets the stride at which signs agree most often.
@@ -66,7 +71,7 @@ impl RowLayout {
     }
 
     /// Appends it to the side information.
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.cols as u16).to_le_bytes());
         out.extend_from_slice(&(self.stride as u16).to_le_bytes());
         out.extend_from_slice(&[self.lanes as u8, self.shift]);
@@ -85,6 +90,10 @@ impl RowLayout {
         }
         Ok(Self { cols, stride, lanes, shift })
     }
+}
+
+fn lanes_for(cols: usize, count: usize) -> usize {
+    if count >= MIN_FOR_LANES && count / cols >= LANES { LANES } else { 1 }
 }
 
 /// Signs of sampled rows as bit sets; each row starts a new word.

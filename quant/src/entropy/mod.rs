@@ -13,13 +13,15 @@ mod decoder;
 mod layout;
 mod model;
 mod rans;
+mod segments;
 mod token;
 mod trellis;
 mod wavefront;
 
-pub use coder::{EntropyCoder, SymbolCosts, token_cost};
+pub use coder::{EntropyCoder, SymbolCosts, sample_len, token_cost};
 pub use decoder::EntropyDecoder;
-pub use layout::{RowLayout, SignSample};
+pub use layout::RowLayout;
+pub use segments::{CodedIntegers, IntegerCoder, append_segments};
 pub use token::MAX_MAGNITUDE;
 pub use trellis::{NEXT, Quantization, STATES, TrellisState, quantizer};
 
@@ -55,9 +57,9 @@ mod tests {
             let rows = rows.min(integers.len().max(1));
             let integers = &integers[..integers.len() / rows * rows];
             let mut layout = RowLayout::new(&[rows, integers.len() / rows], integers.len());
-            layout.find_stride(integers, &mut SignSample::default());
+            IntegerCoder::default().find_stride(&mut layout, integers);
             let mut bytes = Vec::new();
-            EntropyCoder::default().write(layout, quantization, integers, &mut bytes);
+            IntegerCoder::default().write(layout, None, quantization, integers, &mut bytes);
 
             let mut reader = ByteReader::new(&bytes, 0);
             let parsed = RowLayout::parse(integers.len(), &mut reader).unwrap();

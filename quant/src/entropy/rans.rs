@@ -12,6 +12,9 @@ use super::{
 /// Lower bound of a normalised state; the upper bound is 2^16 times as much.
 const LOW: u32 = 1 << 16;
 
+/// Symbols encoded at a time: room is made for as many words only.
+const STRIP: usize = 4096;
+
 /// A symbol to encode: `lane << 30 | frequency << 15 | start`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RansSymbol(u32);
@@ -93,25 +96,32 @@ impl RansEncoder {
     #[inline(always)]
     pub fn finish(&mut self, lanes: usize, out: &mut Vec<u8>) {
         let mut states = [LOW; LANES];
-        // A symbol emits at most one word. Words of an earlier tensor are overwritten before they are read.
-        if self.words.len() < self.symbols.len() {
-            self.words.resize(self.symbols.len(), [0; 2]);
-        }
-        let mut first = self.words.len();
-        for symbol in self.symbols.iter().rev() {
-            let state = &mut states[(symbol.0 >> 30) as usize % LANES];
-            let (frequency, start) = (symbol.frequency(), symbol.start());
-            // Branch-free, because it would be mispredicted: the word is always stored, but kept only if full.
-            let full = *state >= frequency << 17;
-            self.words[first - 1] = (*state as u16).to_le_bytes();
-            first -= usize::from(full);
-            let low = if full { *state >> 16 } else { *state };
-            *state = ((low / frequency) << PRECISION) + low % frequency + start;
+        self.words.clear();
+        for symbols in self.symbols.rchunks(STRIP) {
+            // A symbol emits at most one word.
+            let start = self.words.len();
+            self.words.resize(start + symbols.len(), [0; 2]);
+            let words = &mut self.words[start..];
+            let mut next = 0;
+            for symbol in symbols.iter().rev() {
+                let state = &mut states[(symbol.0 >> 30) as usize % LANES];
+                let (frequency, start) = (symbol.frequency(), symbol.start());
+                // Branch-free, because it would be mispredicted: the word is always stored, but kept only if
+                // full.
+                let full = *state >= frequency << 17;
+                words[next] = (*state as u16).to_le_bytes();
+                next += usize::from(full);
+                let low = if full { *state >> 16 } else { *state };
+                *state = ((low / frequency) << PRECISION) + low % frequency + start;
+            }
+            self.words.truncate(start + next);
         }
         for state in &states[..lanes] {
             out.extend_from_slice(&state.to_le_bytes());
         }
-        out.extend_from_slice(self.words[first..].as_flattened());
+        // The decoder reads the last word first.
+        self.words.reverse();
+        out.extend_from_slice(self.words.as_flattened());
     }
 }
 

@@ -28,7 +28,7 @@ pub fn levels(alpha: f32, beta: f32, bits: u8) -> Vec<f32> {
         let u = (cell as f64 + 0.5) / (CELLS / 2) as f64 - 1.0;
         histogram.add(cell, exp(log_density(cell) - largest), u);
     }
-    histogram.accumulate();
+    Histogram::accumulate(std::slice::from_mut(&mut histogram));
     let mut levels = vec![0.0; 1 << bits];
     lloyd_max(&histogram, &mut levels, bits > 1, ITERATIONS);
     // A narrow density leaves cells without mass, whose levels do not move; others may have passed them.

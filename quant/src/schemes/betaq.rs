@@ -4,12 +4,13 @@
 //! described by the two shape parameters of the density: the decoder computes the levels from them.
 
 use super::{
-    Dequantizer, QuantizerBuffers, Scales, TensorParams, beta_density, for_each_scaled_block, inverse,
+    Dequantizer, QuantizerBuffers, Scales, TensorParams, beta_density, inverse,
     lloyd_max::Histogram,
     mean_abs, nearest_codes,
     scale_table::{ScaleTable, byte_nearest, scale_table},
+    spans,
 };
-use crate::{DecodeError, byte_reader::ByteReader, limits::BLOCK};
+use crate::{DecodeError, byte_reader::ByteReader, limits::BLOCK, simd::vectorized};
 
 /// Cells of the histogram on which candidate shapes are compared.
 const CELLS: usize = 4096;
@@ -17,42 +18,62 @@ const CELLS: usize = 4096;
 /// Factors on the fitted shape parameters; a smaller one gives a flatter density of the same mean.
 const FLATTEN: [f32; 7] = [1.0, 0.5, 0.25, 0.125, 0.0625, 0.031_25, 0.015_625];
 
-#[inline(always)]
-pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+/// Weighted sums of a span's normalised values, and of their squares.
+#[derive(Debug, Clone, Copy, Default)]
+struct Moments {
+    weight: f64,
+    first: f64,
+    second: f64,
+}
+
+pub fn quantize(x: &[f32], params: &TensorParams<'_>, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
     let table = scale_table(params.max_abs);
-    let QuantizerBuffers { codes, scales, finder, histogram } = buffers;
-    histogram.reset(CELLS);
+    let QuantizerBuffers { codes, scales, histograms, .. } = &mut *buffers;
+    let spans = spans(x, params, BLOCK, codes, scales);
     // Moments of the normalised values, weighted as the error is.
-    let (mut weight, mut first, mut second) = (0.0f64, 0.0f64, 0.0f64);
-    for_each_scaled_block(
-        x,
-        &table,
-        scales,
-        codes,
-        #[inline(always)]
-        |scale, values, _| {
-            let ratio = f64::from(scale / params.max_abs.max(f32::MIN_POSITIVE));
-            let factor = inverse(scale);
-            let (sum, squares) = values.iter().fold((0.0f32, 0.0f32), |(sum, squares), v| {
-                let u = v * factor;
-                histogram.add(histogram.cell(u), ratio * ratio, f64::from(u));
-                (sum + u, squares + u * u)
-            });
-            weight += ratio * ratio * values.len() as f64;
-            first += ratio * ratio * f64::from(sum);
-            second += ratio * ratio * f64::from(squares);
-        },
-    );
-    histogram.accumulate();
-    let (alpha, beta, levels) = best_shape(fit(weight, first, second), histogram, params.bits);
+    let mut moments = vec![Moments::default(); spans.len()];
+    let spans = Histogram::for_each(histograms, spans.len(), CELLS).zip(spans).zip(&mut moments);
+    params.threads.each(spans, |((histogram, mut span), moments)| {
+        histogram.reset(CELLS);
+        let Moments { mut weight, mut first, mut second } = Moments::default();
+        vectorized(
+            #[inline(always)]
+            || {
+                span.for_each_scaled_block(
+                    &table,
+                    #[inline(always)]
+                    |_, scale, values, _| {
+                        let ratio = f64::from(scale / params.max_abs.max(f32::MIN_POSITIVE));
+                        let factor = inverse(scale);
+                        let (sum, squares) = values.iter().fold((0.0f32, 0.0f32), |(sum, squares), v| {
+                            let u = v * factor;
+                            histogram.add(histogram.cell(u), ratio * ratio, f64::from(u));
+                            (sum + u, squares + u * u)
+                        });
+                        weight += ratio * ratio * values.len() as f64;
+                        first += ratio * ratio * f64::from(sum);
+                        second += ratio * ratio * f64::from(squares);
+                    },
+                );
+            },
+        );
+        *moments = Moments { weight, first, second };
+    });
+    let total = moments.iter().fold(Moments::default(), |sum, part| Moments {
+        weight: sum.weight + part.weight,
+        first: sum.first + part.first,
+        second: sum.second + part.second,
+    });
+    let histogram = Histogram::accumulate(histograms);
+    let (alpha, beta, levels) = best_shape(fit(&total), histogram, params.bits);
     if params.bits == 1 {
-        scales_by_mean(x, &table, &levels, scales);
+        scales_by_mean(x, params, &table, &levels, buffers);
     }
     for value in [params.max_abs, alpha, beta] {
         side.extend_from_slice(&value.to_le_bytes());
     }
-    finder.prepare(&levels);
-    nearest_codes(x, &table, scales, finder, codes);
+    buffers.finder.prepare(&levels);
+    nearest_codes(x, &table, params, buffers);
 }
 
 /// The fitted shape, or a flatter one of the same mean if the error with its levels is smaller.
@@ -75,15 +96,29 @@ fn best_shape((alpha, beta): (f32, f32), histogram: &Histogram, bits: u8) -> (f3
 
 /// At 1 bit: scales that put the two levels at the block's mean magnitude. The error is then smaller than
 /// the block itself, whatever the block, which error feedback needs.
-fn scales_by_mean(x: &[f32], table: &ScaleTable, levels: &[f32], scales: &mut [u8]) {
+fn scales_by_mean(
+    x: &[f32],
+    params: &TensorParams<'_>,
+    table: &ScaleTable,
+    levels: &[f32],
+    buffers: &mut QuantizerBuffers,
+) {
     let spread = 0.5 * (levels[1] - levels[0]);
-    for (values, byte) in x.chunks(BLOCK).zip(scales) {
-        *byte = byte_nearest(table, (mean_abs(values) / spread.max(0.01)).min(table[0]));
-    }
+    let QuantizerBuffers { codes, scales, .. } = buffers;
+    params.threads.each(spans(x, params, BLOCK, codes, scales), |span| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (values, scale) in span.values.chunks(BLOCK).zip(&mut *span.scales) {
+                    *scale = byte_nearest(table, (mean_abs(values) / spread.max(0.01)).min(table[0]));
+                }
+            },
+        );
+    });
 }
 
 /// Shape parameters by the method of moments, from weighted sums over u in [-1, 1].
-fn fit(weight: f64, first: f64, second: f64) -> (f32, f32) {
+fn fit(&Moments { weight, first, second }: &Moments) -> (f32, f32) {
     if weight <= 0.0 {
         return (1.0, 1.0);
     }

@@ -35,12 +35,32 @@ impl Histogram {
         self.moment[cell + 1] += weight * u;
     }
 
-    /// Turns the cells into running sums. Call it once, before [`lloyd_max`].
-    pub fn accumulate(&mut self) {
-        for i in 1..=self.cells {
-            self.weight[i] += self.weight[i - 1];
-            self.moment[i] += self.moment[i - 1];
+    /// One histogram for each of `spans` spans (at least one), for [`Self::accumulate`].
+    pub fn for_each(buffers: &mut Vec<Self>, spans: usize, cells: usize) -> std::slice::IterMut<'_, Self> {
+        buffers.resize_with(spans.max(1), Self::default);
+        if spans == 0 {
+            buffers[0].reset(cells);
         }
+        buffers[..spans].iter_mut()
+    }
+
+    /// Adds the histograms of all spans, in order, and turns the cells into running sums. Call it once,
+    /// before [`lloyd_max`].
+    pub fn accumulate(histograms: &mut [Self]) -> &Self {
+        let (first, others) = histograms.split_at_mut(1);
+        let first = &mut first[0];
+        for other in others {
+            let sums = first.weight.iter_mut().zip(&mut first.moment);
+            for ((weight, moment), (w, m)) in sums.zip(other.weight.iter().zip(&other.moment)) {
+                *weight += w;
+                *moment += m;
+            }
+        }
+        for i in 1..=first.cells {
+            first.weight[i] += first.weight[i - 1];
+            first.moment[i] += first.moment[i - 1];
+        }
+        first
     }
 
     /// Squared error of ascending levels, less the energy of the data.
@@ -202,7 +222,7 @@ mod tests {
             energy += weight * u * u;
             histogram.add(i as usize, weight, u);
         }
-        histogram.accumulate();
+        Histogram::accumulate(std::slice::from_mut(&mut histogram));
         for (bits, published) in [(1, 0.3634), (2, 0.1175), (3, 0.03454), (4, 0.009497)] {
             let mut levels = vec![0.0; 1 << bits];
             lloyd_max(&histogram, &mut levels, false, 300);

@@ -5,13 +5,13 @@
 //! block's scale, which minimises the error of the tensor and not that of the normalised values.
 
 use super::{
-    Dequantizer, QuantizerBuffers, Scales, TensorParams, for_each_scaled_block, inverse,
-    lloyd_max::lloyd_max,
+    Dequantizer, QuantizerBuffers, Scales, TensorParams, inverse,
+    lloyd_max::{Histogram, lloyd_max},
     mean_abs, nearest_codes,
     scale_table::{ScaleTable, byte_nearest, scale_table},
-    sign_codes,
+    sign_codes, spans,
 };
-use crate::{DecodeError, byte_reader::ByteReader, limits::BLOCK};
+use crate::{DecodeError, byte_reader::ByteReader, limits::BLOCK, simd::vectorized};
 use half::f16;
 
 /// Cells of the histogram: several per level even at 8 bits.
@@ -20,33 +20,38 @@ const CELLS: usize = 8192;
 /// Most Lloyd-Max iterations.
 const ITERATIONS: usize = 200;
 
-#[inline(always)]
-pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+pub fn quantize(x: &[f32], params: &TensorParams<'_>, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
     let table = scale_table(params.max_abs);
     side.extend_from_slice(&params.max_abs.to_le_bytes());
     if params.bits == 1 {
-        return quantize_signs(x, &table, buffers, side);
+        return quantize_signs(x, params, &table, buffers, side);
     }
-    let QuantizerBuffers { codes, scales, histogram, finder } = buffers;
-    histogram.reset(CELLS);
-    for_each_scaled_block(
-        x,
-        &table,
-        scales,
-        codes,
-        #[inline(always)]
-        |scale, values, _| {
-            let factor = inverse(scale);
-            // Relative to the largest scale: squares of tiny scales must not underflow.
-            let ratio = f64::from(scale / params.max_abs.max(f32::MIN_POSITIVE));
-            let weight = ratio * ratio;
-            for v in values {
-                let u = v * factor;
-                histogram.add(histogram.cell(u), weight, f64::from(u));
-            }
-        },
-    );
-    histogram.accumulate();
+    let QuantizerBuffers { codes, scales, histograms, .. } = &mut *buffers;
+    let spans = spans(x, params, BLOCK, codes, scales);
+    let spans = Histogram::for_each(histograms, spans.len(), CELLS).zip(spans);
+    params.threads.each(spans, |(histogram, mut span)| {
+        histogram.reset(CELLS);
+        vectorized(
+            #[inline(always)]
+            || {
+                span.for_each_scaled_block(
+                    &table,
+                    #[inline(always)]
+                    |_, scale, values, _| {
+                        let factor = inverse(scale);
+                        // Relative to the largest scale: squares of tiny scales must not underflow.
+                        let ratio = f64::from(scale / params.max_abs.max(f32::MIN_POSITIVE));
+                        let weight = ratio * ratio;
+                        for v in values {
+                            let u = v * factor;
+                            histogram.add(histogram.cell(u), weight, f64::from(u));
+                        }
+                    },
+                );
+            },
+        );
+    });
+    let histogram = Histogram::accumulate(histograms);
     let mut levels = vec![0.0; 1 << params.bits];
     lloyd_max(histogram, &mut levels, true, ITERATIONS);
     let levels: Vec<f32> = levels
@@ -57,21 +62,35 @@ pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers
             level.to_f32()
         })
         .collect();
-    finder.prepare(&levels);
-    nearest_codes(x, &table, scales, finder, codes);
+    buffers.finder.prepare(&levels);
+    nearest_codes(x, &table, params, buffers);
 }
 
 /// At 1 bit there is no level for zero: the sign times the mean magnitude of the block. The error is
 /// smaller than the block itself, whatever the block, which error feedback needs.
-#[inline(always)]
-fn quantize_signs(x: &[f32], table: &ScaleTable, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+fn quantize_signs(
+    x: &[f32],
+    params: &TensorParams<'_>,
+    table: &ScaleTable,
+    buffers: &mut QuantizerBuffers,
+    side: &mut Vec<u8>,
+) {
     for level in [-f16::ONE, f16::ONE] {
         side.extend_from_slice(&level.to_le_bytes());
     }
-    for (values, codes) in x.chunks(BLOCK).zip(buffers.codes.chunks_mut(BLOCK)) {
-        buffers.scales.push(byte_nearest(table, mean_abs(values)));
-        sign_codes(values, codes);
-    }
+    let QuantizerBuffers { codes, scales, .. } = buffers;
+    params.threads.each(spans(x, params, BLOCK, codes, scales), |span| {
+        vectorized(
+            #[inline(always)]
+            || {
+                let blocks = span.values.chunks(BLOCK).zip(span.codes.chunks_mut(BLOCK));
+                for ((values, codes), scale) in blocks.zip(&mut *span.scales) {
+                    *scale = byte_nearest(table, mean_abs(values));
+                    sign_codes(values, codes);
+                }
+            },
+        );
+    });
 }
 
 pub fn parse(bits: u8, reader: &mut ByteReader<'_>) -> Result<Dequantizer, DecodeError> {

@@ -9,9 +9,9 @@
 use super::{
     Dequantizer, QuantizerBuffers, Scales, TensorParams, max_abs,
     scale_table::{ScaleTable, byte_at_least, byte_nearest, scale_table},
-    sign_codes,
+    sign_codes, spans,
 };
-use crate::{DecodeError, byte_reader::ByteReader};
+use crate::{DecodeError, byte_reader::ByteReader, simd::vectorized};
 
 /// Elements that share a step.
 pub const SDQ_BLOCK: usize = 32;
@@ -38,26 +38,43 @@ const SMALL_MEAN: f64 = 0.5;
 /// Adding and subtracting it rounds a small f32 to the nearest integer.
 const ROUND: f32 = 12_582_912.0;
 
-#[inline(always)]
-pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
-    let (mean, deviation) = moments(x);
+pub fn quantize(x: &[f32], params: &TensorParams<'_>, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+    let (mean, deviation) = moments(x, params);
     side.extend_from_slice(&mean.to_le_bytes());
     side.extend_from_slice(&deviation.to_le_bytes());
     let table = step_table(deviation, params.bits);
-    let (blocks, rest) = x.as_chunks::<SDQ_BLOCK>();
-    let (block_codes, rest_codes) = buffers.codes.as_chunks_mut::<SDQ_BLOCK>();
-    for (block, codes) in blocks.iter().zip(block_codes) {
+    let QuantizerBuffers { codes, scales, .. } = buffers;
+    params.threads.each(spans(x, params, SDQ_BLOCK, codes, scales), |span| {
+        vectorized(
+            #[inline(always)]
+            || quantize_blocks(span.values, mean, &table, params.bits, span.codes, span.scales),
+        );
+    });
+}
+
+#[inline(always)]
+fn quantize_blocks(
+    values: &[f32],
+    mean: f32,
+    table: &ScaleTable,
+    bits: u8,
+    codes: &mut [u8],
+    scales: &mut [u8],
+) {
+    let (blocks, rest) = values.as_chunks::<SDQ_BLOCK>();
+    let (block_codes, rest_codes) = codes.as_chunks_mut::<SDQ_BLOCK>();
+    for ((block, codes), scale) in blocks.iter().zip(block_codes).zip(&mut *scales) {
         let centred = block.map(|v| v - mean);
-        buffers.scales.push(quantize_block(&centred, &table, params.bits, SDQ_BLOCK, codes));
+        *scale = quantize_block(&centred, table, bits, SDQ_BLOCK, codes);
     }
-    if !rest.is_empty() {
+    if let (false, Some(scale)) = (rest.is_empty(), scales.last_mut()) {
         // Padded with zeros, which every step represents exactly.
         let mut block = [0.0; SDQ_BLOCK];
         for (b, v) in block.iter_mut().zip(rest) {
             *b = v - mean;
         }
         let mut codes = [0; SDQ_BLOCK];
-        buffers.scales.push(quantize_block(&block, &table, params.bits, rest.len(), &mut codes));
+        *scale = quantize_block(&block, table, bits, rest.len(), &mut codes);
         rest_codes.copy_from_slice(&codes[..rest.len()]);
     }
 }
@@ -80,8 +97,29 @@ fn quantize_block(
 }
 
 /// Mean (zero if it is small) and standard deviation around it, both as they go on the wire.
+fn moments(x: &[f32], params: &TensorParams<'_>) -> (f32, f32) {
+    let TensorParams { span, threads, .. } = *params;
+    let mut sums = vec![(0.0, 0.0); x.len().div_ceil(span)];
+    threads.each(x.chunks(span).zip(&mut sums), |(values, sums)| {
+        *sums = vectorized(
+            #[inline(always)]
+            || sums_of(values),
+        );
+    });
+    let (sum, squares) = sums.iter().fold((0.0, 0.0), |total, part| (total.0 + part.0, total.1 + part.1));
+    let n = x.len().max(1) as f64;
+    let mean = sum / n;
+    let variance = (squares / n - mean * mean).max(0.0);
+    if mean.abs() < SMALL_MEAN * variance.sqrt() {
+        (0.0, (squares / n).sqrt() as f32)
+    } else {
+        (mean as f32, variance.sqrt() as f32)
+    }
+}
+
+/// Sum of the values and of their squares.
 #[inline(always)]
-fn moments(x: &[f32]) -> (f32, f32) {
+fn sums_of(x: &[f32]) -> (f64, f64) {
     // Sixteen partial sums fill vector registers; f64 takes them over every 4096 values, so that long
     // tensors lose no precision.
     let (mut sum, mut squares) = (0.0f64, 0.0f64);
@@ -107,14 +145,7 @@ fn moments(x: &[f32]) -> (f32, f32) {
         sum += sums.iter().map(|v| f64::from(*v)).sum::<f64>();
         squares += square_sums.iter().map(|v| f64::from(*v)).sum::<f64>();
     }
-    let n = x.len().max(1) as f64;
-    let mean = sum / n;
-    let variance = (squares / n - mean * mean).max(0.0);
-    if mean.abs() < SMALL_MEAN * variance.sqrt() {
-        (0.0, (squares / n).sqrt() as f32)
-    } else {
-        (mean as f32, variance.sqrt() as f32)
-    }
+    (sum, squares)
 }
 
 /// The step of each byte; negative ones mirror the levels.

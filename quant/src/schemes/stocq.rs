@@ -3,42 +3,45 @@
 //! The grid spans plus and minus the largest magnitude of each block, so no value is clipped. From 2
 //! bits on it has an odd number of levels, so that a zero stays a zero; at 1 bit there are the two ends.
 
-use super::{
-    QuantizerBuffers, TensorParams, for_each_scaled_block, inverse, scale_table::scale_table, symmetric_grid,
+use super::{QuantizerBuffers, TensorParams, inverse, scale_table::scale_table, spans, symmetric_grid};
+use crate::{
+    limits::BLOCK,
+    simd::{floor_to_integer, vectorized},
 };
-use crate::{limits::BLOCK, simd::floor_to_integer};
 
 /// The side information and the levels are those of the symmetric grid.
 pub use super::symmetric_grid::parse;
 
-#[inline(always)]
-pub fn quantize(x: &[f32], params: &TensorParams, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
+pub fn quantize(x: &[f32], params: &TensorParams<'_>, buffers: &mut QuantizerBuffers, side: &mut Vec<u8>) {
     let table = scale_table(params.max_abs);
     side.extend_from_slice(&params.max_abs.to_le_bytes());
     // Codes run from 0 to `top`; the value zero is at `half`.
     let top = symmetric_grid::top_code(params.bits);
     let half = symmetric_grid::half_width(params.bits);
     let random = Random::new(params.seed);
-    let mut index = 0u32;
-    for_each_scaled_block(
-        x,
-        &table,
-        &mut buffers.scales,
-        &mut buffers.codes,
-        #[inline(always)]
-        |scale, values, codes| {
-            let factor = half * inverse(scale);
-            for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
-                let position = v * factor + half + random.unit(index + i);
-                // Rounding errors of f32 can carry a block's extremes past the last code, or below the
-                // first: a code of -1 would wrap around to the other end.
-                let position = if position < top as f32 { position } else { top as f32 };
-                let position = if position > 0.0 { position } else { 0.0 };
-                *code = floor_to_integer(position) as u8;
-            }
-            index += BLOCK as u32;
-        },
-    );
+    let QuantizerBuffers { codes, scales, .. } = buffers;
+    params.threads.each(spans(x, params, BLOCK, codes, scales), |mut span| {
+        vectorized(
+            #[inline(always)]
+            || {
+                span.for_each_scaled_block(
+                    &table,
+                    #[inline(always)]
+                    |offset, scale, values, codes| {
+                        let factor = half * inverse(scale);
+                        for (i, (v, code)) in (0u32..).zip(values.iter().zip(codes)) {
+                            let position = v * factor + half + random.unit(offset as u32 + i);
+                            // Rounding errors of f32 can carry a block's extremes past the last code, or
+                            // below the first: a code of -1 would wrap around to the other end.
+                            let position = if position < top as f32 { position } else { top as f32 };
+                            let position = if position > 0.0 { position } else { 0.0 };
+                            *code = floor_to_integer(position) as u8;
+                        }
+                    },
+                );
+            },
+        );
+    });
 }
 
 /// Random numbers by index: a hash of seed and position, so that blocks can be computed in any order and

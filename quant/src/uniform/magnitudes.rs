@@ -1,6 +1,6 @@
 //! A histogram of magnitudes, from which the first step of a search is estimated.
 
-use crate::simd::vectorized;
+use crate::{simd::vectorized, threads::Threads};
 
 /// Sum of squares.
 #[inline(always)]
@@ -32,20 +32,34 @@ const BIN_SHIFT: u32 = 19;
 const MAX_SAMPLE: usize = 1 << 18;
 
 impl Magnitudes {
-    /// Computes the energy of all values and the histogram of a sample.
-    pub fn measure(&mut self, x: &[f32]) {
-        self.number.clear();
-        self.number.resize(1 << (31 - BIN_SHIFT), 0);
+    /// Computes the energy of all values, summed over spans of `span`, and the histogram of a sample.
+    pub fn measure(&mut self, x: &[f32], span: usize, threads: &Threads) {
         // Odd, so that the sample does not fall on the same columns of a matrix again and again.
         let stride = (x.len() / MAX_SAMPLE) | 1;
-        for v in x.iter().step_by(stride) {
-            self.number[((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize] += 1;
-        }
-        self.weight = stride as f64;
-        self.energy = vectorized(
-            #[inline(always)]
-            || energy(x),
+        let mut parts = Vec::new();
+        // The numbers of the threads' spans are added as integers: their order does not matter.
+        parts.resize_with(threads.count(), || vec![0u32; 1 << (31 - BIN_SHIFT)]);
+        let mut energies = vec![0.0; x.len().div_ceil(span)];
+        threads.run(
+            &mut parts,
+            x.chunks(span).zip(&mut energies).enumerate(),
+            |number, (index, (x, sum))| {
+                let before = index * span;
+                for v in x.iter().skip(before.next_multiple_of(stride) - before).step_by(stride) {
+                    number[((v.to_bits() & 0x7fff_ffff) >> BIN_SHIFT) as usize] += 1;
+                }
+                *sum = vectorized(
+                    #[inline(always)]
+                    || energy(x),
+                );
+            },
         );
+        self.weight = stride as f64;
+        self.energy = energies.iter().sum();
+        self.number = parts.swap_remove(0);
+        for part in parts {
+            self.number.iter_mut().zip(part).for_each(|(number, part)| *number += part);
+        }
     }
 
     /// Estimates the scalar step whose squared error is `goal`.

@@ -6,16 +6,19 @@
 
 mod magnitudes;
 mod offsets;
+mod quantizer;
 mod round;
 mod step_search;
 mod viterbi;
+mod writer;
 
+pub use quantizer::UniformUpdate;
 pub use step_search::{Goal, StepSearch, UniformParams};
 
 use crate::{
     DecodeError,
     byte_reader::ByteReader,
-    entropy::{EntropyDecoder, MAX_MAGNITUDE, Quantization, RowLayout},
+    entropy::{CodedIntegers, EntropyDecoder, MAX_MAGNITUDE, Quantization},
     simd::vectorized,
 };
 use offsets::Offsets;
@@ -28,11 +31,10 @@ pub struct SideInfo {
     largest: u32,
     offsets: Offsets,
     quantization: Quantization,
-    layout: RowLayout,
 }
 
 impl SideInfo {
-    /// Appends everything but the row layout, which the entropy coder writes.
+    /// Appends it; the entropy coder writes the rest.
     fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.step.to_le_bytes());
         out.extend_from_slice(&self.largest.to_le_bytes());
@@ -40,8 +42,8 @@ impl SideInfo {
         out.push(self.quantization.quantizers() as u8);
     }
 
-    /// Reads and checks the side information of `count` elements.
-    pub fn parse(count: usize, reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
+    /// Reads and checks it.
+    pub fn parse(reader: &mut ByteReader<'_>) -> Result<Self, DecodeError> {
         let step = reader.f32()?;
         let largest = u32::from_le_bytes(reader.array()?);
         let offsets = Offsets::parse(reader)?;
@@ -53,7 +55,7 @@ impl SideInfo {
         if largest > MAX_MAGNITUDE {
             return Err(DecodeError::Corrupt("its largest index is out of range"));
         }
-        Ok(Self { step, largest, offsets, quantization, layout: RowLayout::parse(count, reader)? })
+        Ok(Self { step, largest, offsets, quantization })
     }
 
     /// An upper bound of the magnitude of every value, 0 only if all are 0.
@@ -75,16 +77,16 @@ impl SideInfo {
         self.largest as i32 * self.quantization.quantizers() as i32
     }
 
-    /// Decodes in order, a chunk at a time, and calls `f(offset, values)`.
+    /// Decodes a segment in order, a chunk at a time, and calls `f(offset, values)`.
     pub fn decode(
         &self,
-        payload: &[u8],
-        count: usize,
+        indices: &CodedIntegers<'_>,
+        segment: usize,
         decoder: &mut EntropyDecoder,
         f: &mut dyn FnMut(usize, &[f32]),
     ) {
         let most = self.largest_level();
-        decoder.for_each_chunk(&self.layout, self.quantization, payload, count, |offset, levels, values| {
+        indices.decode(segment, self.quantization, decoder, |offset, levels, values| {
             values.resize(levels.len(), 0.0);
             vectorized(
                 #[inline(always)]

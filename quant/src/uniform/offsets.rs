@@ -44,7 +44,7 @@ impl Offsets {
 }
 
 /// Accumulates the centroids of the cells, and the squared error.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Centroids {
     /// By class of levels; class 0 is level 0, whose reconstruction point is fixed.
     excess: [f64; COUNT + 1],
@@ -73,6 +73,13 @@ impl Centroids {
         self.excess[class] += excess;
         self.squares[class] += squares;
         self.number[class] += number;
+    }
+
+    /// Adds the sums of another part of a tensor.
+    pub fn merge(&mut self, part: &Self) {
+        for class in 0..=COUNT {
+            self.add_sums(class, part.excess[class], part.squares[class], part.number[class]);
+        }
     }
 
     /// The centroids, rounded to offsets.

@@ -1,4 +1,4 @@
-//! Rounding to the nearest index, and the statistics of the error, in one pass.
+//! Rounding to the nearest index, and the statistics of the error.
 
 use super::offsets::{COUNT, Centroids};
 use crate::{
@@ -20,27 +20,24 @@ struct ClassSums {
     number: [u32; WIDTH],
 }
 
-/// Rounds each value to its nearest index. Returns the centroids of the cells and the magnitude of the
-/// largest index.
+/// The centroids of the cells and the magnitude of the largest index if each value is rounded to its nearest
+/// index.
 #[inline(always)]
-pub fn round(x: &[f32], step: f32, indices: &mut [i32]) -> (Centroids, u32) {
-    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+pub fn measure(x: &[f32], step: f32) -> (Centroids, u32) {
+    let inverse = inverse(step);
     let mut centroids = Centroids::default();
     let mut largest = [0; WIDTH];
-    for (x, indices) in x.chunks(CHUNK).zip(indices.chunks_mut(CHUNK)) {
+    for x in x.chunks(CHUNK) {
         let mut sums = [ClassSums::default(); COUNT + 1];
         let (groups, rest) = x.as_chunks::<WIDTH>();
-        let (group_indices, rest_indices) = indices.as_chunks_mut::<WIDTH>();
-        for (x, indices) in groups.iter().zip(group_indices) {
-            group(x, inverse, indices, &mut sums, &mut largest);
+        for x in groups {
+            measure_group(x, inverse, &mut sums, &mut largest);
         }
         if !rest.is_empty() {
             // Padded with zeros, which add nothing to the sums of error.
             let mut x = [0.0; WIDTH];
-            let mut last = [0; WIDTH];
             x[..rest.len()].copy_from_slice(rest);
-            group(&x, inverse, &mut last, &mut sums, &mut largest);
-            rest_indices.copy_from_slice(&last[..rest.len()]);
+            measure_group(&x, inverse, &mut sums, &mut largest);
         }
         for (class, sums) in sums.iter().enumerate() {
             let total = |sums: &[f32; WIDTH]| sums.iter().map(|sum| f64::from(*sum)).sum();
@@ -51,12 +48,33 @@ pub fn round(x: &[f32], step: f32, indices: &mut [i32]) -> (Centroids, u32) {
     (centroids, largest.into_iter().fold(0, u32::max))
 }
 
-/// Rounds one group of values.
+/// Rounds each value to its nearest index.
 #[inline(always)]
-fn group(
+pub fn round(x: &[f32], step: f32, indices: &mut [i32]) {
+    let inverse = inverse(step);
+    for (x, index) in x.iter().zip(indices) {
+        let magnitude = to_integer(nearest((x * inverse).abs())) as i32;
+        // -1 for negative values, else 0.
+        let negative = (x.to_bits() as i32) >> 31;
+        *index = (magnitude ^ negative) - negative;
+    }
+}
+
+fn inverse(step: f32) -> f32 {
+    if step > 0.0 { 1.0 / step } else { 0.0 }
+}
+
+/// The whole number nearest to a magnitude in steps, at most the largest that can be coded.
+#[inline(always)]
+fn nearest(position: f32) -> f32 {
+    let nearest = position + 0.5;
+    floor(if nearest < MAX_MAGNITUDE as f32 { nearest } else { MAX_MAGNITUDE as f32 })
+}
+
+#[inline(always)]
+fn measure_group(
     x: &[f32; WIDTH],
     inverse: f32,
-    indices: &mut [i32; WIDTH],
     sums: &mut [ClassSums; COUNT + 1],
     largest: &mut [u32; WIDTH],
 ) {
@@ -64,15 +82,9 @@ fn group(
     let mut magnitudes = [0; WIDTH];
     for i in 0..WIDTH {
         let position = (x[i] * inverse).abs();
-        let nearest = position + 0.5;
-        let nearest = if nearest < MAX_MAGNITUDE as f32 { nearest } else { MAX_MAGNITUDE as f32 };
-        let nearest = floor(nearest);
+        let nearest = nearest(position);
         magnitudes[i] = to_integer(nearest);
         excess[i] = position - nearest;
-        let magnitude = magnitudes[i] as i32;
-        // -1 for negative values, else 0.
-        let negative = (x[i].to_bits() as i32) >> 31;
-        indices[i] = (magnitude ^ negative) - negative;
     }
     for i in 0..WIDTH {
         largest[i] = largest[i].max(magnitudes[i]);

@@ -1,18 +1,11 @@
 //! Encoding: searches for the step that reaches the goal, then writes the streams.
 
 use super::{
-    SideInfo,
-    magnitudes::{Magnitudes, energy},
-    offsets::Centroids,
-    round::round,
-    viterbi::Viterbi,
+    magnitudes::Magnitudes,
+    quantizer::{Quantized, Quantizer, UniformUpdate},
+    writer::Writer,
 };
-use crate::{
-    Scheme,
-    entropy::{EntropyCoder, MAX_MAGNITUDE, Quantization, RowLayout, SignSample, TrellisState},
-    header::{Coding, Header, seal},
-    simd::vectorized,
-};
+use crate::entropy::{IntegerCoder, MAX_MAGNITUDE};
 
 /// The target of the search.
 #[derive(Debug, Clone, Copy)]
@@ -39,10 +32,8 @@ const PASSES: usize = 12;
 #[derive(Debug, Default)]
 pub struct StepSearch {
     magnitudes: Magnitudes,
-    indices: Vec<i32>,
-    signs: SignSample,
-    viterbi: Viterbi,
-    coder: EntropyCoder,
+    quantizer: Quantizer,
+    writer: Writer,
 }
 
 /// Parameters of an encoding.
@@ -66,29 +57,32 @@ impl UniformParams {
 }
 
 impl StepSearch {
-    /// Writes one stream per tensor.
-    pub fn encode(&mut self, x: &[f32], shapes: &[Vec<usize>], params: &UniformParams, outs: &mut [Vec<u8>]) {
-        self.magnitudes.measure(x);
-        self.indices.clear();
-        self.indices.resize(x.len(), 0);
+    /// Writes one stream per tensor. There is a coder for each thread.
+    pub fn encode(
+        &mut self,
+        update: &UniformUpdate<'_>,
+        params: &UniformParams,
+        coders: &mut [IntegerCoder],
+        outs: &mut [Vec<u8>],
+    ) {
+        self.magnitudes.measure(update.x, update.span, update.threads);
         match params.goal {
             Goal::Nmse(nmse) => {
-                let sides = self.step_for_error(x, shapes, params, nmse);
-                self.write(shapes, &sides, params, outs);
+                let quantized = self.step_for_error(update, params, coders, nmse);
+                self.writer.write(update, &self.quantizer, &quantized, params.bits, coders, outs);
             }
-            Goal::Bytes(bytes) => self.step_for_bytes(x, shapes, params, bytes, outs),
+            Goal::Bytes(bytes) => self.step_for_bytes(update, params, coders, bytes, outs),
         }
     }
 
-    /// Quantizes with the largest step whose error is within the goal, or with the finest step. The indices
-    /// stay in `self.indices`.
+    /// Quantizes with the largest step whose error is within the goal, or with the finest step.
     fn step_for_error(
         &mut self,
-        x: &[f32],
-        shapes: &[Vec<usize>],
+        update: &UniformUpdate<'_>,
         params: &UniformParams,
+        coders: &mut [IntegerCoder],
         nmse: f64,
-    ) -> Vec<SideInfo> {
+    ) -> Quantized {
         let goal = nmse * self.magnitudes.energy;
         // A little below the goal: the guess may be off by a percent.
         let guess = self.magnitudes.step_for(FIRST_AIM * goal);
@@ -98,10 +92,11 @@ impl StepSearch {
         let mut good: Option<(f64, f64)> = None;
         let mut bad: Option<(f64, f64)> = None;
         for pass in 0.. {
-            let (sides, error) = self.quantize(x, shapes, step as f32, params.rdo);
+            let quantized = self.quantizer.quantize(update, step as f32, params.rdo, coders);
+            let error = quantized.error;
             let close = error >= CLOSE * goal || pass >= PASSES;
             if error <= goal && close || step <= finest {
-                return sides;
+                return quantized;
             }
             if error <= goal {
                 good = Some((step, error))
@@ -122,85 +117,12 @@ impl StepSearch {
         unreachable!("the loop ends by returning")
     }
 
-    /// Quantizes all tensors with one step. Returns their side information and the total squared error.
-    fn quantize(&mut self, x: &[f32], shapes: &[Vec<usize>], step: f32, rdo: bool) -> (Vec<SideInfo>, f64) {
-        let Self { indices, signs, viterbi, coder, .. } = self;
-        let mut sides = Vec::with_capacity(shapes.len());
-        let mut total = 0.0;
-        let mut start = 0;
-        for shape in shapes {
-            let count = shape.iter().product::<usize>();
-            let range = start..start + count;
-            start = range.end;
-            let (x, indices) = (&x[range.clone()], &mut indices[range]);
-            let mut layout = RowLayout::new(shape, count);
-            let (quantization, guess) =
-                if rdo { (Quantization::Trellis, 2.0 * step) } else { (Quantization::Scalar, step) };
-            vectorized(
-                #[inline(always)]
-                || {
-                    let (mut centroids, mut largest) = round(x, guess, indices);
-                    if rdo {
-                        // The Viterbi search codes as it goes, so it needs the final layout.
-                        layout.find_stride(indices, signs);
-                        if step > 0.0 {
-                            viterbi.quantize(x, step, &layout, coder, indices);
-                        }
-                        (centroids, largest) = trellis_centroids(x, step, &layout, indices);
-                    }
-                    let offsets = centroids.offsets();
-                    // A step of zero decodes to zeros.
-                    total += if step > 0.0 {
-                        centroids.error(&offsets) * f64::from(step) * f64::from(step)
-                    } else {
-                        energy(x)
-                    };
-                    sides.push(SideInfo { step, largest, offsets, quantization, layout });
-                },
-            );
-        }
-        (sides, total)
-    }
-
-    /// Entropy-codes the indices and writes the streams. Returns their total size.
-    fn write(
-        &mut self,
-        shapes: &[Vec<usize>],
-        sides: &[SideInfo],
-        params: &UniformParams,
-        outs: &mut [Vec<u8>],
-    ) -> usize {
-        let Self { indices, signs, coder, .. } = self;
-        let mut start = 0;
-        let mut bytes = 0;
-        for ((shape, side), out) in shapes.iter().zip(sides).zip(outs) {
-            let count = shape.iter().product::<usize>();
-            let indices = &indices[start..start + count];
-            start += count;
-            let mut side = *side;
-            if side.quantization == Quantization::Scalar {
-                vectorized(
-                    #[inline(always)]
-                    || side.layout.find_stride(indices, signs),
-                );
-            }
-            out.clear();
-            let coding = Coding::Uniform;
-            Header { scheme: Scheme::MsqV2, bits: params.bits, coding, count }.write(out);
-            side.write(out);
-            coder.write(side.layout, side.quantization, indices, out);
-            seal(out);
-            bytes += out.len();
-        }
-        bytes
-    }
-
     /// Writes the streams of least error within `goal` bytes, or the smallest possible ones.
     fn step_for_bytes(
         &mut self,
-        x: &[f32],
-        shapes: &[Vec<usize>],
+        update: &UniformUpdate<'_>,
         params: &UniformParams,
+        coders: &mut [IntegerCoder],
         goal: usize,
         outs: &mut [Vec<u8>],
     ) {
@@ -208,11 +130,11 @@ impl StepSearch {
         let mut step = self.magnitudes.step_for(0.01 * self.magnitudes.energy).max(finest);
         let (mut fits, mut too_small): (Option<f64>, Option<f64>) = (None, None);
         for pass in 0..2 * PASSES {
-            let (sides, _) = self.quantize(x, shapes, step as f32, params.rdo);
-            let bytes = self.write(shapes, &sides, params, outs);
+            let quantized = self.quantizer.quantize(update, step as f32, params.rdo, coders);
+            let bytes = self.writer.write(update, &self.quantizer, &quantized, params.bits, coders, outs);
             let close = bytes as f64 >= CLOSE * goal as f64 || pass >= PASSES;
             // All indices are zero: no step gives fewer bytes.
-            let least = self.indices.iter().all(|index| *index == 0);
+            let least = quantized.sides.iter().all(|side| side.largest == 0);
             if (bytes <= goal && (close || step <= finest)) || least {
                 return;
             }
@@ -238,21 +160,4 @@ fn interpolate(low: (f64, f64), high: (f64, f64), aim: f64) -> f64 {
     let part = (aim / low.1).ln() / (high.1 / low.1).ln();
     let part = if part.is_finite() { part.clamp(0.05, 0.95) } else { 0.5 };
     low.0 * (high.0 / low.0).powf(part)
-}
-
-/// Centroids of the cells under the trellis, and the magnitude of the largest index.
-#[inline(always)]
-fn trellis_centroids(x: &[f32], step: f32, layout: &RowLayout, values: &[i32]) -> (Centroids, u32) {
-    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
-    let (mut centroids, mut largest) = (Centroids::default(), 0);
-    for (x, values) in x.chunks(layout.cols).zip(values.chunks(layout.cols)) {
-        let mut state = TrellisState::default();
-        for (x, value) in x.iter().zip(values) {
-            let level = Quantization::Trellis.level(state.quantizer(), *value);
-            state.advance(*value);
-            largest = largest.max(value.unsigned_abs());
-            centroids.add((x * inverse).abs(), level.unsigned_abs());
-        }
-    }
-    (centroids, largest)
 }

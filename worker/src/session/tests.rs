@@ -90,7 +90,7 @@ impl Script {
 
     /// What was posted for each round, as the master decodes it.
     fn decoded(&self) -> Vec<Vec<f32>> {
-        let layout = model(0).spec.layout();
+        let layout = model(0).network.layout().into_owned();
         let decode = |body: &Vec<u8>| {
             let mut values = vec![0.0; layout.parameters()];
             Update::parse(body, &layout).unwrap().for_each_chunk(&mut |at, chunk: &[f32]| {
@@ -117,7 +117,7 @@ fn model(round: u64) -> GlobalModel {
     let parameters = vec![0.0; spec.num_parameters()];
     GlobalModel {
         round,
-        spec,
+        network: spec.into(),
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters,

@@ -46,6 +46,8 @@ enum Updates {
 pub enum Collected<'a> {
     /// The sum of the weighted updates.
     Sum(&'a ExactSum),
+    /// The same, to be read for the last time.
+    LastOfSum(&'a mut ExactSum),
     /// The updates in the order of the workers' names.
     Individual(MutexGuard<'a, Individual>),
 }
@@ -106,8 +108,8 @@ impl Collector {
     }
 
     /// Back to nothing collected.
-    pub fn reset(&self) {
-        match &self.updates {
+    pub fn reset(&mut self) {
+        match &mut self.updates {
             Updates::Sum(sum) => sum.reset(),
             Updates::Individual(updates) => lock(updates).clear(),
         }
@@ -118,6 +120,15 @@ impl Collector {
     pub fn collected(&self) -> Collected<'_> {
         match &self.updates {
             Updates::Sum(sum) => Collected::Sum(sum),
+            Updates::Individual(updates) => Collected::Individual(lock(updates)),
+        }
+    }
+
+    /// What was collected, to be read for the last time before [`Self::reset`]: a large sum gives its memory back as
+    /// it is read.
+    pub fn last_of_collected(&mut self) -> Collected<'_> {
+        match &mut self.updates {
+            Updates::Sum(sum) => Collected::LastOfSum(sum),
             Updates::Individual(updates) => Collected::Individual(lock(updates)),
         }
     }

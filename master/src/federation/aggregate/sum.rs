@@ -12,16 +12,21 @@ use super::{
     fixed_point::{self, FRACTION, FRACTION_BITS, ONE, WORD_UNITS, Width},
     packed,
 };
+use crate::memory;
 use fl_quant::{Codes, Piece};
 use pulp::Arch;
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Mutex, MutexGuard, OnceLock, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 use thiserror::Error;
 
 /// Elements that one lock guards: small enough for two threads to rarely meet.
 const STRIPE: usize = 4096;
+/// Parts of the sum whose memory comes and goes on its own.
+const SEGMENTS: usize = 8;
+/// A sum below this size, in bytes, keeps its memory from round to round.
+const SMALL: usize = 4 << 20;
 /// Bound of the sum of all terms' magnitudes, in whole units: more than a million clients with the largest
 /// number of samples and the largest magnitude that an update may have.
 const SUM_UNITS: u64 = i64::MAX as u64;
@@ -33,22 +38,31 @@ pub struct SumOverflow;
 
 /// `sum_k weight_k * x_k` over vectors x_k of one length: 8 bytes an element, 16 where terms are large or many.
 ///
-/// Any number of threads may add at the same time.
+/// Any number of threads may add at the same time. The first term takes the memory; that of a large sum is given
+/// back while [`Self::drain`] reads it, when the result needs memory too.
 #[derive(Debug)]
 pub struct ExactSum {
-    stripes: Vec<Mutex<Stripe>>,
+    segments: Vec<OnceLock<Segment>>,
+    /// Stripes of each segment but the last.
+    segment: usize,
     len: usize,
     /// Bound of the magnitude of the sum, in whole units; at most [`SUM_UNITS`].
     magnitude: AtomicU64,
     arch: Arch,
 }
 
+/// Consecutive stripes.
+type Segment = Vec<Mutex<Stripe>>;
+
 /// Some elements: each is `high * 2^32 + low`.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct Stripe {
-    low: Box<[i64]>,
+    /// In place, so that a segment is one allocation, and at the start of a cache line. Beyond the end of the sum
+    /// there are zeros.
+    low: [i64; STRIPE],
     /// Whole units that were carried out of `low`.
-    high: Option<Box<[i64]>>,
+    high: Option<Box<[i64; STRIPE]>>,
     /// Bound of the magnitude of `low`, in whole units; at most [`WORD_UNITS`].
     low_units: u64,
     /// How often `low` was carried.
@@ -56,8 +70,8 @@ struct Stripe {
 }
 
 impl Stripe {
-    fn new(len: usize) -> Self {
-        Self { low: vec![0; len].into_boxed_slice(), high: None, low_units: 0, carries: 0 }
+    fn new() -> Self {
+        Self { low: [0; STRIPE], high: None, low_units: 0, carries: 0 }
     }
 
     /// Makes room in the low words for a term below `units`, less than [`WORD_UNITS`].
@@ -70,7 +84,7 @@ impl Stripe {
 
     /// Moves the whole units of the low words into the high words.
     fn carry(&mut self) {
-        let high = self.high.get_or_insert_with(|| vec![0; self.low.len()].into_boxed_slice());
+        let high = self.high.get_or_insert_with(|| Box::new([0; STRIPE]));
         for (high, low) in high.iter_mut().zip(&mut self.low) {
             *high += *low >> FRACTION_BITS;
             *low &= FRACTION;
@@ -81,7 +95,7 @@ impl Stripe {
 
     /// Adds terms that need two words. Room for one unit is reserved.
     fn add_wide(&mut self, start: usize, values: &[f32], scale: f64) {
-        let high = self.high.get_or_insert_with(|| vec![0; self.low.len()].into_boxed_slice());
+        let high = self.high.get_or_insert_with(|| Box::new([0; STRIPE]));
         for ((high, low), &value) in high[start..].iter_mut().zip(&mut self.low[start..]).zip(values) {
             let term = fixed_point::wide(value, scale);
             *high += (term >> FRACTION_BITS) as i64;
@@ -93,7 +107,7 @@ impl Stripe {
         match &self.high {
             None => out.iter_mut().zip(&self.low).for_each(|(out, low)| *out = *low as f64 / ONE),
             Some(high) => {
-                for ((out, low), high) in out.iter_mut().zip(&self.low).zip(high) {
+                for ((out, low), high) in out.iter_mut().zip(&self.low).zip(&**high) {
                     *out = ((i128::from(*high) << FRACTION_BITS) + i128::from(*low)) as f64 / ONE;
                 }
             }
@@ -102,7 +116,7 @@ impl Stripe {
 
     fn reset(&mut self) {
         self.low.fill(0);
-        *self = Self { low: std::mem::take(&mut self.low), high: None, low_units: 0, carries: 0 };
+        (self.high, self.low_units, self.carries) = (None, 0, 0);
     }
 }
 
@@ -130,10 +144,10 @@ impl Term {
 impl ExactSum {
     /// An empty sum over vectors of `len` elements.
     pub fn new(len: usize) -> Self {
-        let stripes = (0..len.div_ceil(STRIPE))
-            .map(|i| Mutex::new(Stripe::new(STRIPE.min(len - i * STRIPE))))
-            .collect();
-        Self { stripes, len, magnitude: AtomicU64::new(0), arch: Arch::new() }
+        let stripes = len.div_ceil(STRIPE);
+        let segment = stripes.div_ceil(SEGMENTS).max(1);
+        let segments = (0..stripes.div_ceil(segment)).map(|_| OnceLock::new()).collect();
+        Self { segments, segment, len, magnitude: AtomicU64::new(0), arch: Arch::new() }
     }
 
     /// Number of elements.
@@ -192,7 +206,7 @@ impl ExactSum {
         while !values.is_empty() {
             let (index, start) = (offset / STRIPE, offset % STRIPE);
             let (now, later) = values.split_at(values.len().min(STRIPE - start));
-            let mut stripe = lock(&self.stripes[index]);
+            let mut stripe = self.stripe(index);
             term.reserve(index, &mut stripe);
             if term.width == Width::Wide {
                 stripe.add_wide(start, now, scale);
@@ -216,7 +230,7 @@ impl ExactSum {
             let whole = if codes.len() <= room { codes.len() } else { room / codes.block() };
             let (now, later) = codes.split(if narrow { whole.max(1) } else { 1 });
             if narrow && now.len() <= room {
-                let mut stripe = lock(&self.stripes[index]);
+                let mut stripe = self.stripe(index);
                 term.reserve(index, &mut stripe);
                 packed::add(self.arch, &mut stripe.low[start..start + now.len()], &now, term.scale);
             } else {
@@ -231,24 +245,75 @@ impl ExactSum {
         }
     }
 
-    /// Resets to an empty sum.
-    pub fn reset(&self) {
-        for stripe in &self.stripes {
-            lock(stripe).reset();
+    /// Resets to an empty sum. A large one takes memory with its next term.
+    pub fn reset(&mut self) {
+        if !self.is_small() {
+            self.segments.iter_mut().for_each(|segment| drop(segment.take()));
         }
+        self.clear();
+    }
+
+    /// [`Self::reset`] that keeps the memory.
+    pub fn clear(&self) {
+        self.segments.iter().filter_map(OnceLock::get).flatten().for_each(|stripe| lock(stripe).reset());
         self.magnitude.store(0, Ordering::Release);
     }
 
     /// The sum in order, some elements at a time, to be worked on in place: `f(offset, sums)`.
     pub fn for_each_block(&self, mut f: impl FnMut(usize, &mut [f64])) {
         let mut block = [0.0; STRIPE];
-        for (index, stripe) in self.stripes.iter().enumerate() {
-            let stripe = lock(stripe);
-            let block = &mut block[..stripe.low.len()];
-            stripe.read(block);
-            drop(stripe);
-            f(index * STRIPE, block);
+        for (index, segment) in self.segments.iter().enumerate() {
+            self.read_segment(index, segment.get(), &mut block, &mut f);
         }
+    }
+
+    /// [`Self::for_each_block`] for the last time: gives the memory of a large sum back as it is read. The sum is to
+    /// be [`Self::reset`] then.
+    pub fn drain(&mut self, mut f: impl FnMut(usize, &mut [f64])) {
+        let keep = self.is_small();
+        let mut block = [0.0; STRIPE];
+        for index in 0..self.segments.len() {
+            self.read_segment(index, self.segments[index].get(), &mut block, &mut f);
+            if !keep {
+                self.segments[index].take();
+            }
+        }
+    }
+
+    /// Reads a segment, which is zero if it has no memory.
+    fn read_segment(
+        &self,
+        index: usize,
+        segment: Option<&Segment>,
+        block: &mut [f64; STRIPE],
+        f: &mut impl FnMut(usize, &mut [f64]),
+    ) {
+        let first = index * self.segment;
+        for (at, index) in (first..self.len.div_ceil(STRIPE)).take(self.segment).enumerate() {
+            let offset = index * STRIPE;
+            let block = &mut block[..STRIPE.min(self.len - offset)];
+            match segment {
+                Some(segment) => lock(&segment[at]).read(block),
+                None => block.fill(0.0),
+            }
+            f(offset, block);
+        }
+    }
+
+    fn is_small(&self) -> bool {
+        self.len.saturating_mul(size_of::<i64>()) < SMALL
+    }
+
+    /// A stripe for a term; the first one in its segment takes the memory.
+    fn stripe(&self, index: usize) -> MutexGuard<'_, Stripe> {
+        let segment = index / self.segment;
+        let stripes = self.segments[segment].get_or_init(|| {
+            let len = self.segment.min(self.len.div_ceil(STRIPE) - segment * self.segment);
+            let mut stripes = Vec::with_capacity(memory::capacity::<Mutex<Stripe>>(len));
+            stripes.resize_with(len, || Mutex::new(Stripe::new()));
+            stripes
+        });
+        lock(&stripes[index % self.segment])
     }
 
     /// Every element of the sum in order: `f(index, sum)`.

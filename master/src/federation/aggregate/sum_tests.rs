@@ -37,7 +37,7 @@ fn expected<'a>(terms: impl IntoIterator<Item = (f64, &'a [f32])>, len: usize) -
 }
 
 fn has_high_words(sum: &ExactSum) -> bool {
-    sum.stripes.iter().any(|stripe| lock(stripe).high.is_some())
+    sum.segments.iter().filter_map(OnceLock::get).flatten().any(|stripe| lock(stripe).high.is_some())
 }
 
 #[test]
@@ -81,19 +81,41 @@ fn the_largest_updates_reach_the_limit_exactly() {
 
 #[test]
 fn small_federations_need_one_word_an_element() {
-    let sum = ExactSum::new(10_000);
+    let mut sum = ExactSum::new(10_000);
     let x = vec![0.5; 10_000];
     for _ in 0..1000 {
         // In small pieces: each stripe counts an update once.
         add(&sum, 60_000.0, &x, 64).unwrap();
     }
-    assert!(!has_high_words(&sum), "{}", lock(&sum.stripes[0]).low_units);
+    assert!(!has_high_words(&sum), "{}", sum.stripe(0).low_units);
     add(&sum, 1e8, &[1000.0; 10_000], 64).unwrap();
     assert!(has_high_words(&sum));
     assert_eq!(values(&sum), vec![0.5 * 6e7 + 1e11; 10_000]);
     sum.reset();
     assert!(!has_high_words(&sum), "the next round is small again");
     assert_eq!(values(&sum), vec![0.0; 10_000]);
+}
+
+/// The result of a close takes as much memory as is given back meanwhile.
+#[test]
+fn a_large_sum_gives_its_memory_back_while_it_is_drained() {
+    let len = SMALL / 8 + 5;
+    let mut sum = ExactSum::new(len);
+    let held = |sum: &ExactSum| sum.segments.iter().filter(|segment| segment.get().is_some()).count();
+    assert_eq!(held(&sum), 0, "an empty sum takes no memory");
+    let x: Vec<f32> = (0..len).map(|i| (i % 1000) as f32).collect();
+    add(&sum, 2.0, &x, 4096).unwrap();
+    let before = values(&sum);
+    assert_eq!(held(&sum), SEGMENTS);
+    let mut drained = Vec::new();
+    sum.drain(|offset, block| {
+        assert_eq!(offset, drained.len());
+        drained.extend_from_slice(block);
+    });
+    assert_eq!((drained == before, held(&sum)), (true, 0));
+    sum.reset();
+    add(&sum, 1.0, &x[..1], 1).unwrap();
+    assert_eq!((values(&sum)[len - 1], held(&sum)), (0.0, 1), "only what is touched takes memory");
 }
 
 /// Threads meet in the stripes while others carry: no reservation may be lost on the way.

@@ -6,7 +6,7 @@
 //! quantization errors, we add nothing: at few bits they alone would let every upload go, and error feedback
 //! keeps what is lost. The master computes the sum, workers compare.
 
-use crate::federation::AggregationSettings;
+use crate::federation::{AggregationSettings, step::FileValues};
 use bytes::Bytes;
 use fl_protocol::{UpdateMeta, WorkerId};
 use std::{
@@ -18,8 +18,9 @@ use std::{
 const STEPS: usize = 10;
 
 /// Puts the squared norm of the model's newest step before those of the last ones.
-pub fn push_step(squared_steps: &mut Vec<f32>, before: &[f32], after: &[f32]) {
-    let squares = before.iter().zip(after).map(|(b, a)| (f64::from(*a) - f64::from(*b)).powi(2));
+pub fn push_step(squared_steps: &mut Vec<f32>, before: &FileValues, after: &FileValues) {
+    let value = |bytes: &[u8; 4]| f64::from(f32::from_le_bytes(*bytes));
+    let squares = before.iter().zip(after).map(|(b, a)| (value(a) - value(b)).powi(2));
     squared_steps.insert(0, squares.sum::<f64>() as f32);
     squared_steps.truncate(STEPS);
 }
@@ -147,7 +148,8 @@ mod tests {
         let mut steps = Vec::new();
         assert_eq!(threshold(0.8, &steps), 0.0);
         for k in 0..12 {
-            push_step(&mut steps, &[0.0, 1.0], &[k as f32, 1.0]);
+            let [before, after] = [[0.0, 1.0], [k as f32, 1.0]].map(|values| values.map(f32::to_le_bytes));
+            push_step(&mut steps, &before, &after);
         }
         // Squares of 2 to 11.
         assert_eq!(steps.len(), 10);

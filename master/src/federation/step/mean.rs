@@ -2,7 +2,7 @@
 
 use crate::federation::{
     AggregationSettings, Strategy,
-    aggregate::{Collected, Collector, robust},
+    aggregate::{Collected, robust},
 };
 
 /// The weight of an update: the input of the mean besides the collected updates.
@@ -75,26 +75,27 @@ fn effective_steps(updates: &[UpdateWeight], samples: f64, max_norm: Option<f64>
 /// their own kind.
 pub fn for_each_block(
     strategy: Strategy,
-    collector: &Collector,
+    collected: Collected<'_>,
     totals: &Totals,
     mut f: impl FnMut(usize, &mut [f64]),
 ) {
-    let sum = match collector.collected() {
-        Collected::Sum(sum) => sum,
-        Collected::Individual(updates) => {
-            let updates: Vec<&[f32]> = updates.values().map(Vec::as_slice).collect();
-            return robust_mean(strategy, &updates, f);
-        }
-    };
     let (count, factor) = match strategy {
         Strategy::FedBuff { .. } | Strategy::Scaffold { .. } => (totals.updates as f64, 1.0),
         Strategy::FedNova => (totals.samples, totals.applied_steps),
         _ => (totals.samples, 1.0),
     };
-    sum.for_each_block(|offset, values| {
+    let of_sum = |offset, values: &mut [f64]| {
         values.iter_mut().for_each(|value| *value = factor * (*value / count));
         f(offset, values);
-    });
+    };
+    match collected {
+        Collected::Sum(sum) => sum.for_each_block(of_sum),
+        Collected::LastOfSum(sum) => sum.drain(of_sum),
+        Collected::Individual(updates) => {
+            let updates: Vec<&[f32]> = updates.values().map(Vec::as_slice).collect();
+            robust_mean(strategy, &updates, f);
+        }
+    }
 }
 
 fn robust_mean(strategy: Strategy, updates: &[&[f32]], f: impl FnMut(usize, &mut [f64])) {

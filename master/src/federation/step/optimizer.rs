@@ -2,6 +2,7 @@
 //! a strategy remembers for that from round to round.
 
 use crate::federation::{ServerOptions, Strategy};
+use std::ops::Range;
 
 /// How the second moment follows the squared mean (Reddi et al. 2021, algorithm 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +124,49 @@ impl OptimizerState {
             Self::Adaptive { first_moment, second_moment, .. } => [first_moment.len(), second_moment.len()],
         };
         self.name() == expected && lengths == [parameters; 2]
+    }
+
+    /// Whether `strategy` keeps vectors of the model's length.
+    pub fn has_vectors(strategy: Strategy) -> bool {
+        matches!(
+            strategy,
+            Strategy::FedAvgM
+                | Strategy::FedAdagrad
+                | Strategy::FedYogi
+                | Strategy::FedAdam
+                | Strategy::Scaffold { .. }
+        )
+    }
+
+    /// A copy of some elements.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        let part = |vector: &[f32]| vector.get(range.clone()).unwrap_or_default().to_vec();
+        match self {
+            Self::Momentum { momentum } => Self::Momentum { momentum: part(momentum) },
+            Self::Adaptive { rule, first_moment, second_moment } => Self::Adaptive {
+                rule: *rule,
+                first_moment: part(first_moment),
+                second_moment: part(second_moment),
+            },
+            Self::ControlVariate { control } => Self::ControlVariate { control: part(control) },
+            Self::NormalizedSteps { effective_steps } => {
+                Self::NormalizedSteps { effective_steps: *effective_steps }
+            }
+            Self::Stateless | Self::Unnamed { .. } => Self::Stateless,
+        }
+    }
+
+    /// Whether all of its numbers are finite.
+    pub fn is_finite(&self) -> bool {
+        let finite = |vector: &[f32]| vector.iter().all(|value| value.is_finite());
+        match self {
+            Self::Stateless | Self::Unnamed { .. } => true,
+            Self::Momentum { momentum: vector } | Self::ControlVariate { control: vector } => finite(vector),
+            Self::Adaptive { first_moment, second_moment, .. } => {
+                finite(first_moment) && finite(second_moment)
+            }
+            Self::NormalizedSteps { effective_steps } => effective_steps.is_finite(),
+        }
     }
 
     /// Turns the mean of the elements from `offset` on into their direction.

@@ -1,7 +1,7 @@
 //! What the server carries from round to round, and how a checkpoint writes it: vectors with names.
 
 use super::optimizer::{AdaptiveRule, OptimizerState};
-use crate::federation::{ServerOptions, Strategy};
+use crate::federation::Strategy;
 use std::{collections::BTreeMap, slice};
 use thiserror::Error;
 
@@ -44,16 +44,13 @@ impl ServerState {
         Self { optimizer: self.optimizer.named_for(strategy), ..self }
     }
 
-    /// Resets a state of another strategy.
-    pub(super) fn prepare(&mut self, strategy: Strategy, options: &ServerOptions, parameters: usize) {
-        if self.optimizer.fits(strategy, parameters) {
-            return;
-        }
+    /// Takes the state of a changed strategy in place of the one before.
+    pub(super) fn replace(&mut self, optimizer: OptimizerState, strategy: Strategy) {
         if self.optimizer != OptimizerState::Stateless {
             let before = self.optimizer.name();
             tracing::warn!(%strategy, before, "the strategy has changed: its state on the server is reset");
         }
-        self.optimizer = OptimizerState::new(strategy, options, parameters);
+        self.optimizer = optimizer;
     }
 
     /// Everything by name.
@@ -128,7 +125,7 @@ impl AdaptiveRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::federation::strategy::STRATEGIES;
+    use crate::federation::{ServerOptions, strategy::STRATEGIES};
 
     fn strategies() -> impl Iterator<Item = Strategy> {
         let sample = |name: &str| name.replace(['N', 'K'], "4").replace('F', "2").replace('M', "3");

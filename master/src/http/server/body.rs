@@ -1,6 +1,6 @@
 //! Request bodies within bounds: of size, of time, and of all bodies' memory together.
 
-use super::buffers::Buffers;
+use super::buffers::{Buffer, Buffers};
 use crate::{federation::intake::Rejection, settings::Limits};
 use axum::body::Body;
 use bytes::Bytes;
@@ -16,8 +16,13 @@ use tokio::{
 const UNIT: usize = 1024;
 /// A body may take its time-out plus its size at this rate, in bytes per second.
 const MIN_RATE: f64 = 16_384.0;
-/// How long a body waits for memory before it is turned away.
+/// How long a body waits for memory before it is turned away, ...
 const PATIENCE: Duration = Duration::from_secs(5);
+/// ... beyond its time at this rate, in bytes per second: others of its size go first.
+const PATIENT_RATE: f64 = 1e6;
+/// A body that declares more than this gets its memory at once. If every body took it as it arrives, many large
+/// ones would wait for each other half-way.
+const SMALL: usize = 64 << 10;
 
 /// Memory of the bodies that are being received or handled.
 #[derive(Debug)]
@@ -37,9 +42,10 @@ pub struct Received {
 }
 
 impl Budget {
-    /// Room for what the settings allow, and for the largest body of a model of that size.
+    /// Room for what the settings allow, and for the largest container of a model of that size. JSON, which is
+    /// several times as large, may take all of it and more, one body at a time.
     pub fn new(config: &Limits, parameters: usize) -> Self {
-        let largest = limits::max_update_bytes(parameters).max(limits::max_update_json_bytes(parameters));
+        let largest = limits::max_update_bytes(parameters);
         let units = ((config.max_inflight_mb << 20).max(largest)).div_ceil(UNIT) + 1;
         let all_units = units.min(Semaphore::MAX_PERMITS);
         Self {
@@ -69,11 +75,14 @@ impl Budget {
             return Err(too_large(limit));
         }
         let start = Instant::now();
-        let mut bytes = self.buffers.take(declared.unwrap_or(0) as usize);
+        let declared = declared.unwrap_or(0) as usize;
+        let mut bytes = self.buffers.take(declared.min(SMALL));
         let mut permit: Option<OwnedSemaphorePermit> = None;
         let mut paid = 0;
+        // Time that was spent waiting for memory is not the client's.
+        let mut waited = Duration::ZERO;
         loop {
-            let allowed = self.timeout + Duration::from_secs_f64(bytes.len() as f64 / MIN_RATE);
+            let allowed = self.timeout + waited + Duration::from_secs_f64(bytes.len() as f64 / MIN_RATE);
             let frame = timeout_at(start + allowed, body.frame()).await.map_err(|_| {
                 Rejection::new(ErrorCode::RequestTimeout, "the body did not arrive in time: send it faster")
             })?;
@@ -84,28 +93,45 @@ impl Budget {
                     return Err(Rejection::new(ErrorCode::Malformed, "the body is cut short: send it again"));
                 }
             };
-            if bytes.len() + data.len() > limit {
+            let len = bytes.len() + data.len();
+            if len > limit {
                 return Err(too_large(limit));
             }
-            let owed = (bytes.len() + data.len()).div_ceil(UNIT);
+            // Not before something has arrived: who only declares holds nothing.
+            let owed = len.max(declared).div_ceil(UNIT).min(self.all_units);
             if owed > paid {
+                let since = Instant::now();
                 let more = self.take(owed - paid).await?;
+                waited += since.elapsed();
                 match &mut permit {
                     Some(permit) => permit.merge(more),
                     None => permit = Some(more),
                 }
                 paid = owed;
+                bytes = self.grown(bytes, len.max(declared));
             }
             bytes.extend_from_slice(&data);
         }
         Ok(Received { bytes: Bytes::from_owner(bytes), _permit: permit })
     }
 
+    /// The buffer with room for `len` bytes.
+    fn grown(&self, bytes: Buffer, len: usize) -> Buffer {
+        if bytes.capacity() >= len {
+            return bytes;
+        }
+        // Doubled where the length is not known, so that bytes are copied a few times at most.
+        let mut grown = self.buffers.take(len.max(2 * bytes.capacity()));
+        grown.extend_from_slice(&bytes);
+        grown
+    }
+
     async fn take(&self, units: usize) -> Result<OwnedSemaphorePermit, Rejection> {
         let busy =
             || Rejection::new(ErrorCode::Overloaded, "too many updates are being received: try again later");
         let permits = self.units.clone().acquire_many_owned(units as u32);
-        timeout(PATIENCE, permits).await.map_err(|_| busy())?.map_err(|_| busy())
+        let patience = PATIENCE + Duration::from_secs_f64((units * UNIT) as f64 / PATIENT_RATE);
+        timeout(patience, permits).await.map_err(|_| busy())?.map_err(|_| busy())
     }
 }
 
@@ -143,6 +169,39 @@ mod tests {
         assert_eq!(budget.units.available_permits(), before - 4);
         drop(received);
         assert_eq!(budget.units.available_permits(), before);
+    }
+
+    /// Together they are larger than the budget: those that have arrived in part must not wait for each other.
+    #[tokio::test]
+    async fn many_large_bodies_are_received_one_after_the_other() {
+        let budget = Arc::new(budget());
+        let len = 700 << 10;
+        let bodies: Vec<_> = (0..8)
+            .map(|k| {
+                let budget = budget.clone();
+                tokio::spawn(async move {
+                    let body = stream::unfold(0, move |sent| async move {
+                        tokio::task::yield_now().await;
+                        let part = Ok::<_, std::io::Error>(vec![k; 10 << 10]);
+                        (sent < len).then_some((part, sent + (10 << 10)))
+                    });
+                    let received = budget.read(Body::from_stream(body), Some(len as u64), len).await.unwrap();
+                    (received.bytes.len(), received.bytes.iter().all(|byte| *byte == k))
+                })
+            })
+            .collect();
+        for body in bodies {
+            assert_eq!(body.await.unwrap(), (len, true));
+        }
+        assert_eq!(budget.units.available_permits(), budget.all_units);
+    }
+
+    #[tokio::test]
+    async fn a_body_larger_than_the_budget_is_received_alone() {
+        let budget = budget();
+        let len = 3 << 20;
+        let received = budget.read(chunks(vec![vec![1; len]]), Some(len as u64), len).await.unwrap();
+        assert_eq!((received.bytes.len(), budget.units.available_permits()), (len, 0));
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 //! heap, the small objects settle in the holes that bodies leave and fragment it: memory would grow with
 //! the number of clients.
 
+use crate::memory;
 use std::{
     ops::{Deref, DerefMut},
     sync::{Arc, Mutex, PoisonError},
@@ -39,7 +40,10 @@ impl Buffers {
             buffer
         };
         let mut bytes = idle.unwrap_or_default();
-        bytes.reserve(capacity);
+        // Nothing is to be copied, and a large buffer goes back to the system when it is dropped.
+        if bytes.capacity() < capacity {
+            bytes = Vec::with_capacity(memory::capacity::<u8>(capacity));
+        }
         Buffer { bytes, home: self.clone() }
     }
 }

@@ -296,7 +296,12 @@ impl Run {
             return Err(format!("the snapshot of round {round} has come back"));
         }
         for (round, contents) in std::mem::take(&mut self.expected.snapshots) {
-            let content = self.snapshots.read(round).map_err(|error| error.to_string())?;
+            let stored = self.snapshots.open(round).map_err(|error| error.to_string())?;
+            let content = stored.map(|mut stored| {
+                let mut content = Vec::new();
+                stored.content.read_to_end(&mut content).unwrap();
+                content
+            });
             match content {
                 Some(content) if contents.iter().any(|expected| *expected == content) => {
                     // A failed write may be seen after a kill, and not be durable.

@@ -5,11 +5,13 @@ use super::{
     disk::SyncPoint,
     history::{self, History},
 };
-use crate::store::{Snapshots, StoreError, traits::Content};
-use bytes::Bytes;
+use crate::store::{
+    Snapshots, StoreError,
+    traits::{Content, StoredSnapshot},
+};
 use fl_protocol::HistoryRecord;
 use std::{
-    io::{self, Read},
+    io::{self, Read, Seek, SeekFrom},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -41,8 +43,18 @@ impl Snapshots for FolderSnapshots {
         self.folder.rounds(Kind::Checkpoint)
     }
 
-    fn read(&self, round: u64) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.read_file(&self.name(round))?.map(Bytes::from))
+    fn open(&self, round: u64) -> Result<Option<StoredSnapshot>, StoreError> {
+        let path = self.name(round);
+        let opened = self.folder.disk.open(&path).and_then(|mut file| {
+            let len = file.seek(SeekFrom::End(0))?;
+            file.rewind()?;
+            Ok(StoredSnapshot { len, content: Box::new(file) })
+        });
+        match opened {
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("open", &path)(error)),
+        }
     }
 
     fn write(&self, round: u64, content: &mut Content<'_>) -> Result<(), StoreError> {

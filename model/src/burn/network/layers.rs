@@ -21,7 +21,33 @@ pub(super) fn conv2d(
     [padding, stride, dilation]: [Pair; 3],
     groups: usize,
 ) -> Tensor<4> {
-    module::conv2d(x, weight, bias, ConvOptions::new(stride.0, padding.0, dilation.0, groups))
+    let kernel: [usize; 4] = weight.dims();
+    let axis = |k: usize| [kernel[2 + k], padding.0[k], stride.0[k], dilation.0[k]];
+    let options = ConvOptions::new(stride.0, padding.0, dilation.0, groups);
+    let (x, height) = whole_windows(x, 2, axis(0), groups);
+    let (x, width) = whole_windows(x, 3, axis(1), groups);
+    let y = module::conv2d(x, weight, bias, options);
+    y.narrow(2, 0, height).narrow(3, 0, width)
+}
+
+/// Burn's gradient of the weights is wrong where there are groups and the last window does not end with the
+/// padded input. Zeros behind the input make one window more, which is to be cut off: the second value is the
+/// number of windows that count.
+fn whole_windows<const D: usize>(
+    x: Tensor<D>,
+    dim: usize,
+    [kernel, padding, stride, dilation]: [usize; 4],
+    groups: usize,
+) -> (Tensor<D>, usize) {
+    let mut shape: [usize; D] = x.dims();
+    let room = shape[dim] + 2 * padding - dilation * (kernel - 1) - 1;
+    let windows = room / stride + 1;
+    if groups == 1 || room % stride == 0 {
+        return (x, windows);
+    }
+    shape[dim] = stride - room % stride;
+    let zeros = Tensor::zeros(shape, &x.device());
+    (Tensor::cat(vec![x, zeros], dim), windows)
 }
 
 /// On `[samples, length, channels]`.
@@ -32,8 +58,10 @@ pub(super) fn conv1d(
     [padding, stride, dilation]: [usize; 3],
     groups: usize,
 ) -> Tensor<3> {
+    let kernel: [usize; 3] = weight.dims();
     let options = ConvOptions::new([stride], [padding], [dilation], groups);
-    module::conv1d(x.swap_dims(1, 2), weight, bias, options).swap_dims(1, 2)
+    let (x, windows) = whole_windows(x.swap_dims(1, 2), 2, [kernel[2], padding, stride, dilation], groups);
+    module::conv1d(x, weight, bias, options).narrow(2, 0, windows).swap_dims(1, 2)
 }
 
 pub(super) fn max_pool2d(x: Tensor<4>, kernel: Pair, stride: Pair, padding: Pair) -> Tensor<4> {

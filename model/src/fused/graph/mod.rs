@@ -79,6 +79,11 @@ impl GraphLearner {
         })
     }
 
+    /// Whether every layer has its operation.
+    pub(crate) fn runs(spec: &ModelSpec) -> bool {
+        Graph::new(spec).is_ok()
+    }
+
     /// Sizes the buffers for `samples` samples.
     ///
     /// # Errors

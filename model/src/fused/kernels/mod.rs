@@ -9,6 +9,7 @@ pub(super) mod embedding;
 mod math;
 pub(super) mod norm;
 mod pack;
+pub(super) mod pool;
 pub(super) mod product;
 pub(super) mod recurrent;
 mod softmax;

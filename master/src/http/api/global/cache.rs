@@ -2,6 +2,7 @@
 
 use super::form::Form;
 use axum::body::Bytes;
+use fl_protocol::limits::MAX_CONTAINER_HEADER_BYTES;
 use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared},
@@ -16,14 +17,15 @@ use tokio::{sync::Semaphore, task::spawn_blocking, time::timeout};
 const MAX_MAKING: usize = 16;
 /// Representations that are kept, however small.
 const MAX_KEPT: usize = 64;
-/// The budget, unless the model is larger than half of it.
+/// The budget, unless a model is larger.
 const MIN_BUDGET: usize = 8 << 20;
 /// How long a reader waits for a representation.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Bytes for representations of a model of that many parameters.
+/// Bytes for representations of a model of that many parameters: one exact file always fits.
 pub(super) fn budget(parameters: usize) -> usize {
-    parameters.saturating_mul(2 * size_of::<f32>()).max(MIN_BUDGET)
+    let file = parameters.saturating_mul(size_of::<f32>()).saturating_add(MAX_CONTAINER_HEADER_BYTES + 8);
+    file.max(MIN_BUDGET)
 }
 
 /// One round's model in one form.

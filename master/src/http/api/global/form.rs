@@ -11,12 +11,20 @@ use axum::{
     body::Bytes,
     http::{HeaderMap, header},
 };
-use fl_model::GlobalModel;
-use fl_protocol::{ErrorCode, GlobalJson};
+use fl_model::ModelView;
+use fl_protocol::ErrorCode;
 use fl_quant::Scheme;
+use serde::Serialize;
 
 /// Bits of a quantized model unless the call says so.
 const DEFAULT_BITS: u8 = 8;
+
+/// [`fl_protocol::GlobalJson`] of parameters that lie elsewhere.
+#[derive(Serialize)]
+struct BorrowedJson<'a> {
+    round: u64,
+    weights: &'a [f32],
+}
 
 /// A representation of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,8 +86,9 @@ impl Form {
             Self::Exact => Ok(exact.clone()),
             Self::Compact(compact) => Ok(model::quantize(exact, round, compact)?),
             Self::Json => {
-                let weights = GlobalModel::from_safetensors(exact)?.parameters;
-                let json = serde_json::to_vec(&GlobalJson { round, weights }).context("as JSON")?;
+                let weights = ModelView::read(exact)?.values()?;
+                let json =
+                    serde_json::to_vec(&BorrowedJson { round, weights: &weights }).context("as JSON")?;
                 Ok(json.into())
             }
         }
