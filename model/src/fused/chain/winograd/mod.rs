@@ -9,12 +9,11 @@
 //! that of the usual 0, 1, -1, 2, -2, because the powers of a point and its reciprocal stay small.
 
 mod tiles;
-mod transform;
 
 use super::{plan::Shape};
 use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}, simd};
 use tiles::{GradientTransform, InputTransform, OutputTransform};
-use transform::{POINTS, filter_matrix};
+use crate::fused::kernels::conv::transform::{POINTS, filter_matrix};
 
 /// Points in two dimensions.
 const SPECTRUM: usize = POINTS * POINTS;

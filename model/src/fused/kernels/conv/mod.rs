@@ -3,17 +3,22 @@
 //! Images are `[batch, height, width, channels]`, weights `[out, in / groups, kernel rows, kernel columns]`
 //! as in PyTorch. A sequence is an image of height 1.
 
+mod choice;
 mod direct;
 mod gradient;
 mod plan;
+mod spectra;
 #[cfg(test)]
 mod tests;
 mod tile;
+pub(in crate::fused) mod transform;
+mod winograd;
 
 use crate::fused::parallel::Threads;
 use direct::Packed;
 use gradient::WeightGradient;
 use plan::{Axis, Plan};
+use winograd::Winograd;
 
 /// The shapes of a convolution; pairs are along the height and along the width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +86,24 @@ impl Geometry {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     sums: Vec<f32>,
+    winograd: winograd::Buffers,
 }
 
-/// One convolution: its plan, and its weights as packed for this step.
+/// One convolution: its plans, and its weights as packed for this step.
 #[derive(Debug)]
 pub(crate) struct Conv {
     geometry: Geometry,
+    engine: Engine,
+}
+
+#[derive(Debug)]
+enum Engine {
+    Direct(Box<Direct>),
+    Winograd(Winograd),
+}
+
+#[derive(Debug)]
+struct Direct {
     forward: Plan,
     backward: Plan,
     gradient: WeightGradient,
@@ -94,18 +111,28 @@ pub(crate) struct Conv {
     backward_weights: Packed,
 }
 
+impl Direct {
+    fn new(geometry: &Geometry) -> Self {
+        Self {
+            forward: Plan::forward(geometry),
+            backward: Plan::backward(geometry),
+            gradient: WeightGradient::new(geometry),
+            forward_weights: Packed::default(),
+            backward_weights: Packed::default(),
+        }
+    }
+}
+
 impl Conv {
     /// `None` where [`Geometry::output`] is.
     pub(crate) fn new(geometry: Geometry) -> Option<Self> {
         geometry.output()?;
-        Some(Self {
-            geometry,
-            forward: Plan::forward(&geometry),
-            backward: Plan::backward(&geometry),
-            gradient: WeightGradient::new(&geometry),
-            forward_weights: Packed::default(),
-            backward_weights: Packed::default(),
-        })
+        let engine = if choice::winograd_is_faster(&geometry) {
+            Engine::Winograd(Winograd::new(&geometry))
+        } else {
+            Engine::Direct(Box::new(Direct::new(&geometry)))
+        };
+        Some(Self { geometry, engine })
     }
 
     pub(crate) fn geometry(&self) -> &Geometry {
@@ -116,9 +143,14 @@ impl Conv {
     /// if `training`.
     pub(crate) fn pack(&mut self, weights: &[f32], training: bool, threads: &Threads) {
         let shape = self.geometry.weights_shape();
-        self.forward_weights.pack_forward(weights, shape, threads);
-        if training {
-            self.backward_weights.pack_backward(weights, shape, threads);
+        match &mut self.engine {
+            Engine::Direct(direct) => {
+                direct.forward_weights.pack_forward(weights, shape, threads);
+                if training {
+                    direct.backward_weights.pack_backward(weights, shape, threads);
+                }
+            }
+            Engine::Winograd(winograd) => winograd.pack(weights),
         }
     }
 
@@ -129,10 +161,17 @@ impl Conv {
         bias: Option<&[f32]>,
         relu: bool,
         y: &mut [f32],
-        _scratch: &mut Scratch,
+        scratch: &mut Scratch,
         threads: &Threads,
     ) {
-        direct::run(&self.forward, &self.forward_weights, x, bias, relu, y, threads);
+        match &self.engine {
+            Engine::Direct(direct) => {
+                direct::run(&direct.forward, &direct.forward_weights, x, bias, relu, y, threads);
+            }
+            Engine::Winograd(winograd) => {
+                winograd.forward(x, bias, relu, y, &mut scratch.winograd, threads);
+            }
+        }
     }
 
     /// Writes the gradient of the weights, in PyTorch's layout, and of the bias.
@@ -145,7 +184,12 @@ impl Conv {
         scratch: &mut Scratch,
         threads: &Threads,
     ) {
-        self.gradient.run(x, dy, dweight, &mut scratch.sums, threads);
+        match &self.engine {
+            Engine::Direct(direct) => direct.gradient.run(x, dy, dweight, &mut scratch.sums, threads),
+            Engine::Winograd(winograd) => {
+                winograd.backward_weights(x, dy, dweight, &mut scratch.winograd, threads);
+            }
+        }
         if let Some(dbias) = dbias {
             gradient::bias(dy, dbias, threads);
         }
@@ -156,9 +200,16 @@ impl Conv {
         &self,
         dy: &[f32],
         dx: &mut [f32],
-        _scratch: &mut Scratch,
+        scratch: &mut Scratch,
         threads: &Threads,
     ) {
-        direct::run(&self.backward, &self.backward_weights, dy, None, false, dx, threads);
+        match &self.engine {
+            Engine::Direct(direct) => {
+                direct::run(&direct.backward, &direct.backward_weights, dy, None, false, dx, threads);
+            }
+            Engine::Winograd(winograd) => {
+                winograd.backward_input(dy, dx, &mut scratch.winograd, threads);
+            }
+        }
     }
 }

@@ -6,7 +6,7 @@
 use pulp::Simd;
 
 /// Points in one dimension.
-pub(super) const POINTS: usize = 6;
+pub(in crate::fused) const POINTS: usize = 6;
 
 /// The points `A` and `B = 1 / A`, beside their negatives, 0 and infinity.
 const A: f32 = 2.0 / 3.0;
@@ -16,7 +16,7 @@ const POWERS_OF_A: [f32; 4] = [1.0, A, A * A, A * A * A];
 const POWERS_OF_B: [f32; 4] = [1.0, B, B * B, B * B * B];
 
 /// From a kernel's row to its values at the points.
-pub(super) fn filter_matrix(kernel: usize) -> [[f32; 5]; POINTS] {
+pub(in crate::fused) fn filter_matrix(kernel: usize) -> [[f32; 5]; POINTS] {
     let row = |point: f32, scale: f32| std::array::from_fn(|power| point.powi(power as i32) / scale);
     let (of_a, of_b) = (2.0 * A * A * (A * A - B * B), 2.0 * B * B * (B * B - A * A));
     let mut infinity = [0.0; 5];
@@ -26,7 +26,7 @@ pub(super) fn filter_matrix(kernel: usize) -> [[f32; 5]; POINTS] {
 
 /// Six inputs to their values at the points.
 #[inline(always)]
-pub(super) fn at_points<S: Simd>(simd: S, d: [S::f32s; POINTS]) -> [S::f32s; POINTS] {
+pub(in crate::fused) fn at_points<S: Simd>(simd: S, d: [S::f32s; POINTS]) -> [S::f32s; POINTS] {
     let middle = simd.splat_f32s(-(A * A + B * B));
     let (a, b) = (simd.splat_f32s(A), simd.splat_f32s(B));
     let (minus_a, minus_b) = (simd.splat_f32s(-A), simd.splat_f32s(-B));
@@ -46,7 +46,10 @@ pub(super) fn at_points<S: Simd>(simd: S, d: [S::f32s; POINTS]) -> [S::f32s; POI
 
 /// Values of a product at the points to `EDGE` outputs.
 #[inline(always)]
-pub(super) fn from_points<S: Simd, const EDGE: usize>(simd: S, m: [S::f32s; POINTS]) -> [S::f32s; EDGE] {
+pub(in crate::fused) fn from_points<S: Simd, const EDGE: usize>(
+    simd: S,
+    m: [S::f32s; POINTS],
+) -> [S::f32s; EDGE] {
     let of_a = [simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2])];
     let of_b = [simd.add_f32s(m[3], m[4]), simd.sub_f32s(m[3], m[4])];
     let mut out = [m[0]; EDGE];
@@ -67,7 +70,7 @@ pub(super) fn from_points<S: Simd, const EDGE: usize>(simd: S, m: [S::f32s; POIN
 
 /// Gradients of `EDGE` outputs to those of the product at the points: [`from_points`] transposed.
 #[inline(always)]
-pub(super) fn gradient_at_points<S: Simd, const EDGE: usize>(
+pub(in crate::fused) fn gradient_at_points<S: Simd, const EDGE: usize>(
     simd: S,
     dy: [S::f32s; EDGE],
 ) -> [S::f32s; POINTS] {
