@@ -30,7 +30,8 @@ pub struct FederationArgs {
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// Network: softmax, mlp, cnn, mcmahan_cnn, or a JSON file with a layer list.
+    /// Network: softmax, mlp, cnn, mcmahan_cnn, resnet20, vgg11, mobilenet_small, char_lstm, tiny_transformer,
+    /// linear_regression, or a JSON file with a network.
     #[arg(long, default_value = "mlp", value_name = "NAME|FILE")]
     pub model: String,
 

@@ -41,8 +41,8 @@ pub(super) struct Picture {
 
 /// A file whose header has been read and checked.
 enum Opened<R: BufRead + Seek> {
-    Png(png::Decoder<R>),
-    // The decoder holds all its tables.
+    // Both decoders hold their tables.
+    Png(Box<png::Decoder<R>>),
     Jpeg(Box<JpegDecoder<R>>),
 }
 
@@ -58,7 +58,7 @@ pub(super) fn decode(path: &Path, picture: &mut Picture) -> Result<(), DatasetEr
     let (header, opened) = open(reader, bytes, path)?;
     (picture.width, picture.height) = (header.width, header.height);
     match opened {
-        Opened::Png(decoder) => decode_png(decoder, picture, path),
+        Opened::Png(decoder) => decode_png(*decoder, picture, path),
         Opened::Jpeg(decoder) => decode_jpeg(*decoder, header.grey, picture, path),
     }
 }
@@ -95,7 +95,7 @@ fn open<R: BufRead + Seek>(
         let header = Header { width: info.width as usize, height: info.height as usize, grey };
         // A pixel of a PNG takes a bit or more before compression.
         check_size(header, bytes.saturating_mul(MAX_DEFLATE_RATIO * 8), path)?;
-        return Ok((header, Opened::Png(decoder)));
+        return Ok((header, Opened::Png(Box::new(decoder))));
     }
     if start.starts_with(&[0xff, 0xd8]) {
         let options = DecoderOptions::default()

@@ -14,7 +14,8 @@ use std::{collections::HashSet, path::PathBuf};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Model and data")]
 pub struct ModelArgs {
-    /// Network: softmax, mlp, cnn, mcmahan_cnn, or the path of a layer list in JSON
+    /// Network: softmax, mlp, cnn, mcmahan_cnn, resnet20, vgg11, mobilenet_small, char_lstm, tiny_transformer,
+    /// linear_regression, the path of a network in JSON, or safetensors:FILE for tensors without a network
     #[arg(long, env, default_value = "mlp")]
     pub model: String,
     /// Parameter budget of the mlp preset, 1 to 268435456; its hidden width is the largest that fits
@@ -61,7 +62,7 @@ impl ModelArgs {
 /// Which network is trained, and on what it is evaluated.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// `MODEL`: a preset, or the path of a layer list in JSON.
+    /// `MODEL`: a preset, the path of a network in JSON, or `safetensors:FILE`.
     pub model: String,
     /// `MODEL_DIM`: parameter budget of the `mlp` preset.
     pub model_dim: usize,
