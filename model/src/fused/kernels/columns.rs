@@ -181,6 +181,9 @@ impl Affine<'_> {
 }
 
 /// Columns `column..column + width` of the wide rows `first..`, as many as `rows`.
+///
+/// The loops over strips are plain ones: iterators and closures are functions of their own, which the
+/// compiler does not always inline, and then they are compiled without the vector instructions.
 #[derive(Clone, Copy)]
 struct At {
     first: usize,
@@ -190,17 +193,13 @@ struct At {
     width: usize,
 }
 
-impl At {
-    /// Where the strip begins in each of its rows.
-    #[inline(always)]
-    fn starts(self) -> impl Iterator<Item = usize> {
-        (self.first..self.first + self.rows).map(move |row| row * self.columns + self.column)
-    }
-}
-
 /// What is done to a strip of columns whose values per column stay in registers.
 trait Strip {
     fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(&mut self, simd: S, at: At);
+
+    /// Called behind each block of rows.
+    #[inline(always)]
+    fn end_block(&mut self, _columns: usize) {}
 }
 
 /// Cuts wide rows into strips; `columns` of a row of `stride` are there.
@@ -222,21 +221,21 @@ fn strips<S: Simd>(simd: S, first: usize, rows: usize, stride: usize, columns: u
     }
 }
 
-/// Calls `op` on all rows, block by block, and `after` behind each block.
+/// Calls `op` on all rows, block by block.
 #[inline(always)]
-fn blocks<S: Simd, O: Strip>(simd: S, len: usize, columns: usize, op: &mut O, mut after: impl FnMut(&mut O, usize)) {
+fn blocks<S: Simd, O: Strip>(simd: S, len: usize, columns: usize, op: &mut O) {
     let rows = len / columns;
     let mut first = 0;
     while first < rows {
         let count = (rows - first).min(BLOCK);
         strips(simd, first, count, columns, columns, op);
-        after(op, columns);
+        op.end_block(columns);
         first += count;
     }
     let rest = len % columns;
     if rest > 0 {
         strips(simd, rows, 1, columns, rest, op);
-        after(op, rest);
+        op.end_block(rest);
     }
 }
 
@@ -329,8 +328,11 @@ impl Terms for Masked<'_> {
 
     #[inline(always)]
     fn hold<S: Simd, const VECTORS: usize, const TAIL: bool>(self, simd: S, at: At) -> [[S::f32s; VECTORS]; 3] {
-        [self.mean, self.scale, self.bias]
-            .map(|values| load::<S, VECTORS, TAIL>(simd, &values[at.column..][..at.width]))
+        [
+            load::<S, VECTORS, TAIL>(simd, &self.mean[at.column..][..at.width]),
+            load::<S, VECTORS, TAIL>(simd, &self.scale[at.column..][..at.width]),
+            load::<S, VECTORS, TAIL>(simd, &self.bias[at.column..][..at.width]),
+        ]
     }
 
     #[inline(always)]
@@ -365,7 +367,8 @@ impl<T: Terms> Strip for Sums<'_, T> {
         let held = self.op.hold::<S, VECTORS, TAIL>(simd, at);
         let mut a = [simd.splat_f32s(0.0); VECTORS];
         let mut b = a;
-        for start in at.starts() {
+        for row in at.first..at.first + at.rows {
+            let start = row * at.columns + at.column;
             let x = load::<S, VECTORS, TAIL>(simd, &self.x[start..][..at.width]);
             let dy = if T::READS_DY { load::<S, VECTORS, TAIL>(simd, &self.dy[start..][..at.width]) } else { x };
             for v in 0..VECTORS {
@@ -375,6 +378,17 @@ impl<T: Terms> Strip for Sums<'_, T> {
         let [block_a, block_b] = &mut *self.block;
         store::<S, VECTORS, TAIL>(simd, &mut block_a[at.column..][..at.width], a);
         store::<S, VECTORS, TAIL>(simd, &mut block_b[at.column..][..at.width], b);
+    }
+
+    #[inline(always)]
+    fn end_block(&mut self, columns: usize) {
+        for k in 0..2 {
+            let block = &self.block[k][..columns];
+            let wide = &mut self.wide[k][..columns];
+            for c in 0..columns {
+                wide[c] += f64::from(block[c]);
+            }
+        }
     }
 }
 
@@ -389,13 +403,7 @@ impl<T: Terms> WithSimd for Sums<'_, T> {
             self.wide[k].clear();
             self.wide[k].resize(columns, 0.0);
         }
-        blocks(simd, self.x.len(), columns, &mut self, |op, width| {
-            for (wide, block) in op.wide.iter_mut().zip(op.block.iter()) {
-                for (wide, block) in wide.iter_mut().zip(&block[..width]) {
-                    *wide += f64::from(*block);
-                }
-            }
-        });
+        blocks(simd, self.x.len(), columns, &mut self);
     }
 }
 
@@ -412,14 +420,18 @@ struct Forward<'a> {
 impl Strip for Forward<'_> {
     #[inline(always)]
     fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(&mut self, simd: S, at: At) {
-        let [mean, scale, bias] = [self.mean, self.scale, self.bias]
-            .map(|values| load::<S, VECTORS, TAIL>(simd, &values[at.column..][..at.width]));
-        for start in at.starts() {
-            let x = load::<S, VECTORS, TAIL>(simd, &self.x[start..][..at.width]);
-            let y = std::array::from_fn(|v| {
-                let y = simd.mul_add_f32s(simd.sub_f32s(x[v], mean[v]), scale[v], bias[v]);
-                if self.relu { relu(simd, y) } else { y }
-            });
+        let mean = load::<S, VECTORS, TAIL>(simd, &self.mean[at.column..][..at.width]);
+        let scale = load::<S, VECTORS, TAIL>(simd, &self.scale[at.column..][..at.width]);
+        let bias = load::<S, VECTORS, TAIL>(simd, &self.bias[at.column..][..at.width]);
+        for row in at.first..at.first + at.rows {
+            let start = row * at.columns + at.column;
+            let mut y = load::<S, VECTORS, TAIL>(simd, &self.x[start..][..at.width]);
+            for v in 0..VECTORS {
+                y[v] = simd.mul_add_f32s(simd.sub_f32s(y[v], mean[v]), scale[v], bias[v]);
+                if self.relu {
+                    y[v] = relu(simd, y[v]);
+                }
+            }
             store::<S, VECTORS, TAIL>(simd, &mut self.y[start..][..at.width], y);
         }
     }
@@ -430,7 +442,7 @@ impl WithSimd for Forward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        blocks(simd, self.x.len(), self.columns, &mut self, |_, _| ());
+        blocks(simd, self.x.len(), self.columns, &mut self);
     }
 }
 
@@ -447,25 +459,29 @@ struct Backward<'a> {
 impl Strip for Backward<'_> {
     #[inline(always)]
     fn strip<S: Simd, const VECTORS: usize, const TAIL: bool>(&mut self, simd: S, at: At) {
-        let [mean, scale, bias, slope, offset]: [[S::f32s; VECTORS]; 5] = std::array::from_fn(|k| {
-            load::<S, VECTORS, TAIL>(simd, &self.values[k][at.column..][..at.width])
-        });
-        for start in at.starts() {
+        let [mean, scale, bias, slope, offset] = self.values;
+        let mean = load::<S, VECTORS, TAIL>(simd, &mean[at.column..][..at.width]);
+        let scale = load::<S, VECTORS, TAIL>(simd, &scale[at.column..][..at.width]);
+        let bias = load::<S, VECTORS, TAIL>(simd, &bias[at.column..][..at.width]);
+        let slope = load::<S, VECTORS, TAIL>(simd, &slope[at.column..][..at.width]);
+        let offset = load::<S, VECTORS, TAIL>(simd, &offset[at.column..][..at.width]);
+        for row in at.first..at.first + at.rows {
+            let start = row * at.columns + at.column;
             let x = load::<S, VECTORS, TAIL>(simd, &self.x[start..][..at.width]);
             let dx = &mut self.dx[start..][..at.width];
             let dy = match self.dy {
                 Some(dy) => load::<S, VECTORS, TAIL>(simd, &dy[start..][..at.width]),
                 None => load::<S, VECTORS, TAIL>(simd, dx),
             };
-            let gradient = std::array::from_fn(|v| {
+            let mut gradient = dy;
+            for v in 0..VECTORS {
                 let d = simd.sub_f32s(x[v], mean[v]);
-                let dy = if self.relu {
-                    keep_positive(simd, simd.mul_add_f32s(d, scale[v], bias[v]), dy[v])
-                } else {
-                    dy[v]
-                };
-                simd.mul_add_f32s(dy, scale[v], simd.mul_add_f32s(d, slope[v], offset[v]))
-            });
+                if self.relu {
+                    gradient[v] = keep_positive(simd, simd.mul_add_f32s(d, scale[v], bias[v]), dy[v]);
+                }
+                let rest = simd.mul_add_f32s(d, slope[v], offset[v]);
+                gradient[v] = simd.mul_add_f32s(gradient[v], scale[v], rest);
+            }
             store::<S, VECTORS, TAIL>(simd, dx, gradient);
         }
     }
@@ -476,6 +492,6 @@ impl WithSimd for Backward<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        blocks(simd, self.x.len(), self.columns, &mut self, |_, _| ());
+        blocks(simd, self.x.len(), self.columns, &mut self);
     }
 }

@@ -10,15 +10,17 @@ const PIECE: usize = 16;
 #[inline(always)]
 pub(crate) fn load<S: Simd, const VECTORS: usize, const TAIL: bool>(simd: S, row: &[f32]) -> [S::f32s; VECTORS] {
     let (full, rest) = S::as_simd_f32s(row);
-    if TAIL {
-        let mut out = [simd.splat_f32s(0.0); VECTORS];
-        out[..VECTORS - 1].copy_from_slice(&full[..VECTORS - 1]);
-        out[VECTORS - 1] = simd.partial_load_f32s(rest);
-        out
-    } else {
-        let full = &full[..VECTORS];
-        std::array::from_fn(|v| full[v])
+    let mut out = [simd.splat_f32s(0.0); VECTORS];
+    let whole = if TAIL { VECTORS - 1 } else { VECTORS };
+    let full = &full[..whole];
+    // A plain loop: closures are not always inlined, and then compiled without the vector instructions.
+    for v in 0..whole {
+        out[v] = full[v];
     }
+    if TAIL {
+        out[VECTORS - 1] = simd.partial_load_f32s(rest);
+    }
+    out
 }
 
 /// Stores what [`load`] would read.
@@ -30,7 +32,10 @@ pub(crate) fn store<S: Simd, const VECTORS: usize, const TAIL: bool>(
 ) {
     let (full, rest) = S::as_mut_simd_f32s(row);
     let whole = if TAIL { VECTORS - 1 } else { VECTORS };
-    full[..whole].copy_from_slice(&values[..whole]);
+    let full = &mut full[..whole];
+    for v in 0..whole {
+        full[v] = values[v];
+    }
     if TAIL {
         simd.partial_store_f32s(rest, values[VECTORS - 1]);
     }
