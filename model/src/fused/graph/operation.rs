@@ -10,8 +10,9 @@ use crate::{
             attention::{self, Attention},
             conv::{self, Conv, Geometry},
             depthwise, embedding,
+            linear::Linear,
             norm::{self, GroupNorm, Running, Saved, Settings},
-            product::{self, Store, View, multiply},
+            product,
             recurrent::{self, Cell, Recurrent},
             window::Axis,
         },
@@ -55,7 +56,7 @@ pub(super) struct Keeps {
 #[derive(Debug)]
 pub(super) enum Operation {
     /// `y = x W^T + b` over the last dimension, then ReLU if fused.
-    Linear { inputs: usize, outputs: usize, bias: bool, relu: bool },
+    Linear { layer: Linear, bias: bool, relu: bool },
     /// Convolution, then ReLU if fused.
     Conv { conv: Box<Conv>, relu: bool },
     /// Convolution of each channel by itself, then ReLU if fused.
@@ -117,7 +118,8 @@ pub(super) fn operations(
 ) -> Result<Vec<Step>, ModelError> {
     let operation = match *layer {
         Layer::Linear { in_features, out_features, bias } => {
-            Operation::Linear { inputs: in_features, outputs: out_features, bias, relu: false }
+            let layer = Linear { inputs: in_features, outputs: out_features };
+            Operation::Linear { layer, bias, relu: false }
         }
         Layer::Conv2d { kernel, stride, padding, dilation, groups, .. }
             if groups > 1 && groups == input.channels && groups == output.channels =>
@@ -267,17 +269,10 @@ impl Operation {
         let &Context { parameters, threads, masks, samples, training, .. } = context;
         let x = xs.first().copied().unwrap_or(&[]);
         match self {
-            Self::Linear { inputs, outputs, bias, relu } => {
-                let x = View::new(x, x.len() / *inputs, *inputs);
-                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
-                let store = match *bias {
-                    true => Store::Bias { bias: &parameters[tensors[1].clone()], relu: *relu },
-                    false => Store::Set,
-                };
-                multiply(x, w.transposed(), y, *outputs, store, &mut scratch.product, threads);
-                if *relu && !*bias {
-                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
-                }
+            Self::Linear { layer, bias, relu } => {
+                let weights = &parameters[tensors[0].clone()];
+                let bias = bias.then(|| &parameters[tensors[1].clone()]);
+                layer.forward(x, weights, bias, *relu, y, &mut scratch.product, threads);
             }
             Self::Conv { conv, relu } => {
                 conv.pack(&parameters[tensors[0].clone()], training, threads);
@@ -357,25 +352,16 @@ impl Operation {
         let x = xs.first().copied().unwrap_or(&[]);
         let [dx, ..] = dxs else { return };
         match self {
-            Self::Linear { inputs, outputs, bias, relu } => {
+            Self::Linear { layer, bias, relu } => {
                 if *relu {
                     mask(dy, y, threads);
                 }
-                let rows = x.len() / *inputs;
-                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
-                let dy = View::new(dy, rows, *outputs);
+                let scratch = &mut scratch.product;
                 if let Some(dx) = dx {
-                    multiply(dy, w, dx, *inputs, Store::Set, &mut scratch.product, threads);
+                    layer.backward_input(dy, &parameters[tensors[0].clone()], dx, scratch, threads);
                 }
                 let (dw, db) = gradient.split_at_mut(tensors[0].len());
-                let x = View::new(x, rows, *inputs);
-                multiply(dy.transposed(), x, dw, *inputs, Store::Set, &mut scratch.product, threads);
-                if *bias {
-                    db.fill(0.0);
-                    for row in dy.data.chunks_exact(*outputs) {
-                        db.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-                    }
-                }
+                layer.backward_weight(dy, x, dw, bias.then_some(db), scratch, threads);
             }
             Self::Conv { conv, relu } => {
                 if *relu {
@@ -494,6 +480,37 @@ impl Operation {
                 permute(dy, dx, samples, dim.channels, dim.pixels());
             }
         }
+    }
+
+    /// Whether [`Operation::descend`] does this operation.
+    pub(super) fn descends(&self) -> bool {
+        matches!(self, Self::Linear { .. })
+    }
+
+    /// [`Operation::backward`] and a step of plain gradient descent at once: `own` are the parameters of this
+    /// operation.
+    #[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
+    pub(super) fn descend(
+        &self,
+        own: &mut [f32],
+        lr: f32,
+        first_input: &[f32],
+        y: &[f32],
+        dy: &mut [f32],
+        dx: Option<&mut [f32]>,
+        scratch: &mut Scratch,
+        threads: &Threads,
+    ) {
+        let Self::Linear { layer, bias, relu } = self else { return };
+        if *relu {
+            mask(dy, y, threads);
+        }
+        let scratch = &mut scratch.product;
+        let (weights, own_bias) = own.split_at_mut(layer.inputs * layer.outputs);
+        if let Some(dx) = dx {
+            layer.backward_input(dy, weights, dx, scratch, threads);
+        }
+        layer.descend(dy, first_input, weights, bias.then_some(own_bias), lr, scratch, threads);
     }
 
     /// Moves what the forward pass of a training step moves and no gradient does.
