@@ -149,9 +149,11 @@ impl GraphLearner {
             let mut dxs: Vec<Option<Vec<f32>>> =
                 step.inputs.iter().map(|slot| slot.map(|slot| std::mem::take(&mut buffers[slot.slot]))).collect();
             let range = node.range();
+            let plain = match descent {
+                Descent::Step(optimizer, config) if node.operation.descends() => optimizer.plain(config, &range),
+                _ => None,
+            };
             {
-                let context =
-                    Context { samples, parameters, threads, masks: Some(self.masks), training: true, tokens: tokens(inputs) };
                 let xs: Vec<&[f32]> = node
                     .inputs
                     .iter()
@@ -164,16 +166,32 @@ impl GraphLearner {
                     .map(|(dx, &input)| dx.as_mut().map(|dx| &mut dx[..sizes[input] * samples]))
                     .collect();
                 let dy = &mut dy[..sizes[node.output] * samples];
-                let gradient = match descent {
-                    Descent::Gradient(all) => &mut all[range.clone()],
-                    Descent::Step(..) => {
-                        gradient.resize(gradient.len().max(range.len()), 0.0);
-                        &mut gradient[..range.len()]
-                    }
-                };
-                node.operation.backward(&context, &node.tensors, &xs, y, dy, &mut dxs, gradient, scratch);
+                if let Some(lr) = plain {
+                    let x = xs.first().copied().unwrap_or(&[]);
+                    let dx = dxs.first_mut().and_then(Option::take);
+                    let own = &mut parameters[range.clone()];
+                    node.operation.descend(own, lr, x, y, dy, dx, scratch, threads);
+                } else {
+                    let context = Context {
+                        samples,
+                        parameters,
+                        threads,
+                        masks: Some(self.masks),
+                        training: true,
+                        tokens: tokens(inputs),
+                    };
+                    let gradient = match descent {
+                        Descent::Gradient(all) => &mut all[range.clone()],
+                        Descent::Step(..) => {
+                            gradient.resize(gradient.len().max(range.len()), 0.0);
+                            &mut gradient[..range.len()]
+                        }
+                    };
+                    node.operation.backward(&context, &node.tensors, &xs, y, dy, &mut dxs, gradient, scratch);
+                }
             }
             if let Descent::Step(optimizer, config) = descent
+                && plain.is_none()
                 && !range.is_empty()
             {
                 optimizer.update(parameters, &mut gradient[..range.len()], range, config, threads);

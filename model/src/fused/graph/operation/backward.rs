@@ -5,10 +5,9 @@ use super::{
     split,
 };
 use crate::fused::kernels::{
-    activation, attention, embedding, norm,
-    product::{Store, View, multiply},
-    recurrent,
+    activation, attention, embedding, norm, recurrent,
 };
+use crate::fused::parallel::Threads;
 use std::ops::Range;
 
 impl Operation {
@@ -30,25 +29,16 @@ impl Operation {
         let x = xs.first().copied().unwrap_or(&[]);
         let [dx, ..] = dxs else { return };
         match self {
-            Self::Linear { inputs, outputs, bias, relu } => {
+            Self::Linear { layer, bias, relu } => {
                 if *relu {
                     mask(dy, y, threads);
                 }
-                let rows = x.len() / *inputs;
-                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
-                let dy = View::new(dy, rows, *outputs);
+                let scratch = &mut scratch.product;
                 if let Some(dx) = dx {
-                    multiply(dy, w, dx, *inputs, Store::Set, &mut scratch.product, threads);
+                    layer.backward_input(dy, &parameters[tensors[0].clone()], dx, scratch, threads);
                 }
                 let (dw, db) = gradient.split_at_mut(tensors[0].len());
-                let x = View::new(x, rows, *inputs);
-                multiply(dy.transposed(), x, dw, *inputs, Store::Set, &mut scratch.product, threads);
-                if *bias {
-                    db.fill(0.0);
-                    for row in dy.data.chunks_exact(*outputs) {
-                        db.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
-                    }
-                }
+                layer.backward_weight(dy, x, dw, bias.then_some(db), scratch, threads);
             }
             Self::Conv { conv, relu } => {
                 if *relu {
@@ -191,5 +181,36 @@ impl Operation {
                 permute(dy, dx, samples, dim.channels, dim.pixels());
             }
         }
+    }
+
+    /// Whether [`Operation::descend`] does this operation.
+    pub(in crate::fused::graph) fn descends(&self) -> bool {
+        matches!(self, Self::Linear { .. })
+    }
+
+    /// [`Operation::backward`] and a step of plain gradient descent at once: `own` are the parameters of this
+    /// operation.
+    #[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
+    pub(in crate::fused::graph) fn descend(
+        &self,
+        own: &mut [f32],
+        lr: f32,
+        first_input: &[f32],
+        y: &[f32],
+        dy: &mut [f32],
+        dx: Option<&mut [f32]>,
+        scratch: &mut Scratch,
+        threads: &Threads,
+    ) {
+        let Self::Linear { layer, bias, relu } = self else { return };
+        if *relu {
+            mask(dy, y, threads);
+        }
+        let scratch = &mut scratch.product;
+        let (weights, own_bias) = own.split_at_mut(layer.inputs * layer.outputs);
+        if let Some(dx) = dx {
+            layer.backward_input(dy, weights, dx, scratch, threads);
+        }
+        layer.descend(dy, first_input, weights, bias.then_some(own_bias), lr, scratch, threads);
     }
 }

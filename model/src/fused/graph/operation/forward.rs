@@ -7,7 +7,6 @@ use super::{
 use crate::fused::kernels::{
     activation, embedding,
     norm::{self, Running},
-    product::{Store, View, multiply},
 };
 use std::ops::Range;
 
@@ -24,17 +23,10 @@ impl Operation {
         let &Context { parameters, threads, masks, samples, training, .. } = context;
         let x = xs.first().copied().unwrap_or(&[]);
         match self {
-            Self::Linear { inputs, outputs, bias, relu } => {
-                let x = View::new(x, x.len() / *inputs, *inputs);
-                let w = View::new(&parameters[tensors[0].clone()], *outputs, *inputs);
-                let store = match *bias {
-                    true => Store::Bias { bias: &parameters[tensors[1].clone()], relu: *relu },
-                    false => Store::Set,
-                };
-                multiply(x, w.transposed(), y, *outputs, store, &mut scratch.product, threads);
-                if *relu && !*bias {
-                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
-                }
+            Self::Linear { layer, bias, relu } => {
+                let weights = &parameters[tensors[0].clone()];
+                let bias = bias.then(|| &parameters[tensors[1].clone()]);
+                layer.forward(x, weights, bias, *relu, y, &mut scratch.product, threads);
             }
             Self::Conv { conv, relu } => {
                 conv.pack(&parameters[tensors[0].clone()], training, threads);

@@ -10,6 +10,7 @@ use crate::{
             attention::{self, Attention},
             conv::{Conv, Geometry},
             depthwise,
+            linear::Linear,
             norm::{GroupNorm, Saved},
             pool::{AveragePool, MaxPool},
             recurrent::{Cell, Recurrent},
@@ -33,7 +34,8 @@ pub(in crate::fused::graph) fn operations(
 ) -> Result<Vec<Step>, ModelError> {
     let operation = match *layer {
         Layer::Linear { in_features, out_features, bias } => {
-            Operation::Linear { inputs: in_features, outputs: out_features, bias, relu: false }
+            let layer = Linear { inputs: in_features, outputs: out_features };
+            Operation::Linear { layer, bias, relu: false }
         }
         Layer::Conv2d { kernel, stride, padding, dilation, groups, .. }
             if groups > 1 && groups == input.channels && groups == output.channels =>

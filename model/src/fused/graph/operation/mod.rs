@@ -15,6 +15,7 @@ use crate::{
             attention::{self, Attention},
             conv::{self, Conv},
             depthwise,
+            linear::Linear,
             norm::{self, GroupNorm, Saved, Settings},
             pool::{AveragePool, MaxPool, Tap},
             product,
@@ -60,8 +61,7 @@ pub(super) struct Keeps {
 pub(super) enum Operation {
     /// `y = x W^T + b` over the last dimension, then ReLU if fused.
     Linear {
-        inputs: usize,
-        outputs: usize,
+        layer: Linear,
         bias: bool,
         relu: bool,
     },
