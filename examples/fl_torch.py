@@ -86,7 +86,8 @@ class Attention(nn.MultiheadAttention):
     def forward(self, x):
         length = x.shape[1]
         mask = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1) if self.causal else None
-        return super().forward(x, x, x, attn_mask=mask, need_weights=False)[0]
+        # Told that the mask is causal, PyTorch may take a kernel that needs none.
+        return super().forward(x, x, x, attn_mask=mask, need_weights=False, is_causal=self.causal)[0]
 
 
 class PositionalEmbedding(nn.Module):
@@ -171,6 +172,18 @@ def task_of(spec):
 
 def input_of(spec):
     return spec.get("input") or {"kind": "image", "shape": spec["input_shape"]}
+
+
+def noise(spec, samples):
+    """Random inputs and targets of a batch, of the kinds that the network takes."""
+    given, task = input_of(spec), task_of(spec)
+    shape, kind = (samples, *given["shape"]), task["type"]
+    x = torch.randint(0, given["vocab"], shape) if given["kind"] == "tokens" else torch.rand(shape) * 2 - 1
+    if kind == "language_model":
+        return x, torch.randint(0, given["vocab"], shape)
+    if kind == "classification":
+        return x, torch.randint(0, task["classes"], (samples,))
+    return x, torch.randint(0, 2, (samples, task["outputs"])).float()
 
 
 def loss(spec, outputs, targets):

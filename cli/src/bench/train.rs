@@ -62,6 +62,10 @@ pub struct TrainArgs {
     /// Do not measure Burn's flex beside the fused engine.
     #[arg(long)]
     skip_burn: bool,
+
+    /// Print the network's JSON, as model files hold it, and measure nothing.
+    #[arg(long)]
+    print_spec: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -72,6 +76,7 @@ struct Measured<'a> {
     threads: usize,
     batch_size: usize,
     params: usize,
+    /// Samples per second, whatever a sample is: an image, a sequence of tokens, a vector.
     images_per_s: f64,
     /// Median.
     step_ms: f64,
@@ -100,6 +105,10 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         None => None,
     };
     let spec = spec(&args.model, args.model_dim, data.as_ref())?;
+    if args.print_spec {
+        println!("{}", spec.to_json());
+        return Ok(());
+    }
     let data = match data {
         Some(data) => Some(Arc::new(data).cut_for(&spec.input)?),
         None => None,
@@ -129,7 +138,7 @@ pub fn run(args: &TrainArgs, json: bool) -> anyhow::Result<()> {
         burn_images_per_s: burn_step_s.map(|step_s| args.batch_size as f64 / step_s),
         burn_ratio: burn_step_s.map(|burn| burn / step_s),
     };
-    if json { output::json_line(&measured) } else { print(&measured) }
+    if json { output::json_line(&measured) } else { print(&measured, samples_name(&spec.input)) }
 }
 
 fn check(args: &TrainArgs) -> Result<(), SettingError> {
@@ -139,13 +148,21 @@ fn check(args: &TrainArgs) -> Result<(), SettingError> {
     number("--seconds", args.seconds, 0.01, 3600.0)
 }
 
-fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
+fn samples_name(input: &Input) -> &'static str {
+    match input {
+        Input::Image { .. } => "images",
+        Input::Tokens { .. } => "sequences",
+        Input::Vector { .. } => "samples",
+    }
+}
+
+fn print(measured: &Measured<'_>, samples: &str) -> anyhow::Result<()> {
     println!(
         "{}, {} parameters, {}, threads {}, batches of {}",
         measured.model, measured.params, measured.backend, measured.threads, measured.batch_size
     );
     println!(
-        "{:.0} images/s   {:.3} ms a step   {:.1} GFLOP/s, {:.0} % of the cores' matrix product ({:.1} each)",
+        "{:.0} {samples}/s   {:.3} ms a step   {:.1} GFLOP/s, {:.0} % of the cores' matrix product ({:.1} each)",
         measured.images_per_s,
         measured.step_ms,
         measured.gflops,
@@ -153,7 +170,7 @@ fn print(measured: &Measured<'_>) -> anyhow::Result<()> {
         measured.gemm_gflops,
     );
     if let (Some(burn), Some(ratio)) = (measured.burn_images_per_s, measured.burn_ratio) {
-        println!("Burn's flex {burn:.0} images/s: the fused engine is {ratio:.2} times as fast");
+        println!("Burn's flex {burn:.0} {samples}/s: the fused engine is {ratio:.2} times as fast");
     }
     if let Some(peak) = measured.peak_rss_mb {
         println!("peak resident size {peak:.1} MB");
