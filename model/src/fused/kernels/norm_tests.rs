@@ -215,3 +215,32 @@ fn evaluation_uses_the_running_moments_and_bears_a_negative_variance() {
         .collect();
     assert_close(&y, &expected, 1e-6, "evaluation");
 }
+
+#[test]
+fn layer_norm_is_that_of_f64_and_the_same_on_any_threads() {
+    use super::super::layer_norm;
+    let two = Threads::new(2).unwrap();
+    for (rows, features) in [(1, 3), (2048, 128), (37, 63), (300, 17), (5, 1000), (64, 16)] {
+        for relu in [false, true] {
+            let case = Case::new(rows, features, 0.5);
+            let what = format!("{rows} x {features}, {relu}");
+            let run = |in_place: bool, threads: &Threads| {
+                let mut got = Got::new(&case);
+                let (mut saved, mut partial) = (Saved::default(), Vec::new());
+                threads.enter(|| {
+                    layer_norm::forward(&case.x, case.settings(relu), &mut got.y, &mut saved, threads);
+                    let dy = if in_place { None } else { Some(&case.dy[..]) };
+                    got.dx.copy_from_slice(&case.dy);
+                    let parts = (&mut got.d_weight[..], &mut got.d_bias[..]);
+                    let settings = case.settings(relu);
+                    layer_norm::backward(&case.x, settings, &saved, dy, &mut got.dx, parts, &mut partial, threads);
+                });
+                got
+            };
+            let got = run(false, &two);
+            got.check_bits(&run(true, &Threads::none()), &what);
+            let expected = reference(&case.x, &case.dy, case.settings(relu), rows, &|row, _| row);
+            got.check(&expected, &what);
+        }
+    }
+}

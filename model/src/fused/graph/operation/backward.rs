@@ -5,7 +5,7 @@ use super::{
     split,
 };
 use crate::fused::kernels::{
-    activation, attention, embedding, norm, recurrent,
+    activation, attention, embedding, layer_norm, norm, recurrent,
 };
 use crate::fused::parallel::Threads;
 use std::ops::Range;
@@ -110,6 +110,15 @@ impl Operation {
             Self::AveragePool(pool) => {
                 let Some(dx) = dx else { return };
                 pool.backward(dy, dx, threads);
+            }
+            Self::LayerNorm { eps, relu, saved } => {
+                let parts = gradient.split_at_mut(tensors[0].len());
+                let settings = settings(parameters, tensors, *eps, *relu);
+                let partial = &mut scratch.layer_norm;
+                match dx {
+                    Some(dx) => layer_norm::backward(x, settings, saved, Some(dy), dx, parts, partial, threads),
+                    None => layer_norm::backward(x, settings, saved, None, dy, parts, partial, threads),
+                }
             }
             Self::GroupNorm { norm, eps, relu, saved } => {
                 let parts = gradient.split_at_mut(tensors[0].len());

@@ -5,7 +5,7 @@ use super::{
     settings,
 };
 use crate::fused::kernels::{
-    activation, embedding,
+    activation, embedding, layer_norm,
     norm::{self, Running},
 };
 use std::ops::Range;
@@ -60,6 +60,9 @@ impl Operation {
                 pool.forward(x, y, taken, threads);
             }
             Self::AveragePool(pool) => pool.forward(x, y, threads),
+            Self::LayerNorm { eps, relu, saved } => {
+                layer_norm::forward(x, settings(parameters, tensors, *eps, *relu), y, saved, threads);
+            }
             Self::GroupNorm { norm, eps, relu, saved } => {
                 norm.forward(x, settings(parameters, tensors, *eps, *relu), y, saved, threads);
             }

@@ -78,8 +78,7 @@ pub(in crate::fused::graph) fn operations(
             Operation::GroupNorm { norm, eps, relu: false, saved: Saved::default() }
         }
         Layer::LayerNorm { eps, .. } => {
-            let norm = GroupNorm { pixels: 1, channels: input.channels, groups: 1 };
-            Operation::GroupNorm { norm, eps, relu: false, saved: Saved::default() }
+            Operation::LayerNorm { eps, relu: false, saved: Saved::default() }
         }
         Layer::BatchNorm { eps, momentum, .. } => Operation::BatchNorm(BatchNorm {
             eps,

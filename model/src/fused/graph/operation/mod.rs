@@ -47,6 +47,7 @@ pub(super) struct Scratch {
     conv: conv::Scratch,
     norm: norm::Partial,
     depthwise: Vec<f32>,
+    layer_norm: Vec<f32>,
 }
 
 /// Which values the backward pass of an operation reads.
@@ -76,7 +77,9 @@ pub(super) enum Operation {
         packed: Vec<f32>,
         relu: bool,
     },
-    /// Group or layer normalisation, then ReLU if fused.
+    /// Layer normalisation, then ReLU if fused.
+    LayerNorm { eps: f64, relu: bool, saved: Saved },
+    /// Group normalisation, then ReLU if fused.
     GroupNorm {
         norm: GroupNorm,
         eps: f64,
@@ -159,6 +162,7 @@ impl Operation {
             Self::Linear { relu, .. }
             | Self::Conv { relu, .. }
             | Self::Depthwise { relu, .. }
+            | Self::LayerNorm { relu, .. }
             | Self::GroupNorm { relu, .. }
             | Self::BatchNorm(BatchNorm { relu, .. })
             | Self::Add { relu }
@@ -179,7 +183,7 @@ impl Operation {
             Self::Recurrent { .. } => (true, true),
             Self::Attention { .. } => (true, false),
             // Where the ReLU is closed follows from the input.
-            Self::GroupNorm { .. } | Self::BatchNorm(_) => (true, false),
+            Self::LayerNorm { .. } | Self::GroupNorm { .. } | Self::BatchNorm(_) => (true, false),
             Self::Activation(kind) => (!kind.keeps_output(), kind.keeps_output()),
             Self::Add { relu } => (false, *relu),
             Self::MaxPool { .. } | Self::AveragePool(_) => (false, false),
