@@ -6,6 +6,7 @@ mod columns;
 pub(super) mod conv;
 pub(super) mod depthwise;
 pub(super) mod embedding;
+pub(super) mod linear;
 mod math;
 pub(super) mod norm;
 mod pack;

@@ -5,7 +5,7 @@
 
 use super::{
     pack,
-    tiles::{Buffers, Job, LANES, PANEL, Right, Target},
+    tiles::{Buffers, Finish, Job, LANES, PANEL, Right, Target},
 };
 use crate::fused::{parallel::Threads, simd};
 use pulp::{Simd, WithSimd};
@@ -45,7 +45,8 @@ impl<'a> View<'a> {
     /// `rows` rows from `row` on of `columns` columns from `column` on.
     #[inline(always)]
     pub(super) fn part(self, row: usize, rows: usize, column: usize, columns: usize) -> Self {
-        let start = if rows == 0 || columns == 0 { 0 } else { row * self.row_stride + column * self.column_stride };
+        let start =
+            if rows == 0 || columns == 0 { 0 } else { row * self.row_stride + column * self.column_stride };
         Self { data: &self.data[start..], rows, columns, ..self }
     }
 }
@@ -130,12 +131,25 @@ const PACKED_AT_ONCE: usize = 1 << 17;
 /// Rows of the left operand, at most, for that.
 const FEW_ROWS: usize = 256;
 
+/// Sums of more terms are cut into pieces where the result is small.
+const LONG: usize = 8192;
+
+/// Values of such a result, at most: each piece has one of its own.
+const SMALL_RESULT: usize = 1 << 16;
+
+/// Values of the right operand in such a piece, about.
+const PIECE_VALUES: usize = 1 << 17;
+
 /// Buffers of [`multiply`].
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     packed: Packed,
     /// One of each job.
     buffers: Vec<Buffers>,
+    /// One of each thread that adds pieces of long sums.
+    pieces: Vec<(Packed, Buffers)>,
+    /// The results of the pieces.
+    partial: Vec<f32>,
 }
 
 /// `C = A B` stored by `store`; row `r` of `C` begins at `c[r * ldc]`.
@@ -149,7 +163,11 @@ pub(crate) fn multiply(
     threads: &Threads,
 ) {
     assert_eq!(a.columns, b.rows);
-    let Scratch { packed, buffers } = scratch;
+    if a.columns >= LONG && a.rows * b.columns <= SMALL_RESULT && (a.column_stride == 1 || a.row_stride == 1)
+    {
+        return multiply_long(a, b, c, ldc, store, scratch, threads);
+    }
+    let Scratch { packed, buffers, .. } = scratch;
     let right = if is_a_panel(b) {
         Right::Panels(&b.data[..b.rows * b.columns])
     } else if a.rows <= FEW_ROWS && b.rows * b.columns > PACKED_AT_ONCE {
@@ -172,6 +190,89 @@ pub(crate) fn multiply_packed(
 ) {
     assert_eq!(a.columns, b.depth);
     product(a, Right::Panels(&b.data), b.columns, c, ldc, store, &mut Vec::new(), threads);
+}
+
+/// `C = (A B)^T` stored by `store`: for an `A` that is too large to be packed and a `B` of few columns. Row `r`
+/// of `C` begins at `c[r * ldc]`; a bias has a value for each column of `C`, that is, row of `A`.
+///
+/// The values are those that [`multiply`] gives for `B^T A^T`.
+pub(crate) fn multiply_transposed(
+    a: View<'_>,
+    b: View<'_>,
+    c: &mut [f32],
+    ldc: usize,
+    store: Store<'_>,
+    scratch: &mut Scratch,
+    threads: &Threads,
+) {
+    assert_eq!(a.columns, b.rows);
+    assert!(a.column_stride == 1 || a.row_stride == 1);
+    if a.rows == 0 || b.columns == 0 {
+        return;
+    }
+    let Scratch { packed, buffers, .. } = scratch;
+    packed.pack(b, threads);
+    let (b, columns) = (Right::Panels(&packed.data), b.columns);
+    let count = jobs(a.rows * a.columns * columns, threads);
+    let piece = a.rows.div_ceil(count).next_multiple_of(12);
+    run(cut_columns(c, ldc, columns, a.rows, piece), buffers, threads, |index, target, buffers| {
+        let first = index * piece;
+        let a = a.part(first, piece.min(a.rows - first), 0, a.columns);
+        Job { a, b, columns, target, transposed: true, store: store.from_column(first), buffers }
+    });
+}
+
+/// [`multiply`] of long sums with a small result: the terms are cut into pieces, whose sums are added in order.
+/// The pieces depend on the shapes alone.
+fn multiply_long(
+    a: View<'_>,
+    b: View<'_>,
+    c: &mut [f32],
+    ldc: usize,
+    store: Store<'_>,
+    scratch: &mut Scratch,
+    threads: &Threads,
+) {
+    let (rows, depth, columns) = (a.rows, a.columns, b.columns);
+    let len = rows * columns;
+    if len == 0 {
+        return;
+    }
+    let terms = (PIECE_VALUES / columns).clamp(1024, 2048);
+    let count = depth.div_ceil(terms);
+    let Scratch { pieces, partial, .. } = scratch;
+    partial.resize(partial.len().max(count * len), 0.0);
+    let partial = &mut partial[..count * len];
+    let jobs = threads.count();
+    if pieces.len() < jobs {
+        pieces.resize_with(jobs, Default::default);
+    }
+    let own = count.div_ceil(jobs);
+    let mut items: Vec<_> = partial.chunks_mut(own * len).zip(pieces).collect();
+    threads.each(&mut items, |index, (partial, (packed, buffers))| {
+        for (k, c) in partial.chunks_exact_mut(len).enumerate() {
+            let first = (index * own + k) * terms;
+            let terms = terms.min(depth - first);
+            let (a, b) = (a.part(0, rows, first, terms), b.part(first, terms, 0, columns));
+            let b = if is_a_panel(b) {
+                Right::Panels(&b.data[..terms * columns])
+            } else {
+                packed.pack(b, &Threads::none());
+                Right::Panels(&packed.data)
+            };
+            let target = Target::Strided { c, ldc: columns };
+            simd::run(Job { a, b, columns, target, transposed: false, store: Store::Set, buffers });
+        }
+    });
+    let (sums, rest) = partial.split_at_mut(len);
+    threads.rows(sums, 1, count, |first, sums| {
+        for piece in rest.chunks_exact(len) {
+            sums.iter_mut().zip(&piece[first..]).for_each(|(sum, value)| *sum += value);
+        }
+    });
+    for (c, sums) in c.chunks_mut(ldc).zip(sums.chunks_exact(columns)) {
+        simd::run(Finish { sums, c: &mut c[..columns], store });
+    }
 }
 
 /// Whether `b` lies in memory as its only panel would.
@@ -298,6 +399,54 @@ mod tests {
         }
     }
 
+    /// The transposed product in another orientation gives the same bits.
+    fn check_transposed(rows: usize, depth: usize, columns: usize, layouts: (usize, usize), kind: usize) {
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        let a = view(&mut a, rows, depth, layouts.0, 1);
+        let b = view(&mut b, depth, columns, layouts.1, 2);
+        let (bias, ldc) = (values(rows, 3), rows + kind % 2);
+        let old = values(columns * ldc + 5, 4);
+        let store = match kind {
+            0 => Store::Set,
+            1 => Store::Add,
+            2 => Store::Descend { lr: 0.5 },
+            _ => Store::Bias { bias: &bias, relu: kind == 3 },
+        };
+        let mut want = old.clone();
+        let mut scratch = Scratch::default();
+        multiply(b.transposed(), a.transposed(), &mut want, ldc, store, &mut scratch, &Threads::none());
+        for count in [1, 2, 3] {
+            let threads = Threads::new(count).unwrap();
+            let mut c = old.clone();
+            threads.enter(|| multiply_transposed(a, b, &mut c, ldc, store, &mut scratch, &threads));
+            assert!(c == want, "{rows} {depth} {columns} {layouts:?} {kind} {count}");
+        }
+    }
+
+    #[test]
+    fn transposed_products_are_the_same_to_the_bit() {
+        for kind in 0..5 {
+            for layouts in [(0, 0), (0, 3), (2, 3), (3, 1)] {
+                for (rows, depth, columns) in
+                    [(1, 1, 1), (7, 5, 17), (130, 20, 9), (30, 33, 130), (400, 1100, 66)]
+                {
+                    check_transposed(rows, depth, columns, layouts, kind);
+                }
+            }
+            check_transposed(5, 0, 6, (0, 0), kind);
+            check_transposed(0, 5, 6, (0, 0), kind);
+        }
+    }
+
+    #[test]
+    fn long_sums_equal_the_reference() {
+        for kind in 0..5 {
+            check(3, 8192, 5, (0, 0), kind);
+            check(17, 9001, 70, (2, 0), kind);
+            check(16, 8300, 64, (3, 3), kind);
+        }
+    }
+
     fn check(rows: usize, depth: usize, columns: usize, layouts: (usize, usize), kind: usize) {
         let (mut a, mut b) = (Vec::new(), Vec::new());
         let a = view(&mut a, rows, depth, layouts.0, 1);
@@ -321,8 +470,15 @@ mod tests {
                 packed.pack(b, &threads);
                 multiply_packed(a, &packed, &mut again, ldc, store, &threads);
             });
-            assert!(c == again, "packed before: {rows} {depth} {columns} {layouts:?} {kind} {count}");
-            assert!(first.get_or_insert_with(|| c.clone()) == &c, "threads: {rows} {depth} {columns} {count}");
+            // Long sums are cut into pieces only where nothing is packed before.
+            assert!(
+                c == again || depth >= LONG,
+                "packed before: {rows} {depth} {columns} {layouts:?} {kind} {count}"
+            );
+            assert!(
+                first.get_or_insert_with(|| c.clone()) == &c,
+                "threads: {rows} {depth} {columns} {count}"
+            );
         }
         let c = first.unwrap();
         let (mut error, mut norm) = (0.0, 1e-30);
@@ -332,7 +488,8 @@ mod tests {
                 assert_eq!(got, old, "outside: {rows} {depth} {columns} {kind}");
                 continue;
             }
-            let at = |v: View<'_>, r: usize, c: usize| f64::from(v.data[r * v.row_stride + c * v.column_stride]);
+            let at =
+                |v: View<'_>, r: usize, c: usize| f64::from(v.data[r * v.row_stride + c * v.column_stride]);
             let product: f64 = (0..depth).map(|k| at(a, row, k) * at(b, k, column)).sum();
             let old = f64::from(old);
             let want = match kind {
@@ -345,14 +502,19 @@ mod tests {
             error += (f64::from(got) - want).powi(2);
             norm += want.powi(2);
         }
-        assert!(error.sqrt() <= 1e-5 * norm.sqrt(), "{rows} {depth} {columns} {layouts:?} {kind}: {error} {norm}");
+        assert!(
+            error.sqrt() <= 1e-5 * norm.sqrt(),
+            "{rows} {depth} {columns} {layouts:?} {kind}: {error} {norm}"
+        );
     }
 
     #[test]
     fn products_equal_the_reference_with_every_store_and_layout() {
         for kind in 0..5 {
             for layouts in [(0, 0), (0, 3), (3, 0), (1, 2), (2, 1), (4, 4)] {
-                for (rows, depth, columns) in [(1, 1, 1), (7, 5, 17), (13, 20, 70), (30, 33, 130), (14, 600, 66)] {
+                for (rows, depth, columns) in
+                    [(1, 1, 1), (7, 5, 17), (13, 20, 70), (30, 33, 130), (14, 600, 66)]
+                {
                     check(rows, depth, columns, layouts, kind);
                 }
             }

@@ -28,6 +28,10 @@ const PANELS_ON_THE_WAY: usize = 4;
 /// Values of the left operand that stay in the second cache level.
 const LEFT_VALUES: usize = 1 << 17;
 
+/// Columns of the left operand further apart than this are copied to lie together: lines that are a power of
+/// two apart displace each other from the caches.
+const FAR_APART: usize = 256;
+
 /// Width of the panel that begins at `column`, padded.
 pub(super) fn padded(columns: usize, column: usize) -> usize {
     (columns - column).min(PANEL).next_multiple_of(LANES)
@@ -67,6 +71,8 @@ pub(super) struct Buffers {
     blocks: Vec<f32>,
     /// A finished block, transposed.
     turned: Vec<f32>,
+    /// A block of the left operand, term by term.
+    left: Vec<f32>,
 }
 
 /// A product, or the piece of one that a thread computes.
@@ -86,17 +92,38 @@ impl WithSimd for Job<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let View { data, row_stride, column_stride, .. } = self.a;
-        if column_stride == 1 {
-            self.blocks(simd, Rows { data, stride: row_stride });
-        } else {
-            self.blocks(simd, Columns { data, stride: column_stride });
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let View { data, rows, columns: depth, row_stride, column_stride } = self.a;
+        let block_rows = match self.b {
+            Right::Panels(_) => (LEFT_VALUES / depth.max(1)).clamp(12, MOST_ROWS) / 12 * 12,
+            Right::View(_) => rows,
+        };
+        let block_rows = block_rows.min(rows).max(1);
+        let copied = column_stride >= FAR_APART && block_rows * depth <= 2 * LEFT_VALUES;
+        let mut own = std::mem::take(&mut self.buffers.left);
+        for first_row in (0..rows).step_by(block_rows) {
+            let block_rows = block_rows.min(rows - first_row);
+            if column_stride == 1 {
+                let left = Rows { data: &data[first_row * row_stride..], stride: row_stride };
+                self.block(simd, left, first_row, block_rows);
+                continue;
+            }
+            let mut left = Columns { data: data.get(first_row..).unwrap_or(&[]), stride: column_stride };
+            if copied {
+                own.resize(own.len().max(block_rows * depth), 0.0);
+                let columns = left.data.chunks(column_stride).take(depth);
+                for (own, column) in own.chunks_exact_mut(block_rows).zip(columns) {
+                    own.copy_from_slice(&column[..block_rows]);
+                }
+                left = Columns { data: &own, stride: block_rows };
+            }
+            self.block(simd, left, first_row, block_rows);
         }
+        self.buffers.left = own;
     }
 }
 
-/// What [`Job::blocks`] knows of the block at hand.
+/// What [`Job::block`] knows of the block at hand.
 #[derive(Clone, Copy)]
 struct Block<'a> {
     first_row: usize,
@@ -115,67 +142,60 @@ struct Block<'a> {
 }
 
 impl Job<'_> {
+    /// The rows of the product from `first_row` on, whose left operand begins with the first row of `left`.
     #[inline(always)]
-    fn blocks<S: Simd>(mut self, simd: S, left: impl Left) {
-        let (rows, depth, columns) = (self.a.rows, self.a.columns, self.columns);
+    fn block<S: Simd>(&mut self, simd: S, left: impl Left, first_row: usize, block_rows: usize) {
+        let (depth, columns) = (self.a.columns, self.columns);
         let (block_depth, group) = match self.b {
             Right::Panels(_) => (DEPTH, PANEL),
             Right::View(_) => (DEPTH_ON_THE_WAY, PANELS_ON_THE_WAY * PANEL),
         };
-        let block_rows = match self.b {
-            Right::Panels(_) => (LEFT_VALUES / depth.max(1)).clamp(12, MOST_ROWS) / 12 * 12,
-            Right::View(_) => rows,
-        };
-        let block_rows = block_rows.min(rows);
-        let Buffers { partial, blocks, turned } = self.buffers;
+        let Buffers { partial, blocks, turned, .. } = &mut *self.buffers;
         if self.transposed || depth > block_depth {
             partial.resize(partial.len().max(block_rows * group), 0.0);
         }
         if self.transposed {
             turned.resize(turned.len().max(block_rows * group), 0.0);
         }
-        for first_row in (0..rows).step_by(block_rows.max(1)) {
-            let block_rows = block_rows.min(rows - first_row);
-            for first_column in (0..columns).step_by(group) {
-                let group = group.min(columns - first_column);
-                let partial_len = group.next_multiple_of(LANES);
-                for first_term in (0..depth.max(1)).step_by(block_depth) {
-                    let terms = block_depth.min(depth - first_term);
-                    if let Right::View(view) = self.b {
-                        blocks.resize(blocks.len().max(terms * partial_len), 0.0);
-                        let part = view.part(first_term, terms, first_column, group);
-                        pack::panels(part, &mut blocks[..terms * partial_len]);
-                    }
-                    for at in (0..group).step_by(PANEL) {
-                        let column = first_column + at;
-                        let width = padded(columns, column);
-                        let panel = match self.b {
-                            Right::Panels(data) => &data[column * depth + first_term * width..][..terms * width],
-                            Right::View(_) => &blocks[at * terms..][..terms * width],
-                        };
-                        let block = Block {
-                            first_row,
-                            rows: block_rows,
-                            column,
-                            partial_column: at,
-                            width,
-                            first_term,
-                            panel,
-                            begun: first_term > 0,
-                            unfinished: self.transposed || first_term + terms < depth,
-                            partial_len,
-                        };
-                        let columns = columns.min(column + width);
-                        let mut out = Out { target: &mut self.target, store: self.store, columns, partial };
-                        panel_times::<S>(simd, left, block, &mut out);
-                    }
+        for first_column in (0..columns).step_by(group) {
+            let group = group.min(columns - first_column);
+            let partial_len = group.next_multiple_of(LANES);
+            for first_term in (0..depth.max(1)).step_by(block_depth) {
+                let terms = block_depth.min(depth - first_term);
+                if let Right::View(view) = self.b {
+                    blocks.resize(blocks.len().max(terms * partial_len), 0.0);
+                    let part = view.part(first_term, terms, first_column, group);
+                    pack::panels(part, &mut blocks[..terms * partial_len]);
                 }
-                if self.transposed {
-                    pack::turn(&partial[..block_rows * partial_len], partial_len, group, turned, block_rows);
-                    for (n, turned) in turned.chunks_exact(block_rows).take(group).enumerate() {
-                        let c = self.target.row(first_column + n, first_row, block_rows);
-                        finish(simd, turned, c, self.store, first_row);
-                    }
+                for at in (0..group).step_by(PANEL) {
+                    let column = first_column + at;
+                    let width = padded(columns, column);
+                    let panel = match self.b {
+                        Right::Panels(data) => &data[column * depth + first_term * width..][..terms * width],
+                        Right::View(_) => &blocks[at * terms..][..terms * width],
+                    };
+                    let block = Block {
+                        first_row,
+                        rows: block_rows,
+                        column,
+                        partial_column: at,
+                        width,
+                        first_term,
+                        panel,
+                        begun: first_term > 0,
+                        unfinished: self.transposed || first_term + terms < depth,
+                        partial_len,
+                    };
+                    let columns = columns.min(column + width);
+                    let mut out = Out { target: &mut self.target, store: self.store, columns, partial };
+                    panel_times::<S>(simd, left, block, &mut out);
+                }
+            }
+            if self.transposed {
+                pack::turn(&partial[..block_rows * partial_len], partial_len, group, turned, block_rows);
+                for (n, turned) in turned.chunks_exact(block_rows).take(group).enumerate() {
+                    let c = self.target.row(first_column + n, first_row, block_rows);
+                    finish(simd, turned, c, self.store, first_row);
                 }
             }
         }
@@ -272,7 +292,7 @@ fn tile<S: Simd, L: Left, const ROWS: usize, const VECTORS: usize, const PARTS: 
             acc.copy_from_slice(S::as_simd_f32s(partial).0);
         }
     }
-    left.add::<S, ROWS, VECTORS, PARTS>(simd, &mut acc, block.first_row + row, block.first_term, panel, part);
+    left.add::<S, ROWS, VECTORS, PARTS>(simd, &mut acc, row, block.first_term, panel, part);
     if block.unfinished {
         for (j, acc) in acc.iter().enumerate() {
             let partial = &mut out.partial[(row + j) * block.partial_len + at..][..width];
@@ -304,6 +324,22 @@ fn tile<S: Simd, L: Left, const ROWS: usize, const VECTORS: usize, const PARTS: 
         }
     }
     ROWS
+}
+
+/// Stores one row of a finished product.
+pub(super) struct Finish<'a> {
+    pub(super) sums: &'a [f32],
+    pub(super) c: &'a mut [f32],
+    pub(super) store: Store<'a>,
+}
+
+impl WithSimd for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        finish(simd, self.sums, self.c, self.store, 0);
+    }
 }
 
 /// `c` from a finished product; `first` is the column of `c[0]`.
