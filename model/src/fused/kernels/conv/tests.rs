@@ -37,8 +37,6 @@ fn assert_close(name: &str, got: &[f32], expected: &[f64]) {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let error = norm(&mut got.iter().zip(expected).map(|(a, b)| f64::from(*a) - b));
     let size = norm(&mut expected.iter().copied());
-        println!("{name} {:e}", error / size);
-    }
     assert!(error <= 1e-5 * size + 1e-12, "{name}: error {error:e} of {size:e}");
 }
 
