@@ -10,10 +10,13 @@
 
 mod tiles;
 
-use super::{plan::Shape};
-use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}, simd};
-use tiles::{GradientTransform, InputTransform, OutputTransform};
+use super::plan::Shape;
 use crate::fused::kernels::conv::transform::{POINTS, filter_matrix};
+use crate::fused::{
+    gemm::{Columns, Rows, Store, nn, tn},
+    simd,
+};
+use tiles::{GradientTransform, InputTransform, OutputTransform};
 
 /// Points in two dimensions.
 const SPECTRUM: usize = POINTS * POINTS;

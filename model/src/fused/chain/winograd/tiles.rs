@@ -1,7 +1,10 @@
 //! Tiles of an image to spectra and back, vector after vector of channels.
 
 use super::{GAP, TILES, Winograd};
-use crate::fused::{chain::plan::Shape, kernels::conv::transform::{POINTS, at_points, from_points, gradient_at_points}};
+use crate::fused::{
+    chain::plan::Shape,
+    kernels::conv::transform::{POINTS, at_points, from_points, gradient_at_points},
+};
 use pulp::{Simd, WithSimd};
 
 #[inline(always)]

@@ -126,8 +126,12 @@ impl Direct {
 impl Conv {
     /// `None` where [`Geometry::output`] is.
     pub(crate) fn new(geometry: Geometry) -> Option<Self> {
+        Self::with(geometry, choice::winograd_is_faster(&geometry))
+    }
+
+    fn with(geometry: Geometry, winograd: bool) -> Option<Self> {
         geometry.output()?;
-        let engine = if choice::winograd_is_faster(&geometry) {
+        let engine = if winograd {
             Engine::Winograd(Winograd::new(&geometry))
         } else {
             Engine::Direct(Box::new(Direct::new(&geometry)))

@@ -47,7 +47,7 @@ struct Outcome {
     dbias: Vec<f32>,
 }
 
-fn run(g: Geometry, batch: usize, relu: bool, threads: usize) -> Outcome {
+fn run(g: Geometry, winograd: bool, batch: usize, relu: bool, threads: usize) -> Outcome {
     let [height, width] = g.output().unwrap();
     let (x_len, y_len) = (batch * g.height * g.width * g.inputs, batch * height * width * g.outputs);
     let (x, dy, weights) = (noise(x_len, 1), noise(y_len, 2), noise(g.weights_len(), 3));
@@ -57,7 +57,7 @@ fn run(g: Geometry, batch: usize, relu: bool, threads: usize) -> Outcome {
     let (mut dweight, mut dbias) = (vec![stale; weights.len()], vec![stale; g.outputs]);
     let threads = Threads::new(threads).unwrap();
     threads.enter(|| {
-        let (mut conv, mut scratch) = (Conv::new(g).unwrap(), Scratch::default());
+        let (mut conv, mut scratch) = (Conv::with(g, winograd).unwrap(), Scratch::default());
         conv.pack(&weights, true, &threads);
         conv.forward(&x, Some(&bias), relu, &mut y, &mut scratch, &threads);
         conv.backward_weights(&x, &dy, &mut dweight, Some(&mut dbias), &mut scratch, &threads);
@@ -66,8 +66,16 @@ fn run(g: Geometry, batch: usize, relu: bool, threads: usize) -> Outcome {
     Outcome { y, dx, dweight, dbias }
 }
 
+/// Every way that computes `g`.
 fn check(g: Geometry, batch: usize, relu: bool) {
-    let got = run(g, batch, relu, 1);
+    check_one(g, false, batch, relu);
+    if Winograd::applies(&g) {
+        check_one(g, true, batch, relu);
+    }
+}
+
+fn check_one(g: Geometry, winograd: bool, batch: usize, relu: bool) {
+    let got = run(g, winograd, batch, relu, 1);
     let (x, dy, weights) = (noise(got.dx.len(), 1), noise(got.y.len(), 2), noise(g.weights_len(), 3));
     let bias = noise(g.outputs, 4);
     let mut y: Vec<f64> = (0..got.y.len()).map(|at| f64::from(bias[at % g.outputs])).collect();
@@ -88,7 +96,7 @@ fn check(g: Geometry, batch: usize, relu: bool) {
     assert_close("dx", &got.dx, &dx);
     assert_close("dweight", &got.dweight, &dweight);
     assert_close("dbias", &got.dbias, &dbias);
-    let threaded = run(g, batch, relu, 3);
+    let threaded = run(g, winograd, batch, relu, 3);
     let pairs = [
         (&got.y, &threaded.y),
         (&got.dx, &threaded.dx),
@@ -157,6 +165,13 @@ fn usual_layers_agree_with_the_reference() {
 }
 
 #[test]
+fn tiles_of_large_batches_agree_with_the_reference() {
+    check(square(8, 16, 16, 3), 150, true);
+    check(square(13, 20, 70, 3), 40, false);
+    check(Geometry { padding: [0, 2], ..square(7, 66, 33, 3) }, 66, true);
+}
+
+#[test]
 fn impossible_shapes_are_refused() {
     assert!(Conv::new(Geometry { padding: [0, 0], ..square(2, 3, 4, 5) }).is_none());
     assert!(Conv::new(Geometry { groups: 2, ..square(8, 3, 4, 3) }).is_none());
@@ -167,6 +182,18 @@ fn impossible_shapes_are_refused() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_winograd_agrees_with_the_reference(
+        size in [1usize..20, 1..20], channels in [1usize..40, 1..80], padding in [0usize..3, 0..3],
+        batch in 1usize..9, relu: bool,
+    ) {
+        let [height, width] = size;
+        let g = Geometry { height, width, padding, ..square(1, channels[0], channels[1], 3) };
+        if g.output().is_some() {
+            check(g, batch, relu);
+        }
+    }
 
     #[test]
     fn any_geometry_agrees_with_the_reference(g in geometries(), batch in 1usize..6, relu: bool) {
