@@ -12,7 +12,8 @@ faster of its two memory layouts (contiguous and channels last) counts, chosen b
 
 `ratio` is the median of the rounds' ratios of samples per second (above 1: fl is faster), `cpu_ratio` that of
 processor time per sample, which is meaningful on a busy machine too. Set OMP_WAIT_POLICY=passive for the latter:
-otherwise PyTorch's threads are charged for waiting. Sizes are the peak resident sizes of the processes; PyTorch's
+otherwise PyTorch's threads are charged for waiting, and where cores are contended they delay each other so much that
+at two threads `ratio` says nothing either. Sizes are the peak resident sizes of the processes; PyTorch's
 without a network is in `pytorch_import_mb`.
 """
 import argparse

@@ -233,7 +233,9 @@ fn spec(model: &str, model_dim: usize, data: Option<&Dataset>) -> anyhow::Result
     let image = |shape: [usize; 3]| (Input::Image { shape: shape.to_vec() }, Task::classes(10));
     let (input, task) = match model {
         "resnet20" | "vgg11" | "mobilenet_small" => image([3, 32, 32]),
-        "char_lstm" | "tiny_transformer" => (Input::Tokens { shape: vec![80], vocab: 80 }, Task::LanguageModel),
+        "char_lstm" | "tiny_transformer" => {
+            (Input::Tokens { shape: vec![80], vocab: 80 }, Task::LanguageModel)
+        }
         "linear_regression" => (Input::Vector { shape: vec![64] }, Task::Regression { outputs: 1 }),
         _ => image([1, 28, 28]),
     };
@@ -266,7 +268,8 @@ impl Noise {
         }
         match spec.task {
             Task::Classification { .. } | Task::LanguageModel => {
-                noise.classes = (0..targets).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
+                noise.classes =
+                    (0..targets).map(|_| rng.random_range(0..spec.num_classes() as u32)).collect();
             }
             Task::Regression { .. } | Task::Multilabel { .. } => {
                 noise.targets = (0..targets).map(|_| f32::from(rng.random::<bool>())).collect();
