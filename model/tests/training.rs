@@ -5,28 +5,28 @@
 mod common;
 
 use common::{classifier, conv, gradients, learner, linear, noise, parameters, read, relative_error, step};
-use fl_datasets::{DatasetSpec, Part};
-use fl_model::{Backend, Batch, Evaluation, Layer, ModelError, ModelSpec, OptimizerConfig, init_parameters};
+use fl_datasets::{DatasetSpec, Part, Samples};
+use fl_model::{Backend, Batch, Evaluation, Layer, Method, ModelError, ModelSpec, OptimizerConfig, init_parameters};
 
 /// Accuracy after `epochs` over the digits.
 fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
     let data = fl_datasets::load(&DatasetSpec::Digits, None, Part::Both).unwrap();
     let mut learner = learner(spec, backend);
     learner.load(&init_parameters(spec, seed));
-    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let mut samples = Samples::new();
     let n = data.train.len() as u32;
     // A stride that shares no factor with n visits every sample once.
     let order: Vec<u32> = (0..n).map(|i| (i * 739 + seed as u32) % n).collect();
     let config = OptimizerConfig { lr: 0.1, ..OptimizerConfig::default() };
     for _ in 0..epochs {
         for batch in order.chunks(32) {
-            data.train.gather(batch, &data.normalization, &mut x, &mut y);
-            learner.step(Batch::new(&x, &y), &config).unwrap();
+            data.train.gather(batch, &data.normalization, &mut samples);
+            learner.step(Batch::new(samples.inputs(), samples.targets()), &config).unwrap();
         }
     }
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
-    data.test.gather(&all, &data.normalization, &mut x, &mut y);
-    Evaluation::from(learner.evaluate(Batch::new(&x, &y)).unwrap()).accuracy
+    data.test.gather(&all, &data.normalization, &mut samples);
+    Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap()).accuracy
 }
 
 #[test]
@@ -190,7 +190,10 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
         OptimizerConfig { weight_decay: 0.01, ..plain },
         OptimizerConfig { mu: 0.5, ..plain },
         OptimizerConfig { clip_norm: Some(0.1), ..plain },
-        OptimizerConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1 },
+        OptimizerConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1, ..plain },
+        OptimizerConfig { momentum: 0.8, nesterov: true, ..plain },
+        OptimizerConfig { method: Method::Adam, lr: 0.001, ..plain },
+        OptimizerConfig { method: Method::AdamW, lr: 0.001, weight_decay: 0.1, ..plain },
     ];
     for config in configs {
         let train = |backend| {
