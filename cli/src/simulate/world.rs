@@ -216,6 +216,9 @@ impl World {
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
         let task = self.server.task();
         let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
+        for engine in &mut self.engines {
+            engine.set_trainable(task.trainable.as_deref()).map_err(anyhow::Error::msg)?;
+        }
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {
             let asked = self.state.ask(self.clients.name(client), self.now);
