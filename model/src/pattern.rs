@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(ranges(r"^2\.").unwrap(), [8..20]);
         assert_eq!(ranges("bias").unwrap(), [6..8, 16..20]);
         assert_eq!(complement(&ranges("bias").unwrap(), 20), [0..6, 8..16]);
-        assert_eq!(complement(&ranges(".").unwrap(), 20), []);
+        assert!(complement(&ranges(".").unwrap(), 20).is_empty());
         assert_eq!(complement(&[], 3), [0..3]);
     }
 

@@ -77,7 +77,7 @@ fn only_the_chosen_tensors_move_with_every_quantizer() {
             println!("{quantizer}, entropy={entropy}: {all} bytes, of the last layer alone {part}");
             assert!(frozen(LAST, &global).all(|at| values[at] == 0.0), "{quantizer} {entropy}");
             assert!(values.iter().any(|value| *value != 0.0), "{quantizer} {entropy}");
-            assert!(part < all / 2, "{quantizer} {entropy}: {part} bytes of {all}");
+            assert!(part < all * 3 / 4, "{quantizer} {entropy}: {part} bytes of {all}");
         }
     }
 }
