@@ -6,6 +6,7 @@ use clap::Args;
 use fl_app::{exit::BadInput, setting};
 use fl_datasets::{DatasetSpec, Part, Samples};
 use fl_model::{Backend, Batch, GlobalModel, spec::describe};
+use fl_protocol::Task;
 use serde::Serialize;
 use std::{fs, path::PathBuf, sync::Arc};
 
@@ -41,8 +42,16 @@ struct Evaluated<'a> {
     round: u64,
     params: usize,
     samples: u64,
-    accuracy: f64,
+    /// None for a regression.
+    accuracy: Option<f64>,
+    /// Nats of a class or token, squares of a regression.
     loss: f64,
+    /// Mean absolute difference of a regression.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    absolute_error: Option<f64>,
+    /// `e^loss` of a language model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    perplexity: Option<f64>,
 }
 
 /// Runs `fl eval`.
@@ -76,6 +85,7 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         }
         learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
+    let is_regression = matches!(spec.task, Task::Regression { .. });
     let result = Evaluated {
         file: path.to_string(),
         dataset: data.name.clone(),
@@ -83,20 +93,29 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         round: global.round,
         params: global.parameters.len(),
         samples: evaluation.samples,
-        accuracy: evaluation.accuracy,
+        accuracy: (!is_regression).then_some(evaluation.accuracy),
         loss: evaluation.loss,
+        absolute_error: is_regression.then_some(evaluation.absolute_error),
+        perplexity: matches!(spec.task, Task::LanguageModel).then(|| evaluation.loss.exp()),
     };
     if json {
         return output::json_line(&result);
     }
+    let metrics = match (result.accuracy, result.absolute_error, result.perplexity) {
+        (Some(accuracy), _, Some(perplexity)) => {
+            format!("accuracy {accuracy:.4}   {:.4} nats per token   perplexity {perplexity:.2}", result.loss)
+        }
+        (Some(accuracy), ..) => format!("accuracy {accuracy:.4}   loss {:.4}", result.loss),
+        (None, error, _) => {
+            format!("mean squared error {:.4}   mean absolute error {:.4}", result.loss, error.unwrap_or(0.0))
+        }
+    };
     println!(
-        "{}: {} of round {}, {} parameters\naccuracy {:.4}   loss {:.4}   on {} test samples of {}",
+        "{}: {} of round {}, {} parameters\n{metrics}   on {} test samples of {}",
         result.file,
         result.model,
         result.round,
         result.params,
-        result.accuracy,
-        result.loss,
         result.samples,
         result.dataset
     );

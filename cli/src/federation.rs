@@ -2,6 +2,8 @@
 
 use clap::{ArgAction, Args, Parser};
 use fl_app::setting;
+use fl_app::SettingError;
+use fl_model::Method;
 use fl_datasets::{Dataset, DatasetSpec, Part, Partition};
 use fl_quant::{Bits, Scheme};
 use fl_worker::ErrorFeedback;
@@ -38,6 +40,15 @@ pub struct FederationArgs {
     /// Parameter budget of `mlp`: its hidden layer is the widest that fits.
     #[arg(long, default_value_t = 100_000, value_name = "PARAMETERS")]
     pub model_dim: usize,
+
+    /// Safetensors file with the parameters of round 0: names and shapes of the network's tensors (PyTorch's
+    /// state_dict), F32, F16 or BF16 [default: drawn from --seed].
+    #[arg(long, value_name = "FILE")]
+    pub initial_model: Option<PathBuf>,
+
+    /// Regular expression: only tensors in whose name it is found are trained [default: all].
+    #[arg(long, value_name = "REGEX")]
+    pub trainable: Option<String>,
 
     /// How the training data is spread: iid, dirichlet:ALPHA (label skew), shards:K (K label runs each, or
     /// stretches of a text).
@@ -102,9 +113,14 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub batch_size: u32,
 
-    /// Learning rate of the workers' SGD.
-    #[arg(long, default_value_t = 0.05)]
-    pub lr: f32,
+    /// Rule of the workers' steps: sgd, adam (weight decay in the gradient), adamw (apart from it).
+    #[arg(long, default_value = "sgd")]
+    #[serde(serialize_with = "as_text")]
+    pub optimizer: Method,
+
+    /// Learning rate of the workers [default: 0.05, or 0.001 with adam and adamw].
+    #[arg(long)]
+    pub lr: Option<f32>,
 
     /// Schedule of the learning rate over rounds: constant, exp:F, step:N:F, cosine:N, warmup:N.
     #[arg(long, default_value = "constant", value_name = "SCHEDULE")]
@@ -114,7 +130,11 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 0.0)]
     pub momentum: f32,
 
-    /// L2 penalty of the workers' SGD.
+    /// Nesterov's momentum instead of the plain one.
+    #[arg(long, default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    pub nesterov: bool,
+
+    /// L2 penalty of the workers' SGD; with adamw the decay of the weights.
     #[arg(long, default_value_t = 0.0)]
     pub weight_decay: f32,
 
@@ -204,6 +224,12 @@ impl FederationArgs {
             format!("--server-tau={}", self.server_tau),
             format!("--lazy={}", self.lazy),
         ];
+        if self.optimizer != Method::Sgd && matches!(self.strategy.as_str(), "scaffold" | "fednova") {
+            let reason = format!("{} counts steps of sgd: use sgd, or another strategy", self.strategy);
+            return Err(SettingError::new("--optimizer", self.optimizer, reason).into());
+        }
+        args.extend(self.initial_model.iter().map(|path| format!("--initial-model={}", path.display())));
+        args.extend(self.trainable.iter().map(|pattern| format!("--trainable={pattern}")));
         args.extend(self.uplink_mbit.map(|mbit| format!("--uplink-mbit={mbit}")));
         args.push(match self.strategy.as_str() {
             "scaffold" => format!("--strategy=scaffold:{clients}"),
@@ -236,9 +262,11 @@ impl FederationArgs {
             format!("--error-feedback={}", self.error_feedback),
             format!("--target-nmse={}", self.target_nmse),
             format!("--batch-size={}", self.batch_size),
-            format!("--lr={}", self.lr),
+            format!("--lr={}", self.rate()),
             format!("--lr-schedule={}", self.lr_schedule),
             format!("--momentum={}", self.momentum),
+            format!("--optimizer={}", self.optimizer),
+            format!("--nesterov={}", self.nesterov),
             format!("--weight-decay={}", self.weight_decay),
             format!("--clip-norm={}", self.clip_norm),
             format!("--mu={}", self.mu),
@@ -259,6 +287,16 @@ impl FederationArgs {
             None => format!("--local-steps={}", self.local_steps),
         });
         Ok(fl_worker::Args::try_parse_from(args)?.check()?)
+    }
+
+    /// Puts in defaults that depend on other flags, so that reports name them.
+    pub fn fill(&mut self) {
+        self.lr = Some(self.rate());
+    }
+
+    /// The learning rate.
+    pub fn rate(&self) -> f32 {
+        self.lr.unwrap_or(if self.optimizer == Method::Sgd { 0.05 } else { 0.001 })
     }
 
     /// Title of the run in reports.

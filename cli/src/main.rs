@@ -84,7 +84,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     logging::init("--log", &cli.log, LogFormat::Text)?;
     match cli.command {
         Command::Run(args) => run::run(*args, cli.json),
-        Command::Simulate(args) => simulate::run(&args, cli.json),
+        Command::Simulate(args) => simulate::run(*args, cli.json),
         Command::Compare(args) => compare::run(&args, cli.json),
         Command::Sweep(args) => sweep::run(&args, cli.json),
         Command::Eval(args) => eval::run(&args, cli.json),

@@ -83,8 +83,8 @@ struct RoundLine<'a> {
 /// Prints the summary of a run.
 pub fn print_summary(summary: &Summary, out: &Path) {
     println!(
-        "\naccuracy {:.2} %   loss {:.4}   {} rounds in {:.1} s (median {:.1} ms)",
-        100.0 * summary.accuracy,
+        "\n{}loss {:.4}   {} rounds in {:.1} s (median {:.1} ms)",
+        summary.accuracy.map_or(String::new(), |accuracy| format!("accuracy {:.2} %   ", 100.0 * accuracy)),
         summary.loss,
         summary.rounds,
         summary.wall_s,

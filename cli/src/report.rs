@@ -11,7 +11,7 @@ use std::{fs, path::Path};
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Summary {
     /// Accuracy of the last model on the test set, 0 to 1.
-    pub accuracy: f64,
+    pub accuracy: Option<f64>,
     /// Mean cross-entropy of the last model on the test set, in nats.
     #[serde(deserialize_with = "unknown_is_nan")]
     pub loss: f64,
@@ -60,7 +60,7 @@ impl Summary {
         let bytes: u64 = history.iter().map(|r| r.bytes_up).sum();
         let per_update = bytes as f64 / updates.max(1) as f64;
         Self {
-            accuracy: last.and_then(|r| r.test_accuracy).unwrap_or(0.0),
+            accuracy: last.and_then(|r| r.test_accuracy),
             loss: last.and_then(|r| r.test_loss).unwrap_or(f64::NAN),
             rounds: last.map_or(0, |r| r.round),
             wall_s,

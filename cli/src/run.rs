@@ -66,8 +66,9 @@ impl RunArgs {
 }
 
 /// Runs `fl run`.
-pub fn run(args: RunArgs, json: bool) -> anyhow::Result<()> {
+pub fn run(mut args: RunArgs, json: bool) -> anyhow::Result<()> {
     args.check()?;
+    args.federation.fill();
     let (federation, out) = (&args.federation, &args.federation.out);
     fs::create_dir_all(out).with_context(|| format!("cannot create {}", out.display()))?;
     // Loaded once: workers of one process share the samples and hold indices.

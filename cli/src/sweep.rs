@@ -146,7 +146,8 @@ fn plan(file: &Path, sweep: &Sweep, folder: &Path) -> anyhow::Result<Vec<Planned
                     value => typed.push(format!("--{key}={}", text(value))),
                 }
             }
-            let args = Typed::try_parse_from(typed)?.args;
+            let mut args = Typed::try_parse_from(typed)?.args;
+            args.federation.fill();
             let varied: Vec<String> = point
                 .iter()
                 .filter(|(key, _)| key.as_str() != "seed")

@@ -44,6 +44,31 @@ fn one_seed_gives_one_model_whatever_the_start_order() {
     assert_eq!(evaluated["accuracy"], first["accuracy"]);
 }
 
+#[test]
+fn a_run_goes_on_from_a_file_and_trains_the_chosen_tensors_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, model) = short_run(&dir.path().join("a"), &[]);
+    let start = dir.path().join("a/global.safetensors");
+    let from = ["--initial-model", start.to_str().unwrap()];
+    let (second, _) = short_run(&dir.path().join("b"), &from);
+    assert!(second["accuracy"].as_f64() > first["accuracy"].as_f64());
+    let last = [&from[..], &["--trainable", "^3\\."]].concat();
+    let (tuned, after) = short_run(&dir.path().join("c"), &last);
+    assert!(tuned["bytes_up_per_update"].as_f64() < second["bytes_up_per_update"].as_f64().map(|bytes| 0.8 * bytes), "{tuned} {second}");
+    let differs = |name: &str| tensor(&model, name) != tensor(&after, name);
+    assert_eq!(["1.weight", "1.bias", "3.weight", "3.bias"].map(differs), [false, false, true, true]);
+    fails(&["run", "--trainable", "head", "--out", dir.path().to_str().unwrap()], 64, "1.weight, 1.bias");
+    fails(&["run", "--strategy", "fednova", "--optimizer", "adam", "--out", dir.path().to_str().unwrap()], 64, "--optimizer");
+}
+
+/// The bytes of one tensor of a model's file.
+fn tensor<'a>(file: &'a [u8], name: &str) -> &'a [u8] {
+    let header = 8 + u64::from_le_bytes(*file.first_chunk().unwrap()) as usize;
+    let json: Value = serde_json::from_slice(&file[8..header]).unwrap();
+    let at = |index: usize| header + json[name]["data_offsets"][index].as_u64().unwrap() as usize;
+    &file[at(0)..at(1)]
+}
+
 fn fails(args: &[&str], code: i32, text: &str) {
     let output = fl(args);
     let stderr = String::from_utf8_lossy(&output.stderr);

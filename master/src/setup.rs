@@ -48,6 +48,8 @@ pub fn task(config: &Config, global: &Global, action: TaskAction, deadline_s: Op
         update_bytes,
         lazy_below: global.lazy_below,
         control: global.control.is_some(),
+        needs_sgd: config.aggregation.strategy.needs_sgd(),
+        trainable: config.model.trainable.as_ref().map(ToString::to_string),
         deadline_s,
     }
 }

@@ -1,15 +1,15 @@
 //! Where the first model comes from.
 
-use crate::settings::ModelConfig;
+use crate::settings::{ModelConfig, SettingError, TENSORS};
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
-use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView, Network};
+use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView, Network, read_parameters};
 use fl_protocol::{Input, ModelLayout, limits::MAX_PARAMETERS};
-use std::fs;
-
-/// `MODEL` of tensors without a network begins with it.
-const TENSORS: &str = "safetensors:";
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// The network that the settings name, and the data set that it is evaluated on.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub struct ModelSource {
     pub network: Network,
     /// The first parameters, if a file gives them.
     start: Option<Vec<f32>>,
+    /// `INITIAL_MODEL`, read when a model of round 0 is made.
+    initial: Option<PathBuf>,
     /// Its tensors.
     pub layout: ModelLayout,
     /// The test set, and the normalisation.
@@ -30,9 +32,20 @@ impl ModelSource {
     /// # Errors
     /// If data are missing, or the model does not fit.
     pub fn load(config: &ModelConfig) -> anyhow::Result<Self> {
-        if let Some(path) = config.model.strip_prefix(TENSORS) {
-            return Self::of_tensors(config, path).with_context(|| format!("MODEL={}", config.model));
+        let source = match config.model.strip_prefix(TENSORS) {
+            Some(path) => {
+                Self::of_tensors(config, path).with_context(|| format!("MODEL={}", config.model))?
+            }
+            None => Self::of_spec(config)?,
+        };
+        if let Some(pattern) = &config.trainable {
+            let refused = |reason| SettingError::new("TRAINABLE", pattern, reason);
+            pattern.ranges(&source.layout).map_err(refused)?;
         }
+        Ok(source)
+    }
+
+    fn of_spec(config: &ModelConfig) -> anyhow::Result<Self> {
         let mut dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
         if let Some(labels) = &config.labels {
             dataset.set_labels(labels.clone())?;
@@ -43,21 +56,26 @@ impl ModelSource {
         {
             dataset = dataset.with_sequence_length(shape.first().copied().unwrap_or(0))?;
         }
-        Ok(Self { layout: spec.layout(), network: spec.into(), start: None, dataset })
+        Ok(Self {
+            layout: spec.layout(),
+            network: spec.into(),
+            start: None,
+            initial: config.initial_model.clone(),
+            dataset,
+        })
     }
 
     /// The tensors of a file. What they compute only the workers know: nothing is evaluated here, and the data set
     /// is of no meaning.
     fn of_tensors(config: &ModelConfig, path: &str) -> anyhow::Result<Self> {
-        let size = fs::metadata(path)?.len();
-        anyhow::ensure!(size <= 8 * MAX_PARAMETERS as u64, "the file has {size} bytes, more than a model can need");
-        let model = GlobalModel::from_any_safetensors(&fs::read(path)?)?;
+        let model = GlobalModel::from_any_safetensors(&read(Path::new(path))?)?;
         let mut dataset = fl_datasets::load(&config.dataset, config.data_dir.as_deref(), Part::Test)?;
         dataset.names = Default::default();
         Ok(Self {
             layout: model.network.layout().into_owned(),
             network: model.network,
             start: Some(model.parameters),
+            initial: None,
             dataset,
         })
     }
@@ -65,21 +83,30 @@ impl ModelSource {
     /// The file of the model of round 0.
     ///
     /// # Errors
-    /// If it cannot be serialized.
-    pub fn initial(&self, seed: u64) -> Result<Bytes, ModelError> {
+    /// If it cannot be serialized, or `INITIAL_MODEL` cannot be read or is of another network.
+    pub fn initial(&self, seed: u64) -> anyhow::Result<Bytes> {
         let model = match &self.network {
             Network::Spec(spec) => GlobalModel {
                 round: 0,
                 network: spec.clone().into(),
                 normalization: self.dataset.normalization.clone(),
                 names: self.dataset.names.clone(),
-                parameters: fl_model::init_parameters(spec, seed),
+                parameters: match &self.initial {
+                    Some(path) => self.parameters_of(path)?,
+                    None => fl_model::init_parameters(spec, seed),
+                },
             },
             Network::Tensors(layout) => {
                 GlobalModel::of_tensors(0, layout.clone(), self.start.clone().unwrap_or_default())
             }
         };
         Ok(model.to_safetensors()?.into())
+    }
+
+    fn parameters_of(&self, path: &Path) -> anyhow::Result<Vec<f32>> {
+        let place = || format!("INITIAL_MODEL={}", path.display());
+        let file = read(path).with_context(place)?;
+        read_parameters(&file, &self.layout).with_context(place)
     }
 
     /// Checks that a file is a model of this network.
@@ -112,4 +139,14 @@ impl ModelSource {
         );
         Ok(())
     }
+}
+
+/// The bytes of a model's file.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bad = |reason: String| ModelError::BadSpecFile { path: path.display().to_string(), reason };
+    let size = fs::metadata(path).map_err(|error| bad(error.to_string()))?.len();
+    if size > 8 * MAX_PARAMETERS as u64 {
+        return Err(bad(format!("it has {size} bytes, more than a model can need")).into());
+    }
+    Ok(fs::read(path).map_err(|error| bad(error.to_string()))?)
 }

@@ -63,6 +63,27 @@ fn a_missing_file_is_66() {
 }
 
 #[test]
+fn an_initial_model_of_another_network_is_66() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pretrained.safetensors");
+    let path = file.to_str().unwrap();
+    fails(&ends(dir.path(), &[("INITIAL_MODEL", path)], &[]), 66, &["INITIAL_MODEL=", "os error 2"]);
+    let header = r#"{"fc.weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 4]].concat();
+    fs::write(&file, bytes).unwrap();
+    let output = ends(dir.path(), &[("INITIAL_MODEL", path), ("MODEL", "softmax")], &[]);
+    fails(&output, 66, &["INITIAL_MODEL=", "`1.weight` [10, 64] is missing", "`fc.weight` [1] is unknown"]);
+}
+
+#[test]
+fn a_trainable_that_finds_no_tensor_is_64_and_lists_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("TRAINABLE", "head"), ("MODEL", "softmax")];
+    fails(&ends(dir.path(), &settings, &[]), 64, &["TRAINABLE=head", "1.weight, 1.bias"]);
+    fails(&ends(dir.path(), &[("TRAINABLE", "(")], &["--check"]), 64, &["TRAINABLE=("]);
+}
+
+#[test]
 fn a_port_in_use_is_74() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

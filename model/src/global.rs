@@ -333,7 +333,7 @@ fn in_order(
     })
 }
 
-fn check_header_size(bytes: &[u8]) -> Result<(), ModelError> {
+pub(crate) fn check_header_size(bytes: &[u8]) -> Result<(), ModelError> {
     match bytes.first_chunk::<8>().map(|size| u64::from_le_bytes(*size)) {
         None => Err(ModelError::BadFile("it is shorter than a header".into())),
         Some(size) if size > MAX_CONTAINER_HEADER_BYTES as u64 => Err(ModelError::BadFile(format!(

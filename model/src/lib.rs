@@ -28,10 +28,12 @@ mod error;
 mod evaluation;
 mod fused;
 mod global;
+mod import;
 mod learner;
 mod network;
 mod optimizer;
 mod params;
+mod pattern;
 pub mod spec;
 mod tasks;
 
@@ -40,9 +42,11 @@ pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
 pub use evaluation::{BatchEvaluation, Evaluation};
 pub use global::{GlobalModel, ModelView};
+pub use import::read_parameters;
 pub use learner::{Batch, Learner, evaluate};
 pub use network::Network;
 pub use params::init_parameters;
+pub use pattern::{TensorPattern, complement};
 pub use optimizer::{Method, OptimizerConfig};
 pub use spec::{Layer, ModelSpec, PRESETS};
 

@@ -124,6 +124,12 @@ pub struct TaskBody {
     /// Whether to train with control variates (SCAFFOLD): they are at `GET /control`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub control: bool,
+    /// Whether the strategy counts plain SGD steps (SCAFFOLD, FedNova), which Adam does not make.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub needs_sgd: bool,
+    /// A regular expression: only tensors in whose name it is found are trained, the update of the others is zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trainable: Option<String>,
     /// Seconds left until the round closes without this worker, if it has a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_s: Option<f64>,
@@ -147,6 +153,8 @@ impl TaskBody {
             update_bytes: None,
             lazy_below: None,
             control: false,
+            needs_sgd: false,
+            trainable: None,
             deadline_s: None,
         }
     }

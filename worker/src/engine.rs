@@ -12,7 +12,7 @@ use crate::{
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
 use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
-use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, spec::describe};
+use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, TensorPattern, complement, spec::describe};
 use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, UpdateMeta};
 use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
@@ -30,6 +30,8 @@ pub struct Engine {
     classes: Option<Vec<u32>>,
     learner: Box<dyn Learner>,
     updates: UpdateEncoder,
+    /// The task's `trainable`; none: all tensors are trained.
+    trainable: Option<TensorPattern>,
     /// SCAFFOLD's correction of every gradient.
     drift: Vec<f32>,
     batch: Samples,
@@ -83,6 +85,7 @@ impl Engine {
         Ok(Self {
             learner,
             updates: UpdateEncoder::new(global.network.layout().into_owned(), threads)?,
+            trainable: None,
             drift: Vec::new(),
             batch: Samples::new(),
             normalization,
@@ -137,6 +140,28 @@ impl Engine {
     /// The shared data.
     pub(crate) fn data(&self) -> &Dataset {
         &self.data
+    }
+
+    /// From now on only tensors in whose name `pattern` is found are trained, and the update of the others is exactly
+    /// zero; none: all are.
+    ///
+    /// # Errors
+    /// If it is no regular expression, or finds no tensor.
+    pub fn set_trainable(&mut self, pattern: Option<&str>) -> Result<(), String> {
+        if self.trainable.as_ref().map(TensorPattern::as_str) == pattern {
+            return Ok(());
+        }
+        let refused = |reason: String| format!("TRAINABLE={}: {reason}", pattern.unwrap_or_default());
+        let pattern = pattern.map(str::parse::<TensorPattern>).transpose().map_err(refused)?;
+        let all = self.num_parameters();
+        let trained = match &pattern {
+            Some(pattern) => pattern.ranges(self.layout()).map_err(refused)?,
+            None => vec![0..all],
+        };
+        self.learner.set_trainable(&trained);
+        self.updates.set_frozen(complement(&trained, all));
+        self.trainable = pattern;
+        Ok(())
     }
 
     /// Trains `client` from `from` for one round and encodes what changed. With the server's control

@@ -76,6 +76,14 @@ impl LocalClient {
         &mut self.state.memory
     }
 
+    /// See [`Engine::set_trainable`].
+    ///
+    /// # Errors
+    /// If the pattern is none, or finds no tensor.
+    pub fn set_trainable(&mut self, pattern: Option<&str>) -> Result<(), String> {
+        self.engine.set_trainable(pattern)
+    }
+
     /// See [`Engine::train`].
     ///
     /// # Errors

@@ -2,7 +2,8 @@
 //! otherwise the task's, otherwise defaults.
 
 use crate::settings::{Config, ErrorFeedback, UpdateSettings};
-use fl_model::OptimizerConfig;
+use fl_app::SettingError;
+use fl_model::{Method, OptimizerConfig};
 use fl_protocol::TaskBody;
 use fl_quant::{Bits, FeedbackRule, Scheme, Spec, Target};
 
@@ -10,6 +11,7 @@ use fl_quant::{Bits, FeedbackRule, Scheme, Spec, Target};
 const DEFAULT_STEPS: u32 = 5;
 const DEFAULT_BATCH_SIZE: u32 = 64;
 const DEFAULT_LR: f32 = 0.05;
+const DEFAULT_ADAM_LR: f32 = 0.001;
 const DEFAULT_BITS: u8 = 4;
 
 /// The starting point of a round.
@@ -66,9 +68,13 @@ impl Plan {
             (None, None, None, None) => Work::Steps(DEFAULT_STEPS),
         };
         let own_rate = training.lr.map(|lr| training.lr_schedule.at(lr, task.round));
+        let method = training.optimizer;
+        let default_rate = if method == Method::Sgd { DEFAULT_LR } else { DEFAULT_ADAM_LR };
         let sgd = OptimizerConfig {
-            lr: own_rate.or(task.lr).unwrap_or(DEFAULT_LR),
+            method,
+            lr: own_rate.or(task.lr).unwrap_or(default_rate),
             momentum: training.momentum,
+            nesterov: training.nesterov,
             weight_decay: training.weight_decay,
             mu: training.mu.or(task.mu).unwrap_or(0.0),
             clip_norm: training.clip_norm,
@@ -99,18 +105,33 @@ impl Plan {
     /// The effective number of plain SGD steps of `steps` steps, if it differs: `|a|_1` of FedNova, the distance
     /// that gradients of 1 would move the model, divided by the learning rate (Wang et al. 2020, section 4).
     pub fn local_norm(&self, steps: u32) -> Option<f64> {
-        let OptimizerConfig { lr, momentum, mu, .. } = self.sgd;
-        if momentum == 0.0 && mu == 0.0 {
+        let OptimizerConfig { method, lr, momentum, nesterov, mu, .. } = self.sgd;
+        // Adam's steps do not scale with the gradient: they are worth no number of SGD steps.
+        if method != Method::Sgd || momentum == 0.0 && mu == 0.0 {
             return None;
         }
         let (lr, momentum, mu) = (f64::from(lr), f64::from(momentum), f64::from(mu));
         let (mut velocity, mut moved) = (0.0, 0.0);
         for _ in 0..steps {
-            velocity = momentum * velocity + 1.0 - mu * moved;
-            moved += lr * velocity;
+            let direction = 1.0 - mu * moved;
+            velocity = momentum * velocity + direction;
+            moved += lr * if nesterov { direction + momentum * velocity } else { velocity };
         }
         Some(moved / lr).filter(|norm| *norm > 0.0)
     }
+}
+
+/// Refuses Adam where the master's strategy counts steps of SGD.
+///
+/// # Errors
+/// The setting, and what to do.
+pub(crate) fn check_optimizer(settings: &Config, task: &TaskBody) -> Result<(), SettingError> {
+    let optimizer = settings.training.optimizer;
+    if task.needs_sgd && optimizer != Method::Sgd {
+        let reason = "the master's STRATEGY (scaffold or fednova) counts steps of sgd: use sgd, or another strategy";
+        return Err(SettingError::new("OPTIMIZER", optimizer, reason));
+    }
+    Ok(())
 }
 
 fn feedback(setting: ErrorFeedback, encoding: &Spec, is_lazy: bool) -> FeedbackRule {
@@ -237,6 +258,26 @@ mod tests {
         // (n - rho (1 - rho^n) / (1 - rho)) / (1 - rho) for momentum.
         let momentum = norm(&["--momentum=0.5"]).unwrap();
         assert!((momentum - 2.0 * (5.0 - (1.0 - 0.5f64.powi(5)))).abs() < 1e-6);
+        // Nesterov's is one step ahead: momentum's n + 1 steps without the first.
+        let nesterov = norm(&["--momentum=0.5", "--nesterov=true"]).unwrap();
+        assert!((nesterov - (2.0 * (6.0 - (1.0 - 0.5f64.powi(6))) - 1.0)).abs() < 1e-6);
+        assert_eq!(norm(&["--optimizer=adam", "--mu=1"]), None);
+    }
+
+    #[test]
+    fn adam_has_its_own_default_rate() {
+        let rate = |args: &[&str], task: &TaskBody| plan(args, task).sgd.lr;
+        let unset = TaskBody { lr: None, ..task() };
+        assert_eq!((rate(&[], &unset), rate(&["--optimizer=adamw"], &unset)), (0.05, 0.001));
+        assert_eq!(rate(&["--optimizer=adam"], &task()), 0.1, "the master's wins over a default");
+    }
+
+    #[test]
+    fn a_strategy_that_counts_steps_of_sgd_refuses_adam() {
+        let task = TaskBody { needs_sgd: true, ..task() };
+        assert!(check_optimizer(&config(&[]), &task).is_ok());
+        let error = check_optimizer(&config(&["--optimizer=adam"]), &task).unwrap_err();
+        assert_eq!((error.name, error.value.as_str()), ("OPTIMIZER", "adam"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::{
     local_client::LocalClient,
     metrics::{self, DropReason, Metrics},
     pauses::{Pauses, Stop},
-    plan::{Plan, StartingPoint},
+    plan::{Plan, StartingPoint, check_optimizer},
     prefetch::Prefetch,
     report::{RoundLog, RoundReport, Summary, WaitLog},
     settings::{Config, cores},
@@ -318,6 +318,8 @@ impl Session {
         task: &TaskBody,
     ) -> Result<Trained, WorkerError> {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
+        check_optimizer(&self.config, task)?;
+        let trainable = task.trainable.clone();
         let mut trainee = std::mem::take(&mut self.trainee);
         let (config, data) = (self.config.clone(), self.data.clone());
         let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
@@ -336,6 +338,9 @@ impl Session {
                     *local.memory_mut() = memory;
                 }
                 trainee.local = Some(local);
+            }
+            if let Some(local) = &mut trainee.local {
+                local.set_trainable(trainable.as_deref()).map_err(|reason| WorkerError::BadTask { reason })?;
             }
             let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
             Ok((trainee, trained))

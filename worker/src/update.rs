@@ -11,9 +11,9 @@ use fl_protocol::{
     ModelLayout, UpdateMeta,
     update::{self, Encoded},
 };
-use fl_quant::{Encoder, Feedback, FeedbackRule, Spec, Stream, Target, Threads, encode_update};
+use fl_quant::{Encoder, Feedback, FeedbackRule, Scheme, Spec, Stream, Target, Threads, encode_update};
 use rand::RngExt;
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 /// What a container's header has more of than that of empty streams: the digits of a stream's length and of
 /// its two offsets.
@@ -57,6 +57,10 @@ pub(crate) struct UpdateEncoder {
     streams: Vec<Vec<u8>>,
     /// Local minus global parameters plus the residual: what the last update encoded.
     delta: Vec<f32>,
+    /// Parts of the flat vector that are not trained: their delta is zero.
+    frozen: Vec<Range<usize>>,
+    /// Index and shortest stream of each tensor in those parts.
+    zeros: Vec<(usize, Vec<u8>)>,
     /// The change of the control variate, and its streams; empty without one.
     control: Vec<f32>,
     control_streams: Vec<Vec<u8>>,
@@ -78,6 +82,8 @@ impl UpdateEncoder {
             shapes: layout.shapes(),
             delta: vec![0.0; layout.parameters()],
             layout,
+            frozen: Vec::new(),
+            zeros: Vec::new(),
             encoder: Encoder::new(threads),
             streams: Vec::new(),
             control: Vec::new(),
@@ -85,6 +91,23 @@ impl UpdateEncoder {
             lazy_round: None,
             rule: FeedbackRule::Nothing,
         })
+    }
+
+    /// Sets the parts that are not trained; each consists of whole tensors.
+    pub(crate) fn set_frozen(&mut self, frozen: Vec<Range<usize>>) {
+        self.zeros.clear();
+        for (index, tensor) in self.layout.tensors().iter().enumerate() {
+            if !frozen.iter().any(|part| part.contains(&tensor.offset)) {
+                continue;
+            }
+            let mut streams = Vec::new();
+            let (zeros, spec) = (vec![0.0; tensor.len], Spec { entropy: true, ..Spec::new(Scheme::MsqV2, 1) });
+            let encoded = encode_update(&mut self.encoder, &zeros, &[tensor.shape.clone()], &spec, &mut streams);
+            // Infallible: zeros of a model's shape. Without it the tensor would be sent in the update's encoding.
+            debug_assert!(encoded.is_ok());
+            self.zeros.extend(streams.pop().map(|stream| (index, stream)));
+        }
+        self.frozen = frozen;
     }
 
     pub(crate) fn layout(&self) -> &ModelLayout {
@@ -108,6 +131,7 @@ impl UpdateEncoder {
         for (local, global) in self.delta.iter_mut().zip(from.parameters) {
             *local -= global;
         }
+        clear(&mut self.delta, &self.frozen);
         let mut spec = self.spec(plan, meta, from.control.is_some())?;
         let mut rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Rounding);
         spec.seed = rng.random();
@@ -117,9 +141,12 @@ impl UpdateEncoder {
             self.encode_control(control, plan, meta, &spec)?;
         }
         client.memory.feedback.add_to(&mut self.delta);
+        // A residual of rounds in which they were trained is dropped.
+        clear(&mut self.delta, &self.frozen);
         // Only values that are not finite can fail: training went astray.
         encode_update(&mut self.encoder, &self.delta, &self.shapes, &spec, &mut self.streams)
             .map_err(|_| ModelError::Diverged)?;
+        shorten(&mut self.streams, &self.zeros);
         let streams = self.streams.iter().chain(&self.control_streams);
         let tensors: Vec<_> = streams.map(|stream| Encoded::Stream(stream)).collect();
         let body = update::write(meta, &self.layout, &tensors).map_err(container_error)?;
@@ -146,8 +173,11 @@ impl UpdateEncoder {
         let length = (steps * f64::from(plan.sgd.lr)) as f32;
         self.control.clear();
         self.control.extend(self.delta.iter().zip(control).map(|(delta, c)| -c - delta / length));
+        clear(&mut self.control, &self.frozen);
         encode_update(&mut self.encoder, &self.control, &self.shapes, spec, &mut self.control_streams)
-            .map_err(|_| ModelError::Diverged)
+            .map_err(|_| ModelError::Diverged)?;
+        shorten(&mut self.control_streams, &self.zeros);
+        Ok(())
     }
 
     /// The plan's encoding. A size is that of the container: what is not streams is taken off.
@@ -224,6 +254,21 @@ impl UpdateEncoder {
         self.decode(&self.control_streams, |at, values| {
             control_variate[at..].iter_mut().zip(values).for_each(|(own, value)| *own += value);
         });
+    }
+}
+
+/// Puts the shortest streams in place of those of tensors that are zero: some quantizers spend bits on each zero.
+fn shorten(streams: &mut [Vec<u8>], zeros: &[(usize, Vec<u8>)]) {
+    for (index, stream) in zeros {
+        if let Some(place) = streams.get_mut(*index) {
+            place.clone_from(stream);
+        }
+    }
+}
+
+fn clear(values: &mut [f32], parts: &[Range<usize>]) {
+    for part in parts {
+        values[part.clone()].fill(0.0);
     }
 }
 

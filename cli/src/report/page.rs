@@ -122,6 +122,7 @@ fn tiles(run: &Run) -> String {
     let loss = if s.loss.is_finite() { format!("{:.4}", s.loss) } else { "not a number".to_owned() };
     let accuracy_note = match best {
         Some(best) => format!("loss {loss}, best {:.2}%", 100.0 * best),
+        None if s.loss.is_finite() => format!("loss {loss}"),
         None => "not evaluated".to_owned(),
     };
     let smaller = if s.bits_per_param > 0.0 {
@@ -130,7 +131,7 @@ fn tiles(run: &Run) -> String {
         "no update".to_owned()
     };
     let tiles = [
-        ("Test accuracy", format!("{:.2}%", 100.0 * s.accuracy), accuracy_note),
+        ("Test accuracy", s.accuracy.map_or(NONE.to_owned(), |accuracy| format!("{:.2}%", 100.0 * accuracy)), accuracy_note),
         ("Rounds", s.rounds.to_string(), times(s)),
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),

@@ -170,7 +170,8 @@ impl SimulateArgs {
 }
 
 /// Runs `fl simulate`.
-pub fn run(args: &SimulateArgs, json: bool) -> anyhow::Result<()> {
+pub fn run(mut args: SimulateArgs, json: bool) -> anyhow::Result<()> {
+    args.federation.fill();
     let headline = format!(
         "{} virtual clients, {} a round, train {} on {} ({}), {}, updates as {}",
         args.clients,
@@ -182,7 +183,7 @@ pub fn run(args: &SimulateArgs, json: bool) -> anyhow::Result<()> {
         args.federation.coding()
     );
     let progress = Progress::new(args.federation.rounds, &headline, json);
-    let run = simulate(args, None, |record| progress.round(record))?;
+    let run = simulate(&args, None, |record| progress.round(record))?;
     progress.finish();
     if json {
         return output::json_line(&run.summary);

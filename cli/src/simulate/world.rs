@@ -12,7 +12,7 @@ use super::{
 };
 use bytes::Bytes;
 use fl_master::round::{ClosedRound, Contribution, Decision, Effect, Event, OfferId, RoundState, draw};
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Task};
 use fl_worker::{ClientMemory, Engine, Plan};
 use std::{
     cmp::Ordering,
@@ -166,7 +166,9 @@ impl World {
                 let is_last = self.state.finishes_with(record.round);
                 if is_last || (self.eval_every > 0 && record.round.is_multiple_of(self.eval_every)) {
                     let found = evaluate(&mut self.engines, &self.base, &self.server.dataset)?;
-                    record.test_accuracy = found.map(|found| found.accuracy);
+                    record.test_accuracy = found
+                        .filter(|_| !matches!(self.server.dataset.task, Task::Regression { .. }))
+                        .map(|found| found.accuracy);
                     record.test_loss = found.map(|found| found.loss);
                 }
                 record.duration_s = started.elapsed().as_secs_f64();
@@ -216,6 +218,9 @@ impl World {
     fn start(&mut self, chosen: Vec<(usize, u64)>) -> anyhow::Result<()> {
         let task = self.server.task();
         let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
+        for engine in &mut self.engines {
+            engine.set_trainable(task.trainable.as_deref()).map_err(anyhow::Error::msg)?;
+        }
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {
             let asked = self.state.ask(self.clients.name(client), self.now);

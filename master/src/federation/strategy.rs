@@ -149,6 +149,11 @@ impl Strategy {
         matches!(self, Self::FedBuff { .. })
     }
 
+    /// Whether it counts the plain SGD steps of an update, which Adam's are not.
+    pub fn needs_sgd(self) -> bool {
+        matches!(self, Self::FedNova | Self::Scaffold { .. })
+    }
+
     /// Fewest updates from which a model can be made.
     pub fn least_updates(self) -> usize {
         match self {

@@ -144,7 +144,6 @@ fn status_value(name: &str, view: &Snapshot) -> Option<String> {
         }
         "waiting" => waiting(view),
         "refused" => refused(view),
-        "accuracy" => percent(status.last_evaluation.map(|e| e.accuracy)),
         "num_workers" => count(view.num_workers as u64),
         "workers_note" if view.num_workers > status.workers.len() => "heard from so far".to_owned(),
         "workers_note" => {
@@ -170,6 +169,10 @@ fn history_value(name: &str, view: &Snapshot, history: &[HistoryRecord]) -> Opti
             || "the initial model".to_owned(),
             |record| format!("finished {}", age(view.now_ts - record.finished_ts)),
         ),
+        "accuracy" => {
+            let evaluation = view.status.last_evaluation.filter(|_| !is_regression(history));
+            percent(evaluation.map(|evaluation| evaluation.accuracy))
+        }
         "accuracy_note" => accuracy_note(view, history),
         "update_size" => last.filter(|record| record.participants > 0).map_or_else(
             || NONE.to_owned(),
@@ -189,6 +192,12 @@ fn history_value(name: &str, view: &Snapshot, history: &[HistoryRecord]) -> Opti
         ),
         _ => return None,
     })
+}
+
+/// Whether the last evaluated round has a loss alone.
+fn is_regression(history: &[HistoryRecord]) -> bool {
+    let evaluated = history.iter().rev().find(|record| record.test_loss.is_some());
+    evaluated.is_some_and(|record| record.test_accuracy.is_none())
 }
 
 fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {

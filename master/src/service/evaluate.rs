@@ -3,7 +3,7 @@
 use crate::{federation::Global, settings::ModelConfig};
 use fl_datasets::{Dataset, Samples};
 use fl_model::{Batch, Evaluation, Learner, ModelError, ModelSpec, ModelView};
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Task};
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -63,6 +63,8 @@ impl Evaluator {
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
         // Tensors without a network cannot be evaluated here.
+        // Numbers are near or far, not right or wrong.
+        let has_accuracy = !matches!(dataset.task, Task::Regression { .. });
         let mut learner = match spec {
             Some(spec) if every > 0 => Some(spec.learner(config.backend, 1)?),
             _ => None,
@@ -78,7 +80,7 @@ impl Evaluator {
                     _ => None,
                 };
                 if let Some(evaluation) = &evaluation {
-                    record.test_accuracy = Some(evaluation.evaluation.accuracy);
+                    record.test_accuracy = has_accuracy.then_some(evaluation.evaluation.accuracy);
                     record.test_loss = Some(evaluation.evaluation.loss);
                 }
                 done(record, evaluation);

@@ -156,7 +156,9 @@ impl Job {
             if let Some(Evaluated { evaluation, took }) = evaluated {
                 let Evaluation { accuracy, loss, samples, .. } = evaluation;
                 view.last_evaluation = Some(LastEvaluation { round: record.round, accuracy, loss, samples });
-                self.metrics.test_accuracy.set(accuracy);
+                if let Some(accuracy) = record.test_accuracy {
+                    self.metrics.test_accuracy.set(accuracy);
+                }
                 self.metrics.test_loss.set(loss);
                 self.metrics.evaluate_seconds.observe(took.as_secs_f64());
             }

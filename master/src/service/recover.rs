@@ -139,7 +139,10 @@ pub(crate) fn recover(
 /// As [`recover`].
 pub(crate) fn verify(config: &Config, source: &ModelSource, store: &mut Store) -> anyhow::Result<u64> {
     let Found { checkpoint, settings, .. } = store.load()?;
-    let Some(checkpoint) = checkpoint else { return Ok(0) };
+    let Some(checkpoint) = checkpoint else {
+        source.initial(config.seed)?;
+        return Ok(0);
+    };
     source.check(&checkpoint.model)?;
     let begun_with = BegunWith { stored: settings, today: &config.aggregation };
     let mut newest = checkpoint.newest.clone();

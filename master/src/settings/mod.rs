@@ -19,6 +19,7 @@ pub use crate::federation::{AggregationSettings as AggregationConfig, NormAction
 pub use aggregation::AggregationArgs;
 pub use fl_app::{Secret, SettingError};
 pub use limits::{LimitArgs, Limits};
+pub(crate) use model::TENSORS;
 pub use model::{ModelArgs, ModelConfig};
 pub use observe::{MetricsConfig, ObserveArgs};
 pub use rounds::{RoundArgs, RoundConfig};

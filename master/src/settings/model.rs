@@ -6,9 +6,12 @@ use fl_app::{
     setting::{dataset, filled, parse, whole},
 };
 use fl_datasets::DatasetSpec;
-use fl_model::Backend;
+use fl_model::{Backend, TensorPattern};
 use fl_protocol::limits::MAX_PARAMETERS;
 use std::{collections::HashSet, path::PathBuf};
+
+/// `MODEL` of tensors without a network begins with it.
+pub(crate) const TENSORS: &str = "safetensors:";
 
 /// The flags of this group, as typed.
 #[derive(Debug, Clone, Args)]
@@ -21,6 +24,14 @@ pub struct ModelArgs {
     /// Parameter budget of the mlp preset, 1 to 268435456; its hidden width is the largest that fits
     #[arg(long, env, default_value_t = 100_000)]
     pub model_dim: usize,
+    /// Safetensors file with the parameters of round 0: names and shapes of the network's tensors (PyTorch's
+    /// state_dict), F32, F16 or BF16 [default: drawn from SEED]
+    #[arg(long, env, value_name = "FILE")]
+    pub initial_model: Option<String>,
+    /// Regular expression: only tensors in whose name it is found are trained, the others stay as they are
+    /// [default: all]
+    #[arg(long, env, value_name = "REGEX")]
+    pub trainable: Option<String>,
     /// Data set that gives input shape, task and test set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
     /// images:DIR[@WxH], csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env, default_value = "digits")]
@@ -50,6 +61,8 @@ impl ModelArgs {
         Ok(ModelConfig {
             model: self.model,
             model_dim: self.model_dim,
+            initial_model: filled(self.initial_model).map(PathBuf::from),
+            trainable: filled(self.trainable).map(|text| parse("TRAINABLE", &text)).transpose()?,
             dataset: dataset(&self.dataset, self.target)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
             labels: filled(self.labels).map(|text| labels(&text)).transpose()?,
@@ -66,6 +79,10 @@ pub struct ModelConfig {
     pub model: String,
     /// `MODEL_DIM`: parameter budget of the `mlp` preset.
     pub model_dim: usize,
+    /// `INITIAL_MODEL`: file of the parameters of round 0; none: drawn from `SEED`.
+    pub initial_model: Option<PathBuf>,
+    /// `TRAINABLE`: the tensors that are trained; none: all.
+    pub trainable: Option<TensorPattern>,
     /// `DATASET` and `TARGET`: gives input shape, task and the test set.
     pub dataset: DatasetSpec,
     /// `DATA_DIR`: where data files are looked for, if not in the data set's usual place.
@@ -81,6 +98,10 @@ pub struct ModelConfig {
 impl ModelConfig {
     pub(super) fn check(&self) -> Result<(), SettingError> {
         whole("MODEL_DIM", self.model_dim as u64, 1, MAX_PARAMETERS as u64)?;
+        if let Some(path) = self.initial_model.as_ref().filter(|_| self.model.starts_with(TENSORS)) {
+            let reason = format!("MODEL={TENSORS}FILE gives the parameters already: leave it out");
+            return Err(SettingError::new("INITIAL_MODEL", path.display(), reason));
+        }
         let backend = self.backend;
         backend.check().map_err(|error| SettingError::new("BACKEND", backend, error.to_string()))
     }

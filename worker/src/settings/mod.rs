@@ -173,6 +173,10 @@ mod tests {
         assert_eq!(refused(&["--lr=nan"]), "LR");
         assert_eq!(refused(&["--lr-schedule=exp:0.9"]), "LR_SCHEDULE");
         assert_eq!(refused(&["--momentum=1"]), "MOMENTUM");
+        assert_eq!(refused(&["--optimizer=lion"]), "OPTIMIZER");
+        assert_eq!(refused(&["--optimizer=adam", "--momentum=0.9"]), "MOMENTUM");
+        assert_eq!(refused(&["--nesterov=true"]), "NESTEROV");
+        assert_eq!(refused(&["--nesterov=true", "--momentum=0.9"]), "fine");
         assert_eq!(refused(&["--quantizer=zip"]), "QUANTIZER");
         assert_eq!(refused(&["--bits=9"]), "BITS");
         assert_eq!(refused(&["--update-bytes=500"]), "UPDATE_BYTES");

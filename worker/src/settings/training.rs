@@ -1,11 +1,11 @@
 //! Local training.
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use fl_app::{
     SettingError,
     setting::{number, parse, whole},
 };
-use fl_model::Backend;
+use fl_model::{Backend, Method};
 use fl_protocol::LrSchedule;
 use std::num::NonZeroUsize;
 
@@ -22,16 +22,22 @@ pub struct TrainingArgs {
     /// Samples of a step, 1 to 1000000 [default: the master's, or 64]
     #[arg(long, env = "BATCH_SIZE")]
     pub batch_size: Option<u32>,
-    /// Learning rate, above 0, at most 1000 [default: the master's, or 0.05]
+    /// Rule of a step: sgd, adam (weight decay in the gradient), adamw (apart from it)
+    #[arg(long, env = "OPTIMIZER", default_value = "sgd")]
+    pub optimizer: String,
+    /// Learning rate, above 0, at most 1000 [default: the master's, or 0.05, or 0.001 with adam and adamw]
     #[arg(long, env = "LR")]
     pub lr: Option<f32>,
     /// How LR changes from round to round: constant, exp:F, step:N:F, cosine:N, warmup:N
     #[arg(long, env = "LR_SCHEDULE", default_value = "constant")]
     pub lr_schedule: String,
-    /// Momentum, 0 to below 1
+    /// Momentum of sgd, 0 to below 1
     #[arg(long, env = "MOMENTUM", default_value_t = 0.0)]
     pub momentum: f32,
-    /// L2 penalty, 0 or more
+    /// Nesterov's momentum instead of the plain one, true or false
+    #[arg(long, env = "NESTEROV", default_value_t = false, action = ArgAction::Set, value_name = "BOOL")]
+    pub nesterov: bool,
+    /// L2 penalty (adamw: decay of the weights), 0 or more
     #[arg(long, env = "WEIGHT_DECAY", default_value_t = 0.0)]
     pub weight_decay: f32,
     /// Weight of FedProx's proximal term, 0 to 1000 [default: the master's, or 0]
@@ -61,12 +67,16 @@ pub struct TrainingSettings {
     pub local_epochs: Option<u32>,
     /// `BATCH_SIZE`.
     pub batch_size: Option<u32>,
+    /// `OPTIMIZER`.
+    pub optimizer: Method,
     /// `LR`.
     pub lr: Option<f32>,
     /// `LR_SCHEDULE`: of `LR` alone; the master's rate comes with its own schedule.
     pub lr_schedule: LrSchedule,
     /// `MOMENTUM`.
     pub momentum: f32,
+    /// `NESTEROV`.
+    pub nesterov: bool,
     /// `WEIGHT_DECAY`.
     pub weight_decay: f32,
     /// `MU`.
@@ -94,6 +104,13 @@ impl TrainingArgs {
         }
         self.mu.map_or(Ok(()), |mu| number("MU", mu, 0.0, 1000.0))?;
         number("MOMENTUM", self.momentum, 0.0, 0.999_999)?;
+        let optimizer: Method = parse("OPTIMIZER", &self.optimizer)?;
+        if self.nesterov && self.momentum == 0.0 {
+            return Err(SettingError::new("NESTEROV", true, "set MOMENTUM too"));
+        }
+        if optimizer != Method::Sgd && self.momentum != 0.0 {
+            return Err(SettingError::new("MOMENTUM", self.momentum, format!("{optimizer} has its own: leave it out")));
+        }
         number("WEIGHT_DECAY", self.weight_decay, 0.0, 1000.0)?;
         let clip_norm = (self.clip_norm != 0.0).then_some(self.clip_norm);
         clip_norm.map_or(Ok(()), |norm| number("CLIP_NORM", norm, 1e-9, 1e9))?;
@@ -104,9 +121,11 @@ impl TrainingArgs {
             local_steps: self.local_steps,
             local_epochs: self.local_epochs,
             batch_size: self.batch_size,
+            optimizer,
             lr: self.lr,
             lr_schedule,
             momentum: self.momentum,
+            nesterov: self.nesterov,
             weight_decay: self.weight_decay,
             mu: self.mu,
             clip_norm,
