@@ -68,7 +68,9 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     if !spec.accepts(&data.input, &data.task) || data.num_classes() > spec.num_classes() {
         return Err(BadInput(format!(
             "{path} is for {}, but {} has {}: give the data set that it was trained on with --dataset",
-            describe(&spec.input, &spec.task), data.name, describe(&data.input, &data.task)
+            describe(&spec.input, &spec.task),
+            data.name,
+            describe(&data.input, &data.task)
         ))
         .into());
     }
@@ -112,12 +114,7 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
     };
     println!(
         "{}: {} of round {}, {} parameters\n{metrics}   on {} test samples of {}",
-        result.file,
-        result.model,
-        result.round,
-        result.params,
-        result.samples,
-        result.dataset
+        result.file, result.model, result.round, result.params, result.samples, result.dataset
     );
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! Settings that `fl run` and `fl simulate` share.
 
 use clap::{ArgAction, Args, Parser};
-use fl_app::setting;
 use fl_app::SettingError;
-use fl_model::Method;
+use fl_app::setting;
 use fl_datasets::{Dataset, DatasetSpec, Part, Partition};
+use fl_model::Method;
 use fl_quant::{Bits, Scheme};
 use fl_worker::ErrorFeedback;
 use serde::Serialize;

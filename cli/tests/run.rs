@@ -54,11 +54,19 @@ fn a_run_goes_on_from_a_file_and_trains_the_chosen_tensors_alone() {
     assert!(second["accuracy"].as_f64() > first["accuracy"].as_f64());
     let last = [&from[..], &["--trainable", "^3\\."]].concat();
     let (tuned, after) = short_run(&dir.path().join("c"), &last);
-    assert!(tuned["bytes_up_per_update"].as_f64() < second["bytes_up_per_update"].as_f64().map(|bytes| 0.8 * bytes), "{tuned} {second}");
+    assert!(
+        tuned["bytes_up_per_update"].as_f64()
+            < second["bytes_up_per_update"].as_f64().map(|bytes| 0.8 * bytes),
+        "{tuned} {second}"
+    );
     let differs = |name: &str| tensor(&model, name) != tensor(&after, name);
     assert_eq!(["1.weight", "1.bias", "3.weight", "3.bias"].map(differs), [false, false, true, true]);
     fails(&["run", "--trainable", "head", "--out", dir.path().to_str().unwrap()], 64, "1.weight, 1.bias");
-    fails(&["run", "--strategy", "fednova", "--optimizer", "adam", "--out", dir.path().to_str().unwrap()], 64, "--optimizer");
+    fails(
+        &["run", "--strategy", "fednova", "--optimizer", "adam", "--out", dir.path().to_str().unwrap()],
+        64,
+        "--optimizer",
+    );
 }
 
 /// The bytes of one tensor of a model's file.

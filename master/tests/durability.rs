@@ -177,7 +177,8 @@ async fn state_of_version_1_goes_on_to_the_model_that_version_1_made() {
     let found: StatusBody = f.json("/status").await;
     assert_eq!((found.global_round, found.pending_updates), (1, 1));
     assert!(f.accepted(fs::read(fixture.join("second-update-of-round-1.bin")).unwrap()).await.aggregated);
-    let digest: String = Sha256::digest(as_version_1(&f.master.global())).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String =
+        Sha256::digest(as_version_1(&f.master.global())).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(digest, fs::read_to_string(fixture.join("model-2.sha256")).unwrap().trim());
     // The newer of two checkpoints is damaged: the journal says that its round was closed.
     f.master.shutdown().await.unwrap();

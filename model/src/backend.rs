@@ -2,12 +2,7 @@
 
 #[cfg(feature = "flex")]
 use crate::burn;
-use crate::{
-    error::ModelError,
-    fused,
-    learner::Learner,
-    spec::ModelSpec,
-};
+use crate::{error::ModelError, fused, learner::Learner, spec::ModelSpec};
 use std::{fmt, str::FromStr};
 
 /// A backend, by the name of the code that runs.

@@ -96,8 +96,14 @@ impl GlobalModel {
     /// The quantized file of checked `parameters`.
     fn quantized(&self, parameters: &[f32], spec: &Spec) -> Result<Vec<u8>, ModelError> {
         let mut streams = Vec::new();
-        encode_update(&mut Encoder::default(), parameters, &self.network.layout().shapes(), spec, &mut streams)
-            .map_err(|error| ModelError::BadFile(error.to_string()))?;
+        encode_update(
+            &mut Encoder::default(),
+            parameters,
+            &self.network.layout().shapes(),
+            spec,
+            &mut streams,
+        )
+        .map_err(|error| ModelError::BadFile(error.to_string()))?;
         let tensors: Vec<_> = streams.iter().map(|stream| ("U8", vec![stream.len()], stream.len())).collect();
         let mut file = self.header(&tensors)?;
         file.reserve_exact(streams.iter().map(Vec::len).sum());

@@ -6,8 +6,8 @@ use crate::{
     optimizer::OptimizerConfig,
     spec::ModelSpec,
 };
-use std::ops::Range;
 use fl_protocol::{Input, Inputs, ModelLayout, Targets, Task};
+use std::ops::Range;
 
 /// Most samples that an evaluation puts through the network at once.
 pub(crate) const EVALUATION_BATCH: usize = 64;
@@ -165,9 +165,10 @@ impl BatchShape {
         match (batch.targets, self.task.has_classes()) {
             (Targets::Classes(classes), true) => {
                 match classes.iter().find(|&&class| class as usize >= self.classes) {
-                    Some(class) => {
-                        bad(format!("label {class} is out of range, the network has {} classes", self.classes))
-                    }
+                    Some(class) => bad(format!(
+                        "label {class} is out of range, the network has {} classes",
+                        self.classes
+                    )),
                     None => Ok(samples),
                 }
             }
@@ -177,7 +178,11 @@ impl BatchShape {
     }
 
     /// Cuts a checked batch into pieces of at most `most` samples.
-    pub(crate) fn pieces<'a>(&self, batch: Batch<'a>, most: usize) -> impl Iterator<Item = Batch<'a>> + use<'a> {
+    pub(crate) fn pieces<'a>(
+        &self,
+        batch: Batch<'a>,
+        most: usize,
+    ) -> impl Iterator<Item = Batch<'a>> + use<'a> {
         let (features, targets) = (self.features, self.targets);
         let samples = batch.targets.len() / targets;
         (0..samples).step_by(most).map(move |first| {

@@ -165,7 +165,8 @@ impl Optimizer {
         self.moved.clear();
         for range in trainable {
             let mut start = range.start;
-            for fixed in self.fixed.iter().filter(|fixed| fixed.start < range.end && range.start < fixed.end) {
+            for fixed in self.fixed.iter().filter(|fixed| fixed.start < range.end && range.start < fixed.end)
+            {
                 if start < fixed.start {
                     self.moved.push(start..fixed.start);
                 }

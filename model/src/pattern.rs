@@ -91,7 +91,8 @@ mod tests {
     use super::*;
 
     fn layout() -> ModelLayout {
-        let tensors = [("0.weight", vec![2, 3]), ("0.bias", vec![2]), ("2.weight", vec![4, 2]), ("2.bias", vec![4])];
+        let tensors =
+            [("0.weight", vec![2, 3]), ("0.bias", vec![2]), ("2.weight", vec![4, 2]), ("2.bias", vec![4])];
         ModelLayout::new(tensors.map(|(name, shape)| (name.to_owned(), shape)).to_vec())
     }
 

@@ -123,7 +123,8 @@ mod tests {
     fn large_logits_do_not_overflow() {
         let sums = evaluate(&Task::classes(2), &[1000.0, -1000.0], 2, Targets::Classes(&[0]));
         assert_eq!((sums.loss_sum, sums.correct), (0.0, 1));
-        let sums = evaluate(&Task::Multilabel { outputs: 2 }, &[1000.0, -1000.0], 2, Targets::Numbers(&[1.0, 0.0]));
+        let sums =
+            evaluate(&Task::Multilabel { outputs: 2 }, &[1000.0, -1000.0], 2, Targets::Numbers(&[1.0, 0.0]));
         assert_eq!((sums.loss_sum, sums.correct, sums.terms), (0.0, 2, 2));
     }
 

@@ -15,7 +15,13 @@ fn model(layers: &str) -> GlobalModel {
     let spec = ModelSpec::from_json(&spec).unwrap();
     let parameters = init_parameters(&spec, 1);
     let normalization = Normalization { mean: vec![0.5, 0.25], std: vec![0.25, 1.0] };
-    GlobalModel { round: 7, network: spec.into(), normalization, names: fl_protocol::DataNames::default(), parameters }
+    GlobalModel {
+        round: 7,
+        network: spec.into(),
+        normalization,
+        names: fl_protocol::DataNames::default(),
+        parameters,
+    }
 }
 
 fn good_files() -> Vec<(String, Vec<u8>)> {

@@ -101,7 +101,11 @@ fn compare(backend: Backend) -> usize {
         let (loss, gradient) = gradients(&mut *learner, &samples);
         let near = |value: f64, key: &str| {
             let wanted = case[key].as_f64().unwrap();
-            assert!((value - wanted).abs() < 1e-5 * wanted.abs(), "{backend} {}: {key} {value} {wanted}", spec.name);
+            assert!(
+                (value - wanted).abs() < 1e-5 * wanted.abs(),
+                "{backend} {}: {key} {value} {wanted}",
+                spec.name
+            );
         };
         near(f64::from(loss), "loss");
         let evaluation = Evaluation::from(learner.evaluate(samples.batch()).unwrap());
@@ -113,7 +117,8 @@ fn compare(backend: Backend) -> usize {
         assert_eq!(read(&*learner), start, "{backend} {}: gradients change nothing", spec.name);
 
         // Plain SGD, and once with all that an optimizer could do to a buffer.
-        let decayed = OptimizerConfig { weight_decay: 0.1, momentum: 0.5, mu: 0.1, ..OptimizerConfig::default() };
+        let decayed =
+            OptimizerConfig { weight_decay: 0.1, momentum: 0.5, mu: 0.1, ..OptimizerConfig::default() };
         for config in [OptimizerConfig::default(), decayed] {
             learner.load(&start);
             step(&mut *learner, &samples, &config).unwrap();

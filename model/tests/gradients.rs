@@ -5,8 +5,8 @@
 mod common;
 
 use common::{
-    classifier, conv, gradients, group_norm, layer_lists, learner, learner_if_able, linear, nested_spec, nested_specs,
-    noise, norm, parameters, read, relative_error, step, wide_convolution_lists, worst_error,
+    classifier, conv, gradients, group_norm, layer_lists, learner, learner_if_able, linear, nested_spec,
+    nested_specs, noise, norm, parameters, read, relative_error, step, wide_convolution_lists, worst_error,
 };
 use fl_model::{Backend, Layer, ModelSpec, OptimizerConfig};
 use fl_protocol::{Input, Task};
@@ -132,11 +132,40 @@ proptest! {
 fn the_generator_draws_every_layer_and_task() {
     let text: String = (0..400).map(|seed| nested_spec(seed).to_json()).collect();
     for kind in [
-        "conv2d", "conv1d", "linear", "batch_norm", "group_norm", "layer_norm", "relu", "leaky_relu", "gelu", "silu",
-        "tanh", "sigmoid", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "max_pool1d", "avg_pool1d",
-        "adaptive_avg_pool1d", "dropout", "embedding", "positional_embedding", "lstm", "gru", "attention", "flatten",
-        "mean_tokens", "last_token", "residual", "branches", "sequential", "classification", "language_model",
-        "regression", "multilabel",
+        "conv2d",
+        "conv1d",
+        "linear",
+        "batch_norm",
+        "group_norm",
+        "layer_norm",
+        "relu",
+        "leaky_relu",
+        "gelu",
+        "silu",
+        "tanh",
+        "sigmoid",
+        "max_pool2d",
+        "avg_pool2d",
+        "adaptive_avg_pool2d",
+        "max_pool1d",
+        "avg_pool1d",
+        "adaptive_avg_pool1d",
+        "dropout",
+        "embedding",
+        "positional_embedding",
+        "lstm",
+        "gru",
+        "attention",
+        "flatten",
+        "mean_tokens",
+        "last_token",
+        "residual",
+        "branches",
+        "sequential",
+        "classification",
+        "language_model",
+        "regression",
+        "multilabel",
     ] {
         assert!(text.contains(&format!(r#""type":"{kind}""#)), "{kind}");
     }

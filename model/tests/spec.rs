@@ -176,7 +176,10 @@ fn a_bad_spec_names_the_layer_and_both_shapes() {
     let join = message(
         r#"{"type":"residual","body":[{"type":"branches","join":"concat","branches":[[],[{"type":"max_pool2d","kernel":2}]]}]}"#,
     );
-    assert!(join.contains("layer 0.body.0") && join.contains("[1, 8, 8]") && join.contains("[1, 4, 4]"), "{join}");
+    assert!(
+        join.contains("layer 0.body.0") && join.contains("[1, 8, 8]") && join.contains("[1, 4, 4]"),
+        "{join}"
+    );
     let end = message(r#"{"type":"flatten"},{"type":"linear","out_features":9}"#);
     assert!(end.contains("[9]") && end.contains("[10]"), "{end}");
 }

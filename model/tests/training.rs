@@ -6,7 +6,9 @@ mod common;
 
 use common::{classifier, conv, gradients, learner, linear, noise, parameters, read, relative_error, step};
 use fl_datasets::{DatasetSpec, Part, Samples};
-use fl_model::{Backend, Batch, Evaluation, Layer, Method, ModelError, ModelSpec, OptimizerConfig, init_parameters};
+use fl_model::{
+    Backend, Batch, Evaluation, Layer, Method, ModelError, ModelSpec, OptimizerConfig, init_parameters,
+};
 
 /// Accuracy after `epochs` over the digits.
 fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
@@ -71,7 +73,8 @@ fn a_step_of_resnet20_on_ndarray_is_that_on_flex() {
         let mut learner = learner(&spec, backend);
         learner.load(&start);
         let loss = step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap();
-        let moved: Vec<f32> = read(&*learner).iter().zip(&start).map(|(after, before)| after - before).collect();
+        let moved: Vec<f32> =
+            read(&*learner).iter().zip(&start).map(|(after, before)| after - before).collect();
         (loss, moved)
     };
     let ((loss, moved), (expected_loss, expected)) = (run(Backend::NdArray), run(Backend::Flex));
@@ -190,7 +193,14 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
         OptimizerConfig { weight_decay: 0.01, ..plain },
         OptimizerConfig { mu: 0.5, ..plain },
         OptimizerConfig { clip_norm: Some(0.1), ..plain },
-        OptimizerConfig { momentum: 0.5, weight_decay: 0.02, mu: 0.1, clip_norm: Some(1.0), lr: 0.1, ..plain },
+        OptimizerConfig {
+            momentum: 0.5,
+            weight_decay: 0.02,
+            mu: 0.1,
+            clip_norm: Some(1.0),
+            lr: 0.1,
+            ..plain
+        },
         OptimizerConfig { momentum: 0.8, nesterov: true, ..plain },
         OptimizerConfig { method: Method::Adam, lr: 0.001, ..plain },
         OptimizerConfig { method: Method::AdamW, lr: 0.001, weight_decay: 0.1, ..plain },

@@ -12,7 +12,10 @@ use crate::{
     update::{LocalUpdate, Sent, UpdateEncoder},
 };
 use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
-use fl_model::{Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, TensorPattern, complement, spec::describe};
+use fl_model::{
+    Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, TensorPattern, complement,
+    spec::describe,
+};
 use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, UpdateMeta};
 use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
@@ -97,7 +100,11 @@ impl Engine {
     }
 
     /// The model's class for each class of the data, if they differ.
-    fn check_data(spec: &ModelSpec, data: &Dataset, global: &GlobalModel) -> Result<Option<Vec<u32>>, SetupError> {
+    fn check_data(
+        spec: &ModelSpec,
+        data: &Dataset,
+        global: &GlobalModel,
+    ) -> Result<Option<Vec<u32>>, SetupError> {
         let misfit = || SetupError::Data {
             dataset: data.name.clone(),
             model: describe(&spec.input, &spec.task),

@@ -26,9 +26,7 @@ pub enum SetupError {
         allowed: usize,
     },
     /// The local data are not what the model takes.
-    #[error(
-        "the master's model is for {model}, {dataset} has {data}: set DATASET as on the master"
-    )]
+    #[error("the master's model is for {model}, {dataset} has {data}: set DATASET as on the master")]
     Data {
         /// Name of the local data set.
         dataset: String,

@@ -128,7 +128,8 @@ impl Plan {
 pub(crate) fn check_optimizer(settings: &Config, task: &TaskBody) -> Result<(), SettingError> {
     let optimizer = settings.training.optimizer;
     if task.needs_sgd && optimizer != Method::Sgd {
-        let reason = "the master's STRATEGY (scaffold or fednova) counts steps of sgd: use sgd, or another strategy";
+        let reason =
+            "the master's STRATEGY (scaffold or fednova) counts steps of sgd: use sgd, or another strategy";
         return Err(SettingError::new("OPTIMIZER", optimizer, reason));
     }
     Ok(())

@@ -340,7 +340,9 @@ impl Session {
                 trainee.local = Some(local);
             }
             if let Some(local) = &mut trainee.local {
-                local.set_trainable(trainable.as_deref()).map_err(|reason| WorkerError::BadTask { reason })?;
+                local
+                    .set_trainable(trainable.as_deref())
+                    .map_err(|reason| WorkerError::BadTask { reason })?;
             }
             let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
             Ok((trainee, trained))

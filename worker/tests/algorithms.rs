@@ -44,7 +44,13 @@ impl Problem {
         let layout = spec.layout();
         let parameters = vec![0.0; layout.parameters()];
         let normalization = data.normalization.clone();
-        let global = GlobalModel { round: 0, network: spec.into(), normalization, names: data.names.clone(), parameters };
+        let global = GlobalModel {
+            round: 0,
+            network: spec.into(),
+            normalization,
+            names: data.names.clone(),
+            parameters,
+        };
         let configs: Vec<Config> = (0..CLIENTS)
             .map(|k| {
                 let own = [format!("--worker-id=w{k}"), format!("--local-steps={}", 2 + k)];

@@ -70,8 +70,11 @@ fn only_the_chosen_tensors_move_with_every_quantizer() {
     let global = model(&data);
     for quantizer in ["StocQ", "MSQ_v2", "SDQ", "BetaQ", "bin", "laq8", "f16", "none"] {
         for entropy in ["true", "false"] {
-            let flags =
-                [&format!("--quantizer={quantizer}")[..], &format!("--entropy={entropy}"), "--error-feedback=true"];
+            let flags = [
+                &format!("--quantizer={quantizer}")[..],
+                &format!("--entropy={entropy}"),
+                "--error-feedback=true",
+            ];
             let (_, _, all) = train(&flags, None, false);
             let (values, _, part) = train(&flags, Some(LAST), false);
             println!("{quantizer}, entropy={entropy}: {all} bytes, of the last layer alone {part}");
@@ -95,7 +98,8 @@ fn scaffold_leaves_the_others_and_their_control_variate_alone() {
 fn adam_trains_the_chosen_tensors_alone_too() {
     let data = fl_datasets::load(&DatasetSpec::Digits, None, Part::Train).unwrap();
     let global = model(&data);
-    let (values, ..) = train(&["--quantizer=none", "--optimizer=adamw", "--weight-decay=0.1"], Some(LAST), false);
+    let (values, ..) =
+        train(&["--quantizer=none", "--optimizer=adamw", "--weight-decay=0.1"], Some(LAST), false);
     assert!(frozen(LAST, &global).all(|at| values[at] == 0.0));
     assert!(values.iter().any(|value| *value != 0.0));
 }

@@ -131,7 +131,11 @@ fn tiles(run: &Run) -> String {
         "no update".to_owned()
     };
     let tiles = [
-        ("Test accuracy", s.accuracy.map_or(NONE.to_owned(), |accuracy| format!("{:.2}%", 100.0 * accuracy)), accuracy_note),
+        (
+            "Test accuracy",
+            s.accuracy.map_or(NONE.to_owned(), |accuracy| format!("{:.2}%", 100.0 * accuracy)),
+            accuracy_note,
+        ),
         ("Rounds", s.rounds.to_string(), times(s)),
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),

@@ -12,8 +12,8 @@ use burn::{
 };
 use clap::Parser;
 use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
-use fl_model::{Batch, 
-    GlobalModel, Learner,
+use fl_model::{
+    Batch, GlobalModel, Learner,
     burn::{BurnLearner, BurnNetwork, NetworkInput},
 };
 use fl_protocol::{Input, Task};

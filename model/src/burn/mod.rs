@@ -143,7 +143,11 @@ impl<M: BurnNetwork> BurnLearner<M> {
     }
 
     /// Mean loss of a batch, all gradients, and what the pass makes of buffers.
-    fn backward(&self, batch: Batch<'_>, samples: usize) -> Result<(f32, Gradients, TrainingPass), ModelError> {
+    fn backward(
+        &self,
+        batch: Batch<'_>,
+        samples: usize,
+    ) -> Result<(f32, Gradients, TrainingPass), ModelError> {
         let input = NetworkInput::new(&self.batches.input, batch.inputs, samples, &self.device);
         let mut pass = TrainingPass::new(self.masks);
         let outputs = self.network.forward_training(input, &mut pass);
@@ -249,7 +253,8 @@ impl<M: BurnNetwork> Learner for BurnLearner<M> {
             let input = NetworkInput::new(&self.batches.input, piece.inputs, samples, &device);
             let outputs = network.forward(input);
             self.check_outputs(outputs.dims(), samples)?;
-            sums += tasks::evaluate(&self.batches.task, &values(outputs), self.batches.classes, piece.targets);
+            sums +=
+                tasks::evaluate(&self.batches.task, &values(outputs), self.batches.classes, piece.targets);
             sums.samples += samples as u64;
         }
         Ok(sums)

@@ -120,7 +120,12 @@ pub(super) mod loss {
     };
     use fl_protocol::{Targets, Task};
 
-    pub(in crate::burn) fn mean(task: &Task, outputs: Tensor<2>, batch: Batch<'_>, device: &Device) -> Tensor<1> {
+    pub(in crate::burn) fn mean(
+        task: &Task,
+        outputs: Tensor<2>,
+        batch: Batch<'_>,
+        device: &Device,
+    ) -> Tensor<1> {
         let shape = outputs.dims();
         match batch.targets {
             Targets::Classes(classes) => {

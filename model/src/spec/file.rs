@@ -21,7 +21,11 @@ pub(super) struct AnyVersion {
 }
 
 impl AnyVersion {
-    fn into_spec(self, name: impl FnOnce() -> Option<String>, data: Option<(&Input, &Task)>) -> Result<ModelSpec, String> {
+    fn into_spec(
+        self,
+        name: impl FnOnce() -> Option<String>,
+        data: Option<(&Input, &Task)>,
+    ) -> Result<ModelSpec, String> {
         let input = match (self.input, self.input_shape) {
             (Some(_), Some(_)) => return Err("it has both `input` and `input_shape`".into()),
             (Some(input), None) => Some(input),

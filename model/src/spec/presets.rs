@@ -27,7 +27,12 @@ impl ModelSpec {
     ///
     /// # Errors
     /// As [`ModelSpec::preset`].
-    pub fn classifier(name: &str, shape: &[usize], classes: usize, model_dim: usize) -> Result<Self, ModelError> {
+    pub fn classifier(
+        name: &str,
+        shape: &[usize],
+        classes: usize,
+        model_dim: usize,
+    ) -> Result<Self, ModelError> {
         Self::preset(name, &Input::numbers(shape), &Task::classes(classes), model_dim)
     }
 
@@ -123,7 +128,14 @@ fn linear(in_features: usize, out_features: usize) -> Layer {
     Layer::Linear { in_features, out_features, bias: true }
 }
 
-fn convolution(inputs: usize, outputs: usize, kernel: usize, stride: usize, groups: usize, bias: bool) -> Layer {
+fn convolution(
+    inputs: usize,
+    outputs: usize,
+    kernel: usize,
+    stride: usize,
+    groups: usize,
+    bias: bool,
+) -> Layer {
     Layer::Conv2d {
         in_channels: inputs,
         out_channels: outputs,
@@ -151,7 +163,11 @@ fn with_head(mut layers: Vec<Layer>, features: usize, hidden: usize, classes: us
 }
 
 fn mean_and_head(mut layers: Vec<Layer>, channels: usize, outputs: usize) -> Vec<Layer> {
-    layers.extend([Layer::AdaptiveAvgPool2d { size: Pair([1, 1]) }, Layer::Flatten, linear(channels, outputs)]);
+    layers.extend([
+        Layer::AdaptiveAvgPool2d { size: Pair([1, 1]) },
+        Layer::Flatten,
+        linear(channels, outputs),
+    ]);
     layers
 }
 

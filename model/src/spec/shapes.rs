@@ -92,10 +92,12 @@ impl Walker<'_> {
             if self.layers > limits::MAX_LAYERS {
                 return Err(format!("it has more than {} layers", limits::MAX_LAYERS));
             }
-            state = self.layer(layer, &path, depth, state).map_err(|reason| match reason.starts_with("layer ") {
-                // A nested layer has named itself.
-                true => reason,
-                false => format!("layer {path}: {reason}"),
+            state = self.layer(layer, &path, depth, state).map_err(|reason| {
+                match reason.starts_with("layer ") {
+                    // A nested layer has named itself.
+                    true => reason,
+                    false => format!("layer {path}: {reason}"),
+                }
             })?;
         }
         Ok(state)
@@ -121,7 +123,12 @@ impl Walker<'_> {
             Layer::Branches { branches, join } => {
                 let mut results = Vec::new();
                 for (k, branch) in branches.iter_mut().enumerate() {
-                    results.push(self.list(branch, &format!("{path}.branches.{k}."), depth + 1, input.clone())?);
+                    results.push(self.list(
+                        branch,
+                        &format!("{path}.branches.{k}."),
+                        depth + 1,
+                        input.clone(),
+                    )?);
                 }
                 return joined(&results, *join);
             }
@@ -400,7 +407,9 @@ pub(super) fn after(layer: &Layer, input: &[usize]) -> Result<Vec<usize>, String
                     shape.push(out_features);
                     Ok(shape)
                 }
-                _ => Err(format!("linear needs a vector or a sequence, but gets {input:?}: put flatten before it")),
+                _ => Err(format!(
+                    "linear needs a vector or a sequence, but gets {input:?}: put flatten before it"
+                )),
             }
         }
         Layer::BatchNorm { channels, eps, momentum } => {

@@ -109,7 +109,11 @@ impl TrainingArgs {
             return Err(SettingError::new("NESTEROV", true, "set MOMENTUM too"));
         }
         if optimizer != Method::Sgd && self.momentum != 0.0 {
-            return Err(SettingError::new("MOMENTUM", self.momentum, format!("{optimizer} has its own: leave it out")));
+            return Err(SettingError::new(
+                "MOMENTUM",
+                self.momentum,
+                format!("{optimizer} has its own: leave it out"),
+            ));
         }
         number("WEIGHT_DECAY", self.weight_decay, 0.0, 1000.0)?;
         let clip_norm = (self.clip_norm != 0.0).then_some(self.clip_norm);

@@ -120,7 +120,12 @@ fn normalise<const D: usize>(x: Tensor<D>, over: &[usize], eps: f64) -> (Tensor<
     (centered / (variance.clone() + eps).sqrt(), [mean, variance])
 }
 
-pub(super) fn layer_norm<const D: usize>(x: Tensor<D>, eps: f64, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<D> {
+pub(super) fn layer_norm<const D: usize>(
+    x: Tensor<D>,
+    eps: f64,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+) -> Tensor<D> {
     normalise(x, &[D - 1], eps).0 * along(weight, D - 1) + along(bias, D - 1)
 }
 

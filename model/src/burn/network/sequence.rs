@@ -41,8 +41,7 @@ pub(super) fn stacked(x: Tensor<3>, layers: &[Weights], cell: Cell) -> Tensor<3>
         let mut memory = Memory { h: zeros.clone(), c: zeros };
         for position in &mut positions {
             let of_input = linear(position.clone(), weights.input.clone(), Some(weights.input_bias.clone()));
-            let of_last =
-                linear(memory.h.clone(), weights.hidden.clone(), Some(weights.hidden_bias.clone()));
+            let of_last = linear(memory.h.clone(), weights.hidden.clone(), Some(weights.hidden_bias.clone()));
             memory = cell(of_input, of_last, memory);
             *position = memory.h.clone();
         }

@@ -1,6 +1,9 @@
 //! Which networks the fused engine runs faster than Burn.
 
-use super::{plan::{ImageOp, Plan}, winograd::Winograd};
+use super::{
+    plan::{ImageOp, Plan},
+    winograd::Winograd,
+};
 use crate::spec::ModelSpec;
 
 /// How often a step goes over the weights of a convolution for each image.

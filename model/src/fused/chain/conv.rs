@@ -4,8 +4,11 @@
 //! A kernel row over a channels-last image is one contiguous run of `kernel * channels` values, so
 //! the matrix that `im2col` would build is a list of offsets into the zero-padded image.
 
-use super::{plan::Shape, winograd::{self, Winograd}};
-use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}};
+use super::{
+    plan::Shape,
+    winograd::{self, Winograd},
+};
+use crate::fused::gemm::{Columns, Rows, Store, nn, tn};
 
 /// Pixels whose gradients stay in the first-level cache while all weights' gradients take them in.
 const PIXELS: usize = 64;

@@ -4,9 +4,16 @@
 //! used, and updated, where they lie. A linear layer also keeps its input row by row for the
 //! gradient of its weights.
 
-use super::{Descent, plan::{DenseOp, DenseStage}};
-use crate::fused::{gemm::{Columns, Rows, Store, nn, tn}, parallel::Threads, transpose::transpose};
+use super::{
+    Descent,
+    plan::{DenseOp, DenseStage},
+};
 use crate::dropout::{Mask, MaskSeed};
+use crate::fused::{
+    gemm::{Columns, Rows, Store, nn, tn},
+    parallel::Threads,
+    transpose::transpose,
+};
 
 /// Columns of an activation are padded to a multiple of this, the widest vector.
 const LANES: usize = 16;

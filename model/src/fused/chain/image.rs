@@ -1,7 +1,12 @@
 //! The stages on images. A block of images is worked through depth first, one image after the other,
 //! so that an image stays in the cache; blocks run in parallel.
 
-use super::{conv::{Conv, ConvScratch, Packed}, norm::{self, Moments}, plan::{ImageOp, ImageStage, Params, Shape}, pool};
+use super::{
+    conv::{Conv, ConvScratch, Packed},
+    norm::{self, Moments},
+    plan::{ImageOp, ImageStage, Params, Shape},
+    pool,
+};
 use crate::dropout::{Mask, MaskSeed};
 
 /// What all blocks share: the network, and its weights as the kernels want them.

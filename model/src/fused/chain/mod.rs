@@ -17,6 +17,7 @@ mod plan;
 mod pool;
 mod winograd;
 
+use super::{gemm, parallel};
 use crate::{
     dropout::MaskSeed,
     error::ModelError,
@@ -26,7 +27,6 @@ use crate::{
     spec::ModelSpec,
     tasks,
 };
-use super::{gemm, parallel};
 use dense::DenseNet;
 use fl_protocol::{Inputs, ModelLayout, Targets};
 use gemm::Store;
@@ -315,4 +315,3 @@ fn blocks_of(batch: usize) -> (usize, usize) {
     let per_block = batch.div_ceil(BLOCKS).max(BLOCKS);
     (per_block, batch.div_ceil(per_block))
 }
-

@@ -230,14 +230,13 @@ impl Builder {
         }
         let mut shape = first.shape.clone();
         let inputs: Vec<ValueId> = ends.iter().map(|end| end.value).collect();
-        let pixels = Dim::of(&shape).pixels();
         let operation = match join {
             Join::Add => Operation::Add { relu: false },
             Join::Concat => {
                 let channels: Vec<usize> = ends.iter().map(|end| Dim::of(&end.shape).channels).collect();
                 let axis = if shape.len() == 3 { 0 } else { shape.len() - 1 };
                 shape[axis] = channels.iter().sum();
-                Operation::Concat { channels, pixels }
+                Operation::Concat { channels }
             }
         };
         let value = self.push(operation, inputs, Dim::of(&shape).len());

@@ -11,7 +11,6 @@ mod build;
 mod operation;
 mod plan;
 
-
 use super::parallel::Threads;
 use crate::{
     dropout::MaskSeed,
@@ -146,11 +145,16 @@ impl GraphLearner {
             let node = &mut graph.nodes[step.node];
             let sizes = &graph.sizes;
             let mut dy = std::mem::take(&mut buffers[step.output]);
-            let mut dxs: Vec<Option<Vec<f32>>> =
-                step.inputs.iter().map(|slot| slot.map(|slot| std::mem::take(&mut buffers[slot.slot]))).collect();
+            let mut dxs: Vec<Option<Vec<f32>>> = step
+                .inputs
+                .iter()
+                .map(|slot| slot.map(|slot| std::mem::take(&mut buffers[slot.slot])))
+                .collect();
             let range = node.range();
             let plain = match descent {
-                Descent::Step(optimizer, config) if node.operation.descends() => optimizer.plain(config, &range),
+                Descent::Step(optimizer, config) if node.operation.descends() => {
+                    optimizer.plain(config, &range)
+                }
                 _ => None,
             };
             {
@@ -358,7 +362,8 @@ impl Learner for GraphLearner {
             threads.enter(|| self.forward(piece.inputs, samples, false, &threads));
             self.threads = threads;
             let len = self.graph.sizes[self.graph.output] * samples;
-            let output = self.evaluation.values[self.graph.output].map_or(&[][..], |slot| &self.buffers[slot][..len]);
+            let output =
+                self.evaluation.values[self.graph.output].map_or(&[][..], |slot| &self.buffers[slot][..len]);
             sums += tasks::evaluate(&self.batches.task, output, self.batches.classes, piece.targets);
             sums.samples += samples as u64;
         }

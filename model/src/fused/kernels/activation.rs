@@ -2,7 +2,7 @@
 
 use super::{
     math,
-    vector::{Binary, Map, MapInPlace, Unary, Zip, ZipInPlace, keep_positive, pieces, relu},
+    vector::{Binary, Map, Unary, Zip, ZipInPlace, keep_positive, pieces, relu},
 };
 use crate::fused::{parallel::Threads, simd};
 use pulp::Simd;
@@ -11,7 +11,9 @@ use pulp::Simd;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Activation {
     Relu,
-    LeakyRelu { slope: f32 },
+    LeakyRelu {
+        slope: f32,
+    },
     /// `x * Phi(x)`.
     Gelu,
     /// [`Activation::Gelu`] with the tanh approximation.
@@ -22,8 +24,7 @@ pub(crate) enum Activation {
 }
 
 impl Activation {
-    /// Whether [`backward`] needs the output, so that [`forward_in_place`] may overwrite the input; else it
-    /// needs the input.
+    /// Whether [`backward`] needs the output; else it needs the input.
     pub(crate) fn keeps_output(self) -> bool {
         match self {
             Self::Relu | Self::Tanh | Self::Sigmoid => true,
@@ -137,7 +138,11 @@ impl GeluTanh {
 
     #[inline(always)]
     fn tanh<S: Simd>(simd: S, x: S::f32s, square: S::f32s) -> S::f32s {
-        let inner = simd.mul_add_f32s(square, simd.splat_f32s(Self::SCALE * Self::CUBIC), simd.splat_f32s(Self::SCALE));
+        let inner = simd.mul_add_f32s(
+            square,
+            simd.splat_f32s(Self::SCALE * Self::CUBIC),
+            simd.splat_f32s(Self::SCALE),
+        );
         math::tanh(simd, simd.mul_f32s(x, inner))
     }
 }
@@ -223,13 +228,34 @@ impl Curve for Sigmoid {
 macro_rules! with_curve {
     ($kind:expr, $curve:ident => $run:expr) => {
         match $kind {
-            Activation::Relu => { let $curve = Relu; $run }
-            Activation::LeakyRelu { slope } => { let $curve = Leaky(slope); $run }
-            Activation::Gelu => { let $curve = Gelu; $run }
-            Activation::GeluTanh => { let $curve = GeluTanh; $run }
-            Activation::Silu => { let $curve = Silu; $run }
-            Activation::Tanh => { let $curve = Tanh; $run }
-            Activation::Sigmoid => { let $curve = Sigmoid; $run }
+            Activation::Relu => {
+                let $curve = Relu;
+                $run
+            }
+            Activation::LeakyRelu { slope } => {
+                let $curve = Leaky(slope);
+                $run
+            }
+            Activation::Gelu => {
+                let $curve = Gelu;
+                $run
+            }
+            Activation::GeluTanh => {
+                let $curve = GeluTanh;
+                $run
+            }
+            Activation::Silu => {
+                let $curve = Silu;
+                $run
+            }
+            Activation::Tanh => {
+                let $curve = Tanh;
+                $run
+            }
+            Activation::Sigmoid => {
+                let $curve = Sigmoid;
+                $run
+            }
         }
     };
 }
@@ -240,13 +266,6 @@ pub(crate) fn forward(kind: Activation, x: &[f32], y: &mut [f32], threads: &Thre
     pieces(threads, y, kind.cost(), |start, y| {
         let x = &x[start..][..y.len()];
         with_curve!(kind, curve => simd::run(Map(Value(curve), x, y)));
-    });
-}
-
-/// `x = f(x)`: see [`Activation::keeps_output`].
-pub(crate) fn forward_in_place(kind: Activation, x: &mut [f32], threads: &Threads) {
-    pieces(threads, x, kind.cost(), |_, x| {
-        with_curve!(kind, curve => simd::run(MapInPlace(Value(curve), x)));
     });
 }
 
@@ -287,7 +306,13 @@ mod tests {
     fn value(kind: Activation, x: f64) -> f64 {
         match kind {
             Activation::Relu => x.max(0.0),
-            Activation::LeakyRelu { slope } => if x > 0.0 { x } else { x * f64::from(slope) },
+            Activation::LeakyRelu { slope } => {
+                if x > 0.0 {
+                    x
+                } else {
+                    x * f64::from(slope)
+                }
+            }
             Activation::Gelu => {
                 let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
                 let h = x / 200.0;

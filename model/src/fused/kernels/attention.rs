@@ -102,7 +102,14 @@ impl Attention {
     }
 
     /// `y` of `x`, both `[batch, length, E]`.
-    pub(crate) fn forward(&mut self, x: &[f32], length: usize, w: Weights<'_>, y: &mut [f32], threads: &Threads) {
+    pub(crate) fn forward(
+        &mut self,
+        x: &[f32],
+        length: usize,
+        w: Weights<'_>,
+        y: &mut [f32],
+        threads: &Threads,
+    ) {
         let (shape, dim) = (self.shape, self.shape.dim);
         let rows = x.len() / dim;
         self.qkv.resize(rows * 3 * dim, 0.0);

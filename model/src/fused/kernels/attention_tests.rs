@@ -19,7 +19,8 @@ impl Case {
     fn new(size: [usize; 4], causal: bool, bias: bool) -> Self {
         let [batch, length, dim, _] = size;
         let biases = if bias { [3 * dim, dim] } else { [0, 0] };
-        let weights = [noise(3 * dim * dim, 1), noise(biases[0], 2), noise(dim * dim, 3), noise(biases[1], 4)];
+        let weights =
+            [noise(3 * dim * dim, 1), noise(biases[0], 2), noise(dim * dim, 3), noise(biases[1], 4)];
         let (x, dy) = (noise(batch * length * dim, 5), noise(batch * length * dim, 6));
         Self { size, causal, bias, x, dy, weights }
     }
@@ -62,14 +63,17 @@ impl Case {
         };
         let mut y = Vec::new();
         for sample in x.chunks(length * dim).take(batch) {
-            let qkv: Vec<Vec<f64>> =
-                sample.chunks(dim).map(|x| (0..3 * dim).map(|k| linear(w_in, b_in, x, k)).collect()).collect();
+            let qkv: Vec<Vec<f64>> = sample
+                .chunks(dim)
+                .map(|x| (0..3 * dim).map(|k| linear(w_in, b_in, x, k)).collect())
+                .collect();
             for t in 0..length {
                 let mut context = vec![0.0; dim];
                 for head in 0..heads {
                     let seen = if self.causal { t + 1 } else { length };
                     let at = |part: usize, c: usize| part * dim + head * width + c;
-                    let score = |s: usize| (0..width).map(|c| qkv[t][at(0, c)] * qkv[s][at(1, c)]).sum::<f64>();
+                    let score =
+                        |s: usize| (0..width).map(|c| qkv[t][at(0, c)] * qkv[s][at(1, c)]).sum::<f64>();
                     let e: Vec<f64> = (0..seen).map(|s| (score(s) / (width as f64).sqrt()).exp()).collect();
                     let sum: f64 = e.iter().sum();
                     for c in 0..width {
@@ -114,7 +118,12 @@ fn outputs_and_gradients_are_those_of_plain_loops() {
         for (causal, bias) in [(false, true), (true, true), (true, false)] {
             let case = Case::new(size, causal, bias);
             for (k, (got, expected)) in case.fused(1).iter().zip(case.expected()).enumerate() {
-                assert_close(got, &expected, 4e-6, &format!("{size:?}, causal {causal}, bias {bias}, result {k}"));
+                assert_close(
+                    got,
+                    &expected,
+                    4e-6,
+                    &format!("{size:?}, causal {causal}, bias {bias}, result {k}"),
+                );
             }
         }
     }

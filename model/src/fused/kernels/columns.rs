@@ -243,7 +243,8 @@ fn blocks<S: Simd, O: Strip>(simd: S, len: usize, columns: usize, op: &mut O) {
 trait Terms: Copy {
     /// Values per column that stay in registers.
     type Held<S: Simd, const VECTORS: usize>: Copy;
-    fn hold<S: Simd, const VECTORS: usize, const TAIL: bool>(self, simd: S, at: At) -> Self::Held<S, VECTORS>;
+    fn hold<S: Simd, const VECTORS: usize, const TAIL: bool>(self, simd: S, at: At)
+    -> Self::Held<S, VECTORS>;
     /// Adds to the sums `[a, b]`.
     fn add<S: Simd, const VECTORS: usize>(
         simd: S,
@@ -327,7 +328,11 @@ impl Terms for Masked<'_> {
     const READS_DY: bool = true;
 
     #[inline(always)]
-    fn hold<S: Simd, const VECTORS: usize, const TAIL: bool>(self, simd: S, at: At) -> [[S::f32s; VECTORS]; 3] {
+    fn hold<S: Simd, const VECTORS: usize, const TAIL: bool>(
+        self,
+        simd: S,
+        at: At,
+    ) -> [[S::f32s; VECTORS]; 3] {
         [
             load::<S, VECTORS, TAIL>(simd, &self.mean[at.column..][..at.width]),
             load::<S, VECTORS, TAIL>(simd, &self.scale[at.column..][..at.width]),
@@ -370,7 +375,8 @@ impl<T: Terms> Strip for Sums<'_, T> {
         for row in at.first..at.first + at.rows {
             let start = row * at.columns + at.column;
             let x = load::<S, VECTORS, TAIL>(simd, &self.x[start..][..at.width]);
-            let dy = if T::READS_DY { load::<S, VECTORS, TAIL>(simd, &self.dy[start..][..at.width]) } else { x };
+            let dy =
+                if T::READS_DY { load::<S, VECTORS, TAIL>(simd, &self.dy[start..][..at.width]) } else { x };
             for v in 0..VECTORS {
                 [a[v], b[v]] = T::add(simd, held, v, x[v], dy[v], [a[v], b[v]]);
             }

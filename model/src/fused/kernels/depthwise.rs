@@ -191,10 +191,14 @@ impl WithSimd for Rows<'_> {
                 taps.clear();
                 for &(ky, at) in &plan.rows[row] {
                     taps.extend(run.taps.iter().map(|&(kx, first)| {
-                        ((ky * plan.kernel_width + kx) * plan.channels, at * plan.row_len + first * plan.channels)
+                        (
+                            (ky * plan.kernel_width + kx) * plan.channels,
+                            at * plan.row_len + first * plan.channels,
+                        )
                     }));
                 }
-                let mut tile = Tile { plan, x, packed, bias, relu, taps: &taps, y: &mut *y, at: run.first, done: 0 };
+                let mut tile =
+                    Tile { plan, x, packed, bias, relu, taps: &taps, y: &mut *y, at: run.first, done: 0 };
                 while tile.done < run.count {
                     match run.count - tile.done {
                         8.. => tile.pixels::<S, 8>(simd),
@@ -238,7 +242,12 @@ impl Tile<'_> {
     }
 
     #[inline(always)]
-    fn strip<S: Simd, const PIXELS: usize, const TAIL: bool>(&mut self, simd: S, channel: usize, width: usize) {
+    fn strip<S: Simd, const PIXELS: usize, const TAIL: bool>(
+        &mut self,
+        simd: S,
+        channel: usize,
+        width: usize,
+    ) {
         let plan = self.plan;
         let one = |values: &[f32], start: usize| {
             let [value] = load::<S, 1, TAIL>(simd, &values[start..][..width]);

@@ -35,7 +35,13 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
 }
 
 /// Writes `y` of `x [rows, features]`, and each row's mean and reciprocal standard deviation to `saved`.
-pub(crate) fn forward(x: &[f32], settings: Settings<'_>, y: &mut [f32], saved: &mut Saved, threads: &Threads) {
+pub(crate) fn forward(
+    x: &[f32],
+    settings: Settings<'_>,
+    y: &mut [f32],
+    saved: &mut Saved,
+    threads: &Threads,
+) {
     let features = settings.weight.len();
     let rows = x.len() / features;
     saved.mean.resize(rows, 0.0);

@@ -131,8 +131,7 @@ impl GroupNorm {
         let mut pieces: Vec<_> = dx.chunks_mut(samples * len).collect();
         partial.sums.clear();
         partial.sums.resize(pieces.len() * 2 * channels, 0.0);
-        let mut pieces: Vec<_> =
-            pieces.iter_mut().zip(partial.sums.chunks_exact_mut(2 * channels)).collect();
+        let mut pieces: Vec<_> = pieces.iter_mut().zip(partial.sums.chunks_exact_mut(2 * channels)).collect();
         threads.each(&mut pieces, |piece, (dx, totals)| {
             let mut scratch = Scratch::default();
             let mut values = Values::new(channels);
@@ -313,7 +312,12 @@ pub(crate) fn batch_backward(
     threads.each(&mut sums, |k, sums| {
         let range = k * piece..x.len().min((k + 1) * piece);
         let (product, sum) = sums.split_at_mut(channels);
-        affine.gradient_sums(&x[range.clone()], &gradient[range], [sum, &mut *product], &mut Scratch::default());
+        affine.gradient_sums(
+            &x[range.clone()],
+            &gradient[range],
+            [sum, &mut *product],
+            &mut Scratch::default(),
+        );
         product.iter_mut().zip(&saved.scale).for_each(|(product, scale)| *product *= f64::from(*scale));
     });
     write_gradients(&partial.sums, channels, d_weight, d_bias);

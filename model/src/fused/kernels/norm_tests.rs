@@ -11,7 +11,13 @@ struct Reference {
 }
 
 /// Normalisation in f64; `set_of(row, channel)` says which values share moments.
-pub(super) fn reference(x: &[f32], dy: &[f32], settings: Settings<'_>, sets: usize, set_of: SetOf<'_>) -> Reference {
+pub(super) fn reference(
+    x: &[f32],
+    dy: &[f32],
+    settings: Settings<'_>,
+    sets: usize,
+    set_of: SetOf<'_>,
+) -> Reference {
     let channels = settings.weight.len();
     let (mut n, mut mean, mut var) = (vec![0.0; sets], vec![0.0; sets], vec![0.0; sets]);
     let each = |f: &mut dyn FnMut(usize, usize, usize)| {
@@ -78,7 +84,12 @@ struct Got {
 impl Got {
     fn new(case: &Case) -> Self {
         let zeros = |like: &[f32]| vec![9.0; like.len()];
-        Self { y: zeros(&case.x), dx: zeros(&case.x), d_weight: zeros(&case.weight), d_bias: zeros(&case.bias) }
+        Self {
+            y: zeros(&case.x),
+            dx: zeros(&case.x),
+            d_weight: zeros(&case.weight),
+            d_bias: zeros(&case.bias),
+        }
     }
 
     fn check(&self, expected: &Reference, what: &str) {
@@ -104,7 +115,16 @@ fn group(case: &Case, norm: GroupNorm, relu: bool, in_place: bool, threads: &Thr
         let dy = if in_place { None } else { Some(&case.dy[..]) };
         got.dx.copy_from_slice(&case.dy);
         let gradients = (&mut got.d_weight[..], &mut got.d_bias[..]);
-        norm.backward(&case.x, case.settings(relu), &saved, dy, &mut got.dx, gradients, &mut partial, threads);
+        norm.backward(
+            &case.x,
+            case.settings(relu),
+            &saved,
+            dy,
+            &mut got.dx,
+            gradients,
+            &mut partial,
+            threads,
+        );
     });
     got
 }
@@ -137,9 +157,10 @@ fn group_norm_is_that_of_f64_and_the_same_on_any_threads() {
                     continue;
                 }
                 let width = channels / groups;
-                let expected = reference(&case.x, &case.dy, case.settings(relu), batch * groups, &|row, c| {
-                    row / pixels * groups + c / width
-                });
+                let expected =
+                    reference(&case.x, &case.dy, case.settings(relu), batch * groups, &|row, c| {
+                        row / pixels * groups + c / width
+                    });
                 got.check(&expected, &what);
             }
         }
@@ -167,7 +188,16 @@ fn batch(case: &Case, relu: bool, in_place: bool, running: &mut [Vec<f32>; 2], t
         let dy = if in_place { None } else { Some(&case.dy[..]) };
         got.dx.copy_from_slice(&case.dy);
         let gradients = (&mut got.d_weight[..], &mut got.d_bias[..]);
-        batch_backward(&case.x, case.settings(relu), &saved, dy, &mut got.dx, gradients, &mut partial, threads);
+        batch_backward(
+            &case.x,
+            case.settings(relu),
+            &saved,
+            dy,
+            &mut got.dx,
+            gradients,
+            &mut partial,
+            threads,
+        );
     });
     got
 }
@@ -233,7 +263,16 @@ fn layer_norm_is_that_of_f64_and_the_same_on_any_threads() {
                     got.dx.copy_from_slice(&case.dy);
                     let parts = (&mut got.d_weight[..], &mut got.d_bias[..]);
                     let settings = case.settings(relu);
-                    layer_norm::backward(&case.x, settings, &saved, dy, &mut got.dx, parts, &mut partial, threads);
+                    layer_norm::backward(
+                        &case.x,
+                        settings,
+                        &saved,
+                        dy,
+                        &mut got.dx,
+                        parts,
+                        &mut partial,
+                        threads,
+                    );
                 });
                 got
             };

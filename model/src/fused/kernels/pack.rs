@@ -64,7 +64,14 @@ pub(super) fn turn(x: &[f32], row_len: usize, columns: usize, out: &mut [f32], s
 
 /// `out[c][r] = x[r][c]` for `r < rows`, `c < columns`.
 #[inline(always)]
-pub(super) fn turn_into(x: &[f32], row_len: usize, rows: usize, columns: usize, out: &mut [f32], stride: usize) {
+pub(super) fn turn_into(
+    x: &[f32],
+    row_len: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [f32],
+    stride: usize,
+) {
     let (whole_rows, whole_columns) = (rows - rows % BLOCK, columns - columns % BLOCK);
     for r in (0..whole_rows).step_by(BLOCK) {
         for c in (0..whole_columns).step_by(BLOCK) {

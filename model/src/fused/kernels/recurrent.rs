@@ -98,7 +98,14 @@ impl Recurrent {
     }
 
     /// `y [batch, length, hidden]` of `x [batch, length, input]`, from a state of zeros.
-    pub(crate) fn forward(&mut self, x: &[f32], length: usize, w: Weights<'_>, y: &mut [f32], threads: &Threads) {
+    pub(crate) fn forward(
+        &mut self,
+        x: &[f32],
+        length: usize,
+        w: Weights<'_>,
+        y: &mut [f32],
+        threads: &Threads,
+    ) {
         let (input, hidden, cell) = (self.input, self.hidden, self.cell);
         let (width, kept) = (cell.gates() * hidden, KEPT * hidden);
         let rows = x.len() / input;
@@ -330,7 +337,14 @@ fn get<S: Simd, const TAIL: bool>(simd: S, row: &[f32], hidden: usize, part: usi
 }
 
 #[inline(always)]
-fn put<S: Simd, const TAIL: bool>(simd: S, row: &mut [f32], hidden: usize, part: usize, at: usize, value: S::f32s) {
+fn put<S: Simd, const TAIL: bool>(
+    simd: S,
+    row: &mut [f32],
+    hidden: usize,
+    part: usize,
+    at: usize,
+    value: S::f32s,
+) {
     let end = if TAIL { hidden } else { at + S::F32_LANES };
     vector::store::<S, 1, TAIL>(simd, &mut row[part * hidden + at..part * hidden + end], [value]);
 }
@@ -486,7 +500,8 @@ impl Units for LstmGradient<'_> {
         let [i, f, g, o]: [S::f32s; 4] =
             std::array::from_fn(|part| get::<S, TAIL>(simd, self.gates, h, part, at));
         let c = math::tanh(simd, get::<S, TAIL>(simd, self.cells, h, 0, at));
-        let dh = simd.add_f32s(get::<S, TAIL>(simd, self.dy, h, 0, at), get::<S, TAIL>(simd, self.state, h, 0, at));
+        let dh = simd
+            .add_f32s(get::<S, TAIL>(simd, self.dy, h, 0, at), get::<S, TAIL>(simd, self.state, h, 0, at));
         let later = get::<S, TAIL>(simd, self.cell_gradient, h, 0, at);
         let dc = simd.mul_add_f32s(simd.mul_f32s(dh, o), tanh_slope(simd, c), later);
         let before = get::<S, TAIL>(simd, self.before, h, 0, at);
@@ -520,7 +535,8 @@ impl Units for GruGradient<'_> {
     fn at<S: Simd, const TAIL: bool>(&mut self, simd: S, h: usize, at: usize) {
         let [r, z, n, part_of_n]: [S::f32s; 4] =
             std::array::from_fn(|part| get::<S, TAIL>(simd, self.gates, h, part, at));
-        let dh = simd.add_f32s(get::<S, TAIL>(simd, self.dy, h, 0, at), get::<S, TAIL>(simd, self.state, h, 0, at));
+        let dh = simd
+            .add_f32s(get::<S, TAIL>(simd, self.dy, h, 0, at), get::<S, TAIL>(simd, self.state, h, 0, at));
         let before = get::<S, TAIL>(simd, self.before, h, 0, at);
         let kept = simd.mul_f32s(dh, z);
         let dn = simd.mul_f32s(simd.sub_f32s(dh, kept), tanh_slope(simd, n));

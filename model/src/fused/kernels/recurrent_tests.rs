@@ -71,7 +71,8 @@ impl Case {
                 let next: Vec<f64> = (0..hidden)
                     .map(|j| match self.cell {
                         Cell::Lstm => {
-                            let [i, f, g, o] = [0, 1, 2, 3].map(|k| from_x(k * hidden + j) + from_h(k * hidden + j));
+                            let [i, f, g, o] =
+                                [0, 1, 2, 3].map(|k| from_x(k * hidden + j) + from_h(k * hidden + j));
                             c[j] = sigmoid(f) * c[j] + sigmoid(i) * g.tanh();
                             sigmoid(o) * c[j].tanh()
                         }
@@ -153,7 +154,8 @@ fn cells_are_the_same_to_the_bit_without_vectors() {
             let pass = |scalar: bool| -> Vec<f32> {
                 let (mut gates, mut y) = (noise(rows * KEPT * hidden, 1), vec![0.0; rows * hidden]);
                 let (mut cells, mut state) = (noise(rows * hidden, 2), noise(rows * hidden, 3));
-                let (mut step, zeros, dy) = (noise(rows * width, 4), vec![0.0; hidden], noise(rows * hidden, 5));
+                let (mut step, zeros, dy) =
+                    (noise(rows * width, 4), vec![0.0; hidden], noise(rows * hidden, 5));
                 let mut forward = Forward {
                     cell,
                     hidden,
@@ -166,7 +168,11 @@ fn cells_are_the_same_to_the_bit_without_vectors() {
                     step: &mut step,
                     zeros: &zeros,
                 };
-                if scalar { Simd::vectorize(pulp::Scalar, &mut forward) } else { simd::run(&mut forward) }
+                if scalar {
+                    Simd::vectorize(pulp::Scalar, &mut forward)
+                } else {
+                    simd::run(&mut forward)
+                }
                 let (mut cell_gradient, mut sums) = (noise(rows * hidden, 6), noise(rows * KEPT * hidden, 7));
                 let mut backward = Backward {
                     cell,
@@ -183,7 +189,11 @@ fn cells_are_the_same_to_the_bit_without_vectors() {
                     sums: &mut sums,
                     zeros: &zeros,
                 };
-                if scalar { Simd::vectorize(pulp::Scalar, &mut backward) } else { simd::run(&mut backward) }
+                if scalar {
+                    Simd::vectorize(pulp::Scalar, &mut backward)
+                } else {
+                    simd::run(&mut backward)
+                }
                 [y, gates, state, step, cell_gradient, sums].concat()
             };
             assert_same_bits(&pass(false), &pass(true), &format!("{cell:?} of {hidden}"));

@@ -147,13 +147,21 @@ mod tests {
                 let (mut p, mut d) = (noise(rows * stride, 1), noise(rows * stride, 2));
                 let visible = stride - rows + 1;
                 let softmax = Softmax { scores: &mut p, stride, scale: 3.0, visible, causal: true };
-                if scalar { Simd::vectorize(pulp::Scalar, softmax) } else { simd::run(softmax) }
+                if scalar {
+                    Simd::vectorize(pulp::Scalar, softmax)
+                } else {
+                    simd::run(softmax)
+                }
                 for (row, p) in p.chunks(stride).enumerate() {
                     assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5);
                     assert!(p[visible + row..].iter().all(|p| *p == 0.0));
                 }
                 let gradient = Gradient { probabilities: &p, gradients: &mut d, stride, scale: 0.5 };
-                if scalar { Simd::vectorize(pulp::Scalar, gradient) } else { simd::run(gradient) }
+                if scalar {
+                    Simd::vectorize(pulp::Scalar, gradient)
+                } else {
+                    simd::run(gradient)
+                }
                 [p, d].concat()
             };
             assert_same_bits(&pass(false), &pass(true), &format!("{rows} rows of {stride}"));

@@ -8,7 +8,10 @@ const PIECE: usize = 16;
 
 /// `VECTORS` vectors from the start of `row`; with `TAIL`, the last one is what is left of `row`.
 #[inline(always)]
-pub(crate) fn load<S: Simd, const VECTORS: usize, const TAIL: bool>(simd: S, row: &[f32]) -> [S::f32s; VECTORS] {
+pub(crate) fn load<S: Simd, const VECTORS: usize, const TAIL: bool>(
+    simd: S,
+    row: &[f32],
+) -> [S::f32s; VECTORS] {
     let (full, rest) = S::as_simd_f32s(row);
     let mut out = [simd.splat_f32s(0.0); VECTORS];
     let whole = if TAIL { VECTORS - 1 } else { VECTORS };
@@ -87,28 +90,13 @@ impl<F: Unary> WithSimd for Map<'_, F> {
     }
 }
 
-/// `y = f(y)`.
-pub(crate) struct MapInPlace<'a, F>(pub(crate) F, pub(crate) &'a mut [f32]);
-
-impl<F: Unary> WithSimd for MapInPlace<'_, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self(f, y) = self;
-        let (y, rest) = S::as_mut_simd_f32s(y);
-        for y in y {
-            *y = f.at(simd, *y);
-        }
-        if !rest.is_empty() {
-            let value = f.at(simd, simd.partial_load_f32s(rest));
-            simd.partial_store_f32s(rest, value);
-        }
-    }
-}
-
 /// `y = f(a, b)`.
-pub(crate) struct Zip<'a, F>(pub(crate) F, pub(crate) &'a [f32], pub(crate) &'a [f32], pub(crate) &'a mut [f32]);
+pub(crate) struct Zip<'a, F>(
+    pub(crate) F,
+    pub(crate) &'a [f32],
+    pub(crate) &'a [f32],
+    pub(crate) &'a mut [f32],
+);
 
 impl<F: Binary> WithSimd for Zip<'_, F> {
     type Output = ();
@@ -151,7 +139,12 @@ impl<F: Binary> WithSimd for ZipInPlace<'_, F> {
 }
 
 /// Calls `f(start, piece)` on pieces of `values`; `cost` is what one value takes, in multiply-adds.
-pub(crate) fn pieces(threads: &Threads, values: &mut [f32], cost: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+pub(crate) fn pieces(
+    threads: &Threads,
+    values: &mut [f32],
+    cost: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) {
     if values.is_empty() {
         return;
     }

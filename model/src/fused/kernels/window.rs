@@ -57,7 +57,11 @@ pub(crate) fn runs(
             let taps = taps(at);
             let goes_on = |run: &Run| {
                 run.taps.len() == taps.len()
-                    && run.taps.iter().zip(&taps).all(|(a, b)| a.0 == b.0 && a.1 + run.count * input_step == b.1)
+                    && run
+                        .taps
+                        .iter()
+                        .zip(&taps)
+                        .all(|(a, b)| a.0 == b.0 && a.1 + run.count * input_step == b.1)
             };
             match out[from..].last_mut() {
                 Some(run) if goes_on(run) => run.count += 1,

@@ -4,9 +4,7 @@ use super::{
     Context, Operation, Scratch, attention_weights, drop_some, mask, permute, recurrent_weights, settings,
     split,
 };
-use crate::fused::kernels::{
-    activation, attention, embedding, layer_norm, norm, recurrent,
-};
+use crate::fused::kernels::{activation, attention, embedding, layer_norm, norm, recurrent};
 use crate::fused::parallel::Threads;
 use std::ops::Range;
 
@@ -116,7 +114,9 @@ impl Operation {
                 let settings = settings(parameters, tensors, *eps, *relu);
                 let partial = &mut scratch.layer_norm;
                 match dx {
-                    Some(dx) => layer_norm::backward(x, settings, saved, Some(dy), dx, parts, partial, threads),
+                    Some(dx) => {
+                        layer_norm::backward(x, settings, saved, Some(dy), dx, parts, partial, threads)
+                    }
                     None => layer_norm::backward(x, settings, saved, None, dy, parts, partial, threads),
                 }
             }
@@ -169,7 +169,7 @@ impl Operation {
                 }
                 dxs.iter_mut().flatten().for_each(|dx| dx.copy_from_slice(dy));
             }
-            Self::Concat { channels, .. } => {
+            Self::Concat { channels } => {
                 let width: usize = channels.iter().sum();
                 let mut at = 0;
                 for (dx, own) in dxs.iter_mut().zip(channels.iter()) {

@@ -81,7 +81,7 @@ impl Operation {
                     y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
                 }
             }
-            Self::Concat { channels, .. } => {
+            Self::Concat { channels } => {
                 let width: usize = channels.iter().sum();
                 let mut at = 0;
                 for (x, own) in xs.iter().zip(channels.iter()) {

@@ -77,9 +77,7 @@ pub(in crate::fused::graph) fn operations(
             let norm = GroupNorm { pixels: input.pixels(), channels: input.channels, groups };
             Operation::GroupNorm { norm, eps, relu: false, saved: Saved::default() }
         }
-        Layer::LayerNorm { eps, .. } => {
-            Operation::LayerNorm { eps, relu: false, saved: Saved::default() }
-        }
+        Layer::LayerNorm { eps, .. } => Operation::LayerNorm { eps, relu: false, saved: Saved::default() },
         Layer::BatchNorm { eps, momentum, .. } => Operation::BatchNorm(BatchNorm {
             eps,
             momentum,

@@ -78,7 +78,11 @@ pub(super) enum Operation {
         relu: bool,
     },
     /// Layer normalisation, then ReLU if fused.
-    LayerNorm { eps: f64, relu: bool, saved: Saved },
+    LayerNorm {
+        eps: f64,
+        relu: bool,
+        saved: Saved,
+    },
     /// Group normalisation, then ReLU if fused.
     GroupNorm {
         norm: GroupNorm,
@@ -130,7 +134,6 @@ pub(super) enum Operation {
     /// The inputs' channels one after the other.
     Concat {
         channels: Vec<usize>,
-        pixels: usize,
     },
     /// From PyTorch's order to channels last.
     ToChannelsLast(Dim),

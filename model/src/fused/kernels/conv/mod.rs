@@ -49,6 +49,7 @@ impl Geometry {
     }
 
     /// Length of the weights.
+    #[cfg(test)]
     pub(crate) fn weights_len(&self) -> usize {
         self.outputs * self.inputs / self.groups * self.kernel[0] * self.kernel[1]
     }
@@ -137,10 +138,6 @@ impl Conv {
             Engine::Direct(Box::new(Direct::new(&geometry)))
         };
         Some(Self { geometry, engine })
-    }
-
-    pub(crate) fn geometry(&self) -> &Geometry {
-        &self.geometry
     }
 
     /// Packs weights `[out, in / groups, kernel rows, kernel columns]`; for [`Conv::backward_input`] as well
