@@ -47,7 +47,7 @@ fn peak(strategy: &str, dim: usize) -> (usize, usize) {
     let before = MEMORY.current_usage();
     let model = GlobalModel {
         round: 0,
-        spec: spec.clone(),
+        network: spec.clone().into(),
         normalization: Normalization { mean: vec![0.0], std: vec![1.0] },
         names: DataNames::default(),
         parameters: init_parameters(&spec, 1),

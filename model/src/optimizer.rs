@@ -156,7 +156,7 @@ impl Optimizer {
     /// For `parameters` parameters of which gradients move all but `fixed`.
     pub(crate) fn with_fixed(parameters: usize, fixed: Vec<Range<usize>>) -> Self {
         let mut optimizer = Self { fixed, parameters, ..Self::default() };
-        optimizer.set_trainable(&[0..parameters]);
+        optimizer.set_trainable(std::slice::from_ref(&(0..parameters)));
         optimizer
     }
 

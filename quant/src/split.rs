@@ -113,9 +113,9 @@ mod tests {
                 at = unit.range.end;
             }
             assert_eq!(at, total);
-            for tensor in 0..shapes.len() {
+            for (tensor, shape) in shapes.iter().enumerate() {
                 let parts = found.iter().filter(|unit| unit.tensor == tensor).count();
-                assert_eq!(parts > 1, shapes[tensor].iter().product::<usize>() > 4096, "tensor {tensor}");
+                assert_eq!(parts > 1, shape.iter().product::<usize>() > 4096, "tensor {tensor}");
             }
         }
     }

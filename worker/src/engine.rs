@@ -163,7 +163,7 @@ impl Engine {
         let all = self.num_parameters();
         let trained = match &pattern {
             Some(pattern) => pattern.ranges(self.layout()).map_err(refused)?,
-            None => vec![0..all],
+            None => std::iter::once(0..all).collect(),
         };
         self.learner.set_trainable(&trained);
         self.updates.set_frozen(complement(&trained, all));

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     }
 }
 
+#[expect(clippy::result_large_err, reason = "returned once a process")]
 fn run(args: Args) -> Result<(), WorkerError> {
     let check = args.check;
     let config = args.check()?;

@@ -103,8 +103,13 @@ impl UpdateEncoder {
             let mut streams = Vec::new();
             let (zeros, spec) =
                 (vec![0.0; tensor.len], Spec { entropy: true, ..Spec::new(Scheme::MsqV2, 1) });
-            let encoded =
-                encode_update(&mut self.encoder, &zeros, &[tensor.shape.clone()], &spec, &mut streams);
+            let encoded = encode_update(
+                &mut self.encoder,
+                &zeros,
+                std::slice::from_ref(&tensor.shape),
+                &spec,
+                &mut streams,
+            );
             // Infallible: zeros of a model's shape. Without it the tensor would be sent in the update's encoding.
             debug_assert!(encoded.is_ok());
             self.zeros.extend(streams.pop().map(|stream| (index, stream)));

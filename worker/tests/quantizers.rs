@@ -50,7 +50,7 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
         .collect();
     let mut clients: Vec<_> =
         configs.iter().map(|config| LocalClient::new(config, data.clone(), &global).unwrap()).collect();
-    let sum = ExactSum::new(layout.parameters());
+    let mut sum = ExactSum::new(layout.parameters());
     for round in 0..40 {
         let task = TaskBody::train(round);
         let mut samples = 0.0;

@@ -45,11 +45,14 @@ fn walk(spec: &ModelSpec, layers: &mut [Layer], complete: bool) -> Result<Vec<us
     walk_with(spec, layers, complete, &mut |_, _, _| {})
 }
 
+/// Gets each layer that holds no others with the shapes before and behind it.
+type Visitor<'a> = dyn FnMut(&Layer, &[usize], &[usize]) + 'a;
+
 fn walk_with(
     spec: &ModelSpec,
     layers: &mut [Layer],
     complete: bool,
-    visitor: &mut dyn FnMut(&Layer, &[usize], &[usize]),
+    visitor: &mut Visitor<'_>,
 ) -> Result<Vec<usize>, ModelError> {
     let vocab = match spec.input {
         Input::Tokens { vocab, .. } => Some(vocab),
@@ -68,14 +71,14 @@ struct State {
     tokens: Option<usize>,
 }
 
-struct Walker<'a> {
+struct Walker<'a, 'b> {
     complete: bool,
-    visitor: &'a mut dyn FnMut(&Layer, &[usize], &[usize]),
+    visitor: &'a mut Visitor<'b>,
     layers: usize,
     parameters: usize,
 }
 
-impl Walker<'_> {
+impl Walker<'_, '_> {
     fn list(
         &mut self,
         layers: &mut [Layer],

@@ -254,7 +254,7 @@ impl Drawer {
 
     fn norm(&mut self, shape: &[usize]) -> Layer {
         let channels = if shape.len() == 3 { shape[0] } else { shape[shape.len() - 1] };
-        let groups = if channels % 2 == 0 { 2 } else { 1 };
+        let groups = if channels.is_multiple_of(2) { 2 } else { 1 };
         // Sequences have no group norm, images no layer norm.
         match (self.below(3), shape.len()) {
             (0, 1 | 3) => Layer::GroupNorm { groups, channels, eps: 1e-2 },
@@ -285,7 +285,7 @@ impl Drawer {
         let pair = fl_model::spec::Pair;
         match self.below(7) {
             0..=2 => {
-                let groups = if channels % 2 == 0 { self.one_of(&[1, 2, channels]) } else { 1 };
+                let groups = if channels.is_multiple_of(2) { self.one_of(&[1, 2, channels]) } else { 1 };
                 let dilation = [0, 1].map(|k| {
                     let size = [height, width][k];
                     if 2 * (kernel[k] - 1) < size { 1 + self.below(2) } else { 1 }
@@ -312,7 +312,7 @@ impl Drawer {
         let kernel = 1 + self.below(3.min(length));
         match self.below(10) {
             0 | 1 => {
-                let groups = if channels % 2 == 0 { self.one_of(&[1, 2]) } else { 1 };
+                let groups = if channels.is_multiple_of(2) { self.one_of(&[1, 2]) } else { 1 };
                 Layer::Conv1d {
                     in_channels: channels,
                     out_channels: groups * (1 + self.below(5)),
@@ -337,7 +337,7 @@ impl Drawer {
             },
             5 => Layer::Attention {
                 dim: channels,
-                heads: if channels % 2 == 0 { 2 } else { 1 },
+                heads: if channels.is_multiple_of(2) { 2 } else { 1 },
                 causal: self.below(2) == 0,
                 bias: self.below(3) > 0,
             },

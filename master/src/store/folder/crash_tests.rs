@@ -303,7 +303,7 @@ impl Run {
                 content
             });
             match content {
-                Some(content) if contents.iter().any(|expected| *expected == content) => {
+                Some(content) if contents.contains(&content) => {
                     // A failed write may be seen after a kill, and not be durable.
                     let kept = if is_kill { contents } else { vec![content.to_vec()] };
                     self.expected.snapshots.insert(round, kept);

@@ -42,7 +42,7 @@ fn whole_windows<const D: usize>(
     let mut shape: [usize; D] = x.dims();
     let room = shape[dim] + 2 * padding - dilation * (kernel - 1) - 1;
     let windows = room / stride + 1;
-    if groups == 1 || room % stride == 0 {
+    if groups == 1 || room.is_multiple_of(stride) {
         return (x, windows);
     }
     shape[dim] = stride - room % stride;

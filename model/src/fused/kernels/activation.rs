@@ -344,9 +344,6 @@ mod tests {
                 let mut y = vec![0.0; len];
                 threads.enter(|| forward(kind, &x, &mut y, &threads));
                 assert_close(&y, &expected, 1e-6, &format!("{kind:?}"));
-                let mut in_place = x.clone();
-                forward_in_place(kind, &mut in_place, &Threads::none());
-                assert_same_bits(&in_place, &y, "in place");
 
                 let gradient: Vec<f64> = x
                     .iter()
@@ -370,9 +367,9 @@ mod tests {
     #[test]
     fn a_nan_stays_one_and_rectifiers_have_no_slope_at_zero() {
         for kind in ALL {
-            let mut x = [f32::NAN; 19];
-            forward_in_place(kind, &mut x, &Threads::none());
-            assert!(x.iter().all(|v| v.is_nan()), "{kind:?}");
+            let mut y = [0.0; 19];
+            forward(kind, &[f32::NAN; 19], &mut y, &Threads::none());
+            assert!(y.iter().all(|v| v.is_nan()), "{kind:?}");
         }
         let mut dx = [1.0; 3];
         backward_in_place(Activation::Relu, &[0.0, -0.0, 1e-30], &mut dx, &Threads::none());

@@ -1,5 +1,14 @@
 //! What the operations of a network compute, on row-major activations with the channels last.
 
+#![allow(
+    clippy::needless_range_loop,
+    clippy::manual_memcpy,
+    clippy::too_many_arguments,
+    clippy::type_complexity,
+    reason = "plain loops over fixed arrays are compiled to vector instructions where closures and iterator adaptors \
+              become calls; a pass has many tensors"
+)]
+
 pub(super) mod activation;
 pub(super) mod attention;
 mod columns;

@@ -3,7 +3,7 @@ use super::{super::vector::tests::*, *};
 /// Where the statistics of a value are: an index below `sets`.
 type SetOf<'a> = &'a dyn Fn(usize, usize) -> usize;
 
-struct Reference {
+pub(super) struct Reference {
     y: Vec<f64>,
     dx: Vec<f64>,
     d_weight: Vec<f64>,

@@ -66,7 +66,7 @@ pub(crate) enum Store<'a> {
 
 impl Store<'_> {
     /// For the columns of `C` from `first` on.
-    fn from_column(self, first: usize) -> Self {
+    fn behind(self, first: usize) -> Self {
         match self {
             Store::Bias { bias, relu } => Store::Bias { bias: &bias[first..], relu },
             other => other,
@@ -218,7 +218,7 @@ pub(crate) fn multiply_transposed(
     run(cut_columns(c, ldc, columns, a.rows, piece), buffers, threads, |index, target, buffers| {
         let first = index * piece;
         let a = a.part(first, piece.min(a.rows - first), 0, a.columns);
-        Job { a, b, columns, target, transposed: true, store: store.from_column(first), buffers }
+        Job { a, b, columns, target, transposed: true, store: store.behind(first), buffers }
     });
 }
 
@@ -325,7 +325,7 @@ fn product(
                 Right::View(b) => Right::View(b.part(0, b.rows, first, columns)),
                 Right::Panels(data) => Right::Panels(&data[first * a.columns..]),
             };
-            Job { a, b, columns, target, transposed: false, store: store.from_column(first), buffers }
+            Job { a, b, columns, target, transposed: false, store: store.behind(first), buffers }
         });
     } else {
         let piece = a.rows.div_ceil(count).next_multiple_of(6);
@@ -483,7 +483,8 @@ mod tests {
         let c = first.unwrap();
         let (mut error, mut norm) = (0.0, 1e-30);
         for (i, (&got, &old)) in c.iter().zip(&old).enumerate() {
-            let (row, column) = if ldc == 0 { (rows, 0) } else { (i / ldc, i % ldc) };
+            let row = i.checked_div(ldc).unwrap_or(rows);
+            let column = i.checked_rem(ldc).unwrap_or(0);
             if row >= rows || column >= columns {
                 assert_eq!(got, old, "outside: {rows} {depth} {columns} {kind}");
                 continue;

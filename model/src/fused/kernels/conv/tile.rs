@@ -225,7 +225,7 @@ impl WithSimd for Outer<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        if self.width.0 % S::F32_LANES == 0 {
+        if self.width.0.is_multiple_of(S::F32_LANES) {
             strips!(self.width.0, |column| whole_strip(simd, &mut self, column));
         } else {
             strips!(self.width.0, |column| part_strip(simd, &mut self, column));
