@@ -174,7 +174,7 @@ mod tests {
         let missing = |kind: io::ErrorKind| DatasetError::Io { path: "x".into(), source: kind.into() };
         let cases: [(&(dyn Error + 'static), u8); 9] = [
             (&setting, 64),
-            (&ModelError::UnknownModel { name: "lstm".into() }, 64),
+            (&ModelError::UnknownModel { name: "lstm".into(), known: String::new() }, 64),
             (&ModelError::BackendNotBuilt("wgpu"), 64),
             (&ModelError::BadFile("short".into()), 66),
             (&BadInput("x is damaged".into()), 66),

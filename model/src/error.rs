@@ -6,13 +6,12 @@ use thiserror::Error;
 #[derive(Debug, Error, Clone, PartialEq)]
 pub enum ModelError {
     /// A name that is no preset, nor looks like the path of a file.
-    #[error(
-        "unknown model `{name}`: use {}, or the path of a network in JSON (./{name}.json)",
-        crate::spec::PRESETS.join(", ")
-    )]
+    #[error("unknown model `{name}`: use {known}, or the path of a network in JSON (./{name}.json)")]
     UnknownModel {
         /// The name.
         name: String,
+        /// Those that there are.
+        known: String,
     },
     /// The layer list does not make a network.
     #[error("the model does not fit together: {0}")]

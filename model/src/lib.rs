@@ -32,6 +32,7 @@ mod import;
 mod learner;
 mod network;
 mod optimizer;
+mod parallel;
 mod params;
 mod pattern;
 pub mod spec;

@@ -1,6 +1,6 @@
 //! Optimizers: their settings and their updates of a flat vector.
 
-use crate::{error::ModelError, fused::Threads, spec::ModelSpec};
+use crate::{error::ModelError, parallel::Threads, spec::ModelSpec};
 use std::{fmt, ops::Range, str::FromStr};
 
 /// Values that one thread updates at a time.

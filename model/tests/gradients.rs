@@ -35,14 +35,25 @@ fn compare(spec: &ModelSpec, batch: usize, seed: u64) -> Option<f64> {
 
 #[test]
 fn every_preset_has_burns_gradients() {
-    for name in ["softmax", "mlp", "cnn", "mcmahan_cnn", "resnet20", "mobilenet_small"] {
+    for name in ["softmax", "mlp", "cnn", "mcmahan_cnn"] {
         for shape in [[1, 28, 28], [3, 32, 32]] {
             let spec = ModelSpec::classifier(name, &shape, 10, 100_000).unwrap();
-            let deep = matches!(name, "resnet20" | "mobilenet_small");
-            match compare(&spec, if deep { 5 } else { 19 }, 7) {
-                Some(worst) => assert!(worst < if deep { 1e-4 } else { 1e-5 }, "{name}: {worst:e}"),
-                None => assert!(deep, "{name} runs on the fused engine"),
-            }
+            let worst = compare(&spec, 19, 7).unwrap();
+            assert!(worst < 1e-5, "{name}: {worst:e}");
+        }
+    }
+}
+
+/// With a smooth activation: among the hundred thousands of values of a deep network some lie so close to 0 that two
+/// orders of summation put them on different sides of a ReLU.
+#[test]
+fn deep_presets_have_burns_gradients() {
+    for name in ["resnet20", "mobilenet_small"] {
+        for shape in [[1, 28, 28], [3, 32, 32]] {
+            let spec = ModelSpec::classifier(name, &shape, 10, 100_000).unwrap();
+            let smooth = spec.to_json().replace(r#"{"type":"relu"}"#, r#"{"type":"silu"}"#);
+            let worst = compare(&ModelSpec::from_json(&smooth).unwrap(), 5, 7).unwrap();
+            assert!(worst < 3e-5, "{name}: {worst:e}");
         }
     }
 }

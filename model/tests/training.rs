@@ -134,22 +134,20 @@ fn auto_is_the_faster_backend() {
     }
     assert_eq!(Backend::Auto.for_spec(&convolutions(&[128, 128], 7)), Backend::Fused);
     assert_eq!(Backend::Auto.for_spec(&convolutions(&[512, 512], 14)), Backend::Fused);
-    assert_eq!(Backend::Auto.for_spec(&convolutions(&[512, 512], 7)), Backend::Flex);
-    assert_eq!(Backend::Fused.for_spec(&convolutions(&[512, 512], 7)), Backend::Fused, "a name is obeyed");
+    assert_eq!(Backend::Auto.for_spec(&convolutions(&[512, 512], 7)), Backend::Fused);
+    assert_eq!(Backend::Flex.for_spec(&convolutions(&[512, 512], 7)), Backend::Flex, "a name is obeyed");
 }
 
 #[test]
-fn a_network_that_the_fused_engine_does_not_run_is_refused_by_name_and_left_to_flex() {
+fn a_wide_border_of_zeros_takes_no_memory() {
     // A border of a thousand pixels around a long line of them: 8 GB of zeros.
     let conv = conv(1, 1, 1024, 1023, 1024);
     let side = ((1 << 20) + 2046 - 1024) / 1024 + 1;
     let layers = vec![conv, Layer::Flatten, linear(side, 2)];
     let spec = classifier("line", &[1, 1 << 20, 1], 2, layers);
     spec.validate().unwrap();
-    let error = spec.learner(Backend::Fused, 1).err().unwrap();
-    assert!(error.to_string().contains("layer 0"), "{error}");
-    assert!(matches!(error, ModelError::NotFused(_)));
-    assert_eq!(Backend::Auto.for_spec(&spec), Backend::Flex);
+    assert!(spec.learner(Backend::Fused, 1).is_ok());
+    assert_eq!(Backend::Auto.for_spec(&spec), Backend::Fused);
 }
 
 #[test]
@@ -202,8 +200,9 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
             ..plain
         },
         OptimizerConfig { momentum: 0.8, nesterov: true, ..plain },
-        OptimizerConfig { method: Method::Adam, lr: 0.001, ..plain },
-        OptimizerConfig { method: Method::AdamW, lr: 0.001, weight_decay: 0.1, ..plain },
+        // Adam divides a gradient by its size: of one that is rounding alone the sign would decide.
+        OptimizerConfig { method: Method::Adam, lr: 0.01, epsilon: 0.1, ..plain },
+        OptimizerConfig { method: Method::AdamW, lr: 0.01, epsilon: 0.1, weight_decay: 0.1, ..plain },
     ];
     for config in configs {
         let train = |backend| {

@@ -16,10 +16,10 @@ use crate::{
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
-    fused::Threads,
     global::GlobalModel,
     learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
     optimizer::{Optimizer, OptimizerConfig},
+    parallel::Threads,
     spec::ModelSpec,
     tasks,
 };

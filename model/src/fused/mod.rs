@@ -4,13 +4,12 @@ mod chain;
 mod gemm;
 mod graph;
 mod kernels;
-mod parallel;
 mod simd;
 mod transpose;
 
+pub(crate) use crate::parallel;
 use crate::{error::ModelError, learner::Learner, spec::ModelSpec};
 use gemm::Store;
-pub(crate) use parallel::Threads;
 use std::time::{Duration, Instant};
 
 /// Builds the learner of a network.

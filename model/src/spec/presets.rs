@@ -45,7 +45,7 @@ impl ModelSpec {
     /// An unknown name, a budget below one hidden unit, data that the network cannot take.
     pub fn preset(name: &str, input: &Input, task: &Task, model_dim: usize) -> Result<Self, ModelError> {
         if !PRESETS.contains(&name) {
-            return Err(ModelError::UnknownModel { name: name.to_owned() });
+            return Err(ModelError::UnknownModel { name: name.to_owned(), known: PRESETS.join(", ") });
         }
         let mut input = input.clone();
         let outputs = task.num_classes(&input);

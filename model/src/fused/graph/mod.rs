@@ -8,6 +8,7 @@
 //! Results do not depend on the number of threads.
 
 mod build;
+mod dim;
 mod operation;
 mod plan;
 
@@ -260,7 +261,7 @@ fn value<'a>(
     buffers: &'a [Vec<f32>],
     sizes: &[usize],
     inputs: Inputs<'a>,
-    id: plan::ValueId,
+    id: dim::ValueId,
     samples: usize,
 ) -> &'a [f32] {
     match (plan.values[id], inputs) {

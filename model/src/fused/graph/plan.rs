@@ -5,9 +5,6 @@
 
 use super::build::Graph;
 
-/// Number of a value in [`Graph::sizes`].
-pub(super) type ValueId = usize;
-
 /// Number of a buffer.
 pub(super) type Slot = usize;
 

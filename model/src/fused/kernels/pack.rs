@@ -1,8 +1,8 @@
 //! Panels of a matrix, for the tiles of a product.
 
 use super::{
-    product::View,
-    tiles::{LANES, PANEL, padded},
+    panel::{LANES, PANEL, padded},
+    view::View,
 };
 
 /// Edge of the blocks that are transposed in registers.

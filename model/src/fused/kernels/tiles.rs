@@ -4,14 +4,12 @@
 //! A panel is 16 to [`PANEL`] columns, row by row, padded with zeros to a multiple of [`LANES`] columns. Its
 //! layout does not depend on the vectors of the machine.
 
-use super::{pack, product::Store, product::View};
+pub(super) use super::panel::{LANES, PANEL, padded};
+use super::{
+    pack,
+    view::{Store, View},
+};
 use pulp::{Simd, WithSimd};
-
-/// Columns of a panel.
-pub(super) const PANEL: usize = 64;
-
-/// Widths of panels are multiples of this: the lanes of the widest vector.
-pub(super) const LANES: usize = 16;
 
 /// Rows of the left operand that are finished together, at most.
 pub(super) const MOST_ROWS: usize = 96;
@@ -31,11 +29,6 @@ const LEFT_VALUES: usize = 1 << 17;
 /// Columns of the left operand further apart than this are copied to lie together: lines that are a power of
 /// two apart displace each other from the caches.
 const FAR_APART: usize = 256;
-
-/// Width of the panel that begins at `column`, padded.
-pub(super) fn padded(columns: usize, column: usize) -> usize {
-    (columns - column).min(PANEL).next_multiple_of(LANES)
-}
 
 /// The right operand.
 #[derive(Clone, Copy)]

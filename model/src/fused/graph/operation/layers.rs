@@ -4,7 +4,7 @@ use super::{BatchNorm, Operation, Step};
 use crate::{
     error::ModelError,
     fused::{
-        graph::build::Dim,
+        graph::dim::Dim,
         kernels::{
             activation::Activation,
             attention::{self, Attention},

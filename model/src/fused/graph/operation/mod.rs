@@ -6,7 +6,7 @@ mod layers;
 
 pub(super) use layers::operations;
 
-use super::build::Dim;
+use super::dim::Dim;
 use crate::{
     dropout::MaskSeed,
     fused::{

@@ -2,7 +2,8 @@
 
 use super::{
     Geometry,
-    winograd::{EDGE, SPECTRUM, Winograd},
+    pass::EDGE,
+    winograd::{SPECTRUM, Winograd},
 };
 use crate::fused::kernels::tiles::LANES;
 

@@ -6,6 +6,7 @@
 mod choice;
 mod direct;
 mod gradient;
+mod pass;
 mod plan;
 mod spectra;
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Tiles and kernels to spectra and back, vector after vector of channels.
 
 use super::{
+    pass::{BLOCK, EDGE, Pass, TAPS},
     tile::{load_part, put_part},
     transform::{POINTS, at_points, filter_matrix, from_points, gradient_at_points},
-    winograd::{BLOCK, EDGE, Pass, TAPS},
 };
 use crate::fused::kernels::tiles::{PANEL, padded};
 use pulp::{Simd, WithSimd};

@@ -7,6 +7,7 @@
 
 use super::{
     Geometry,
+    pass::{BLOCK, EDGE, Pass, TAPS},
     spectra::{Backward, FromWeights, Gradient, Samples, ToWeights},
     transform::POINTS,
 };
@@ -27,12 +28,6 @@ use std::{
 /// Points in two dimensions.
 pub(super) const SPECTRUM: usize = POINTS * POINTS;
 
-/// Edge of a tile of outputs.
-pub(super) const EDGE: usize = 4;
-
-/// Values of a kernel.
-pub(super) const TAPS: usize = 9;
-
 /// Values between the planes of a spectrum beyond their size, so that the planes of one tile do not fall into
 /// the same set of a cache.
 const GAP: usize = 16;
@@ -45,23 +40,6 @@ const TILES: [usize; 2] = [64, 192];
 
 /// Values of the spectra that are summed together for the gradient of the weights.
 const GROUP_VALUES: usize = 1 << 19;
-
-/// Channels of both kinds that are transformed together in weights: as many as the widest vector has lanes.
-pub(super) const BLOCK: usize = LANES;
-
-/// A convolution with 3 x 3 kernels and stride 1: forward, or to the gradient of the input.
-#[derive(Debug)]
-pub(super) struct Pass {
-    /// Height, width, channels.
-    pub(super) source: [usize; 3],
-    pub(super) target: [usize; 3],
-    pub(super) padding: [usize; 2],
-    /// Tiles along the axes of one image.
-    pub(super) down: usize,
-    pub(super) across: usize,
-    /// The kernels are turned, and inputs and outputs exchanged.
-    turned: bool,
-}
 
 /// Both passes of a convolution.
 #[derive(Debug)]
