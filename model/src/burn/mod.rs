@@ -1,6 +1,6 @@
 //! Learning on Burn: modules and autodiff, on any of Burn's backends.
 //!
-//! [`network`] makes a module of a spec and defines what a layer computes; the fused engine is tested
+//! `network` makes a module of a spec and defines what a layer computes; the fused engine is tested
 //! against it. The rest does not depend on what the module is.
 
 mod device;
