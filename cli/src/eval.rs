@@ -16,7 +16,7 @@ pub struct EvalArgs {
     /// Model file, as `GET /global` and `fl run` write it.
     file: PathBuf,
 
-    /// Data set whose test part is used: digits, shakespeare, fashion-mnist, mnist, cifar10, idx:DIR, images:DIR[@WxH],
+    /// Data set whose test part is used: digits, shakespeare, fashion-mnist, mnist, cifar10, idx:DIR, images:DIR@WxH,
     /// csv:FILE, safetensors:FILE, text:FILE, bytes:FILE.
     #[arg(long, default_value = "digits")]
     dataset: DatasetSpec,

@@ -17,7 +17,7 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub rounds: u64,
 
-    /// Data set: digits and shakespeare (bundled), fashion-mnist, mnist, cifar10, idx:DIR, images:DIR[@WxH], csv:FILE,
+    /// Data set: digits and shakespeare (bundled), fashion-mnist, mnist, cifar10, idx:DIR, images:DIR@WxH, csv:FILE,
     /// safetensors:FILE, text:FILE, bytes:FILE.
     #[arg(long, default_value = "digits")]
     #[serde(serialize_with = "as_text")]

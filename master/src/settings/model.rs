@@ -33,7 +33,7 @@ pub struct ModelArgs {
     #[arg(long, env, value_name = "REGEX")]
     pub trainable: Option<String>,
     /// Data set that gives input shape, task and test set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
-    /// images:DIR[@WxH], csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
+    /// images:DIR@WxH, csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env, default_value = "digits")]
     pub dataset: String,
     /// Folder of the data files [default: the data set's usual place]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[command(next_help_heading = "Data")]
 pub struct DataArgs {
     /// Data set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
-    /// images:DIR[@WxH], csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
+    /// images:DIR@WxH, csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env = "DATASET", default_value = "digits")]
     pub dataset: String,
     /// Folder of the data files [default: the data set's usual place]
