@@ -82,7 +82,7 @@ def main():
     x, y = read_test_set(args.digits)
     norm = json.loads(meta["normalization"])
     x = (x - np.float32(norm["mean"][0])) / np.float32(norm["std"][0])
-    logits = forward(spec, tensors, x.reshape(len(x), *spec["input_shape"]))
+    logits = forward(spec, tensors, x.reshape(len(x), *spec["input"]["shape"]))
     accuracy = float((logits.argmax(1) == y).mean())
     print(f"{args.model}: round {meta['round']}, accuracy {accuracy:.4f} on {len(y)} samples")
     if args.expect is not None and abs(accuracy - args.expect) > 0.002:

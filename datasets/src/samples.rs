@@ -47,11 +47,6 @@ impl Samples {
         }
     }
 
-    /// The normalised values and the classes, if these samples have both.
-    pub fn classified(&self) -> Option<(&[f32], &[u32])> {
-        (self.kind == Kind::Classified).then_some((&self.numbers, &self.classes))
-    }
-
     /// Replaces each class by that of the model, and each token of a text likewise: `map` is what
     /// [`Dataset::class_map`](crate::Dataset::class_map) gave.
     ///

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use fl_datasets::{DataNames, Dataset, DatasetError, DatasetSpec, Features, Part, Samples, load};
+use fl_protocol::{Inputs, Targets};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use std::{
@@ -180,7 +181,9 @@ fn cifar_records() {
     assert_eq!(data.train.labels(), [1, 9, 2, 9, 3, 9, 4, 9, 5, 9]);
     let mut samples = Samples::new();
     data.test.gather(&[0], &data.normalization, &mut samples);
-    let (x, y) = samples.classified().unwrap();
+    let (Inputs::Numbers(x), Targets::Classes(y)) = (samples.inputs(), samples.targets()) else {
+        panic!("numbers and classes")
+    };
     assert_eq!((x.len(), y[0]), (3072, 3));
     assert!(x[0] < x[1024], "channels have their own statistics");
     for (bytes, what) in

@@ -6,6 +6,7 @@ mod common;
 
 use common::{grey, jpeg, png, write};
 use fl_datasets::{Dataset, DatasetError, Features, Input, Part, Samples, load};
+use fl_protocol::{Inputs, Targets};
 use png::ColorType;
 use proptest::prelude::*;
 use std::{fs, path::Path};
@@ -58,7 +59,9 @@ fn a_folder_is_a_class_and_every_fifth_image_of_it_is_for_the_test() {
     assert_eq!(images(dir.path(), "", Part::AllForTraining).unwrap().train.len(), 15);
     let mut samples = Samples::new();
     data.test.gather(&[2], &data.normalization, &mut samples);
-    let (x, y) = samples.classified().unwrap();
+    let (Inputs::Numbers(x), Targets::Classes(y)) = (samples.inputs(), samples.targets()) else {
+        panic!("numbers and classes")
+    };
     assert!(y == [1] && (x[0] - (104.0 - mean as f32) / std as f32).abs() < 1e-5);
 }
 

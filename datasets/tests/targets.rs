@@ -46,7 +46,7 @@ fn a_column_is_predicted_as_it_stands() {
     let mut samples = Samples::new();
     data.test.gather(&[1, 0], &data.normalization, &mut samples);
     assert_eq!(numbers(samples.targets()), [100.0, 50.0]);
-    assert!(samples.classified().is_none());
+    assert!(matches!(samples.targets(), fl_protocol::Targets::Numbers(_)));
     assert!(data.train.labels().is_empty() && data.test.num_features() == 3);
     assert_eq!(csv("price", &rows(10), Part::AllForTraining).unwrap().train.len(), 10);
 }

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 /// A backend, by the name of the code that runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
-    /// [`Backend::Fused`] where it is the faster of the two, else [`Backend::Flex`].
+    /// [`Backend::Fused`] where it has an operation for every layer, else [`Backend::Flex`].
     #[default]
     Auto,
     /// This crate's own kernels, on the CPU.

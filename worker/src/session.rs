@@ -66,15 +66,12 @@ pub async fn run(
 /// use clap::Parser;
 /// use fl_model::{Learner, ModelError};
 ///
-/// fn make() -> Result<Box<dyn Learner>, ModelError> {
-///     unimplemented!("a `fl_model::burn::BurnLearner` with a module of yours")
-/// }
-///
-/// # async fn work() -> Result<(), fl_worker::WorkerError> {
+/// // `make` gives a `fl_model::burn::BurnLearner` with a module of yours.
+/// async fn work(make: fn() -> Result<Box<dyn Learner>, ModelError>) -> Result<(), fl_worker::WorkerError> {
 /// let config = fl_worker::Args::parse().check()?;
-/// let summary = fl_worker::run_with(config, None, |_| make(), std::future::pending(), None).await?;
+/// let summary = fl_worker::run_with(config, None, move |_| make(), std::future::pending(), None).await?;
 /// # Ok(())
-/// # }
+/// }
 /// ```
 ///
 /// # Errors

@@ -12,7 +12,8 @@ use crate::{error::ModelError, learner::Learner, spec::ModelSpec};
 use gemm::Store;
 use std::time::{Duration, Instant};
 
-/// Builds the learner of a network.
+/// Builds the learner of a network: a chain where that is worth it, else a graph. The choice depends on the spec
+/// alone, so that workers with any number of threads compute the same.
 ///
 /// # Errors
 /// A network that the engine does not run; threads that cannot be started.
@@ -23,7 +24,7 @@ pub(crate) fn learner(spec: &ModelSpec, threads: usize) -> Result<Box<dyn Learne
     }
 }
 
-/// Whether the engine runs `spec`. It is faster than Burn's flex then.
+/// Whether the engine has an operation for every layer of `spec`.
 pub(crate) fn runs(spec: &ModelSpec) -> bool {
     graph::GraphLearner::runs(spec)
 }

@@ -1,4 +1,4 @@
-//! Which networks the fused engine runs faster than Burn.
+//! Which networks are run as chains, one image at a time.
 
 use super::{
     plan::{ImageOp, Plan},
@@ -13,10 +13,10 @@ const FLOPS_PER_LOAD: f64 = 20.0;
 /// Weights in Winograd's form that stay in a cache from image to image.
 const CACHED: usize = 1 << 22;
 
-/// Whether the fused engine runs `spec` and is faster than Burn's flex, by an estimate in units of flex's
-/// floating-point operations.
+/// Whether the chain runs `spec` and loads its weights seldom enough, by an estimate in units of the floating-point
+/// operations of Burn's flex, with which it was calibrated.
 ///
-/// It does the arithmetic in a third of the time. But it works on one image at a time, so weights in
+/// The chain does the arithmetic in a third of the time. But it works on one image at a time, so weights in
 /// Winograd's form that no cache holds come from memory again for each image. Measured on one core of an
 /// EPYC with 512 channels: 0.6 of flex's speed on 7 x 7 pixels, 1.3 on 14 x 14.
 pub(crate) fn is_faster(spec: &ModelSpec) -> bool {

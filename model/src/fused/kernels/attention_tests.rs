@@ -1,7 +1,7 @@
 //! Layers against a plain f64 forward pass and its central differences.
 
 use super::*;
-use crate::fused::kernels::vector::tests::{assert_close, assert_same_bits, noise};
+use crate::fused::kernels::vector::tests::{assert_close, assert_same_bits, noise, output_and_slopes};
 
 /// Batch, length, channels, heads.
 const SHAPES: [[usize; 4]; 5] = [[1, 1, 1, 1], [1, 1, 4, 2], [2, 5, 6, 2], [1, 67, 4, 1], [3, 17, 9, 3]];
@@ -88,27 +88,8 @@ impl Case {
 
     /// What [`Case::fused`] should give.
     fn expected(&self) -> Vec<Vec<f64>> {
-        let wide = |values: &Vec<f32>| -> Vec<f64> { values.iter().map(|v| f64::from(*v)).collect() };
         let [a, b, c, d] = &self.weights;
-        let mut values = [&self.x, a, b, c, d].map(wide);
-        let mut out = vec![self.plain(&values)];
-        let loss = |y: Vec<f64>| -> f64 { y.iter().zip(&self.dy).map(|(y, d)| y * f64::from(*d)).sum() };
-        for which in 0..values.len() {
-            let gradient = (0..values[which].len())
-                .map(|k| {
-                    let value = values[which][k];
-                    let mut at = |shift| {
-                        values[which][k] = value + shift;
-                        loss(self.plain(&values))
-                    };
-                    let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
-                    values[which][k] = value;
-                    slope
-                })
-                .collect();
-            out.push(gradient);
-        }
-        out
+        output_and_slopes([&self.x, a, b, c, d], &self.dy, |values| self.plain(values))
     }
 }
 

@@ -337,6 +337,15 @@ mod tests {
         }
     }
 
+    fn store_of(kind: usize, bias: &[f32]) -> Store<'_> {
+        match kind {
+            0 => Store::Set,
+            1 => Store::Add,
+            2 => Store::Descend { lr: 0.5 },
+            _ => Store::Bias { bias, relu: kind == 3 },
+        }
+    }
+
     /// The transposed product in another orientation gives the same bits.
     fn check_transposed(rows: usize, depth: usize, columns: usize, layouts: (usize, usize), kind: usize) {
         let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -344,12 +353,7 @@ mod tests {
         let b = view(&mut b, depth, columns, layouts.1, 2);
         let (bias, ldc) = (values(rows, 3), rows + kind % 2);
         let old = values(columns * ldc + 5, 4);
-        let store = match kind {
-            0 => Store::Set,
-            1 => Store::Add,
-            2 => Store::Descend { lr: 0.5 },
-            _ => Store::Bias { bias: &bias, relu: kind == 3 },
-        };
+        let store = store_of(kind, &bias);
         let mut want = old.clone();
         let mut scratch = Scratch::default();
         multiply(b.transposed(), a.transposed(), &mut want, ldc, store, &mut scratch, &Threads::none());
@@ -391,12 +395,7 @@ mod tests {
         let b = view(&mut b, depth, columns, layouts.1, 2);
         let (bias, ldc) = (values(columns, 3), columns + kind % 2);
         let old = values(rows * ldc + 5, 4);
-        let store = match kind {
-            0 => Store::Set,
-            1 => Store::Add,
-            2 => Store::Descend { lr: 0.5 },
-            _ => Store::Bias { bias: &bias, relu: kind == 3 },
-        };
+        let store = store_of(kind, &bias);
         let mut first: Option<Vec<f32>> = None;
         for count in [1, 2, 3, 5] {
             let threads = Threads::new(count).unwrap();

@@ -170,6 +170,33 @@ pub(crate) mod tests {
 
     /// Fails unless the difference of the vectors is at most `bound` of the length of `expected`.
     #[track_caller]
+    /// The output of `f`, and the slopes of its product with `dy` along every value, by central differences.
+    pub(crate) fn output_and_slopes(
+        values: [&Vec<f32>; 5],
+        dy: &[f32],
+        f: impl Fn(&[Vec<f64>; 5]) -> Vec<f64>,
+    ) -> Vec<Vec<f64>> {
+        let mut values = values.map(|values| values.iter().map(|v| f64::from(*v)).collect::<Vec<f64>>());
+        let mut out = vec![f(&values)];
+        let loss = |y: Vec<f64>| -> f64 { y.iter().zip(dy).map(|(y, d)| y * f64::from(*d)).sum() };
+        for which in 0..values.len() {
+            let gradient = (0..values[which].len())
+                .map(|k| {
+                    let value = values[which][k];
+                    let mut at = |shift| {
+                        values[which][k] = value + shift;
+                        loss(f(&values))
+                    };
+                    let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+                    values[which][k] = value;
+                    slope
+                })
+                .collect();
+            out.push(gradient);
+        }
+        out
+    }
+
     pub(crate) fn assert_close(got: &[f32], expected: &[f64], bound: f64, what: &str) {
         assert_eq!(got.len(), expected.len(), "{what}");
         let difference: f64 = got.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
