@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Load a global model into PyTorch and evaluate it by its task.
 
+    load_in_pytorch.py global.safetensors
     load_in_pytorch.py global.safetensors --dataset digits
     load_in_pytorch.py global.safetensors --dataset csv:houses.csv --target price --fl target/release/fl
     load_in_pytorch.py global.safetensors --arrays test.npz
 
 Needs torch, safetensors and numpy. The network comes from the file's own metadata (fl_torch.py), the test part of
-digits, shakespeare, fashion-mnist, mnist, idx:DIR, csv:FILE, text:FILE and bytes:FILE from fl_data.py. `test.npz`
-holds `x`, raw features or tokens with a sample a row, and `y`, classes, next tokens or numbers. With --fl it fails
-if `fl eval` finds another loss or accuracy, by more than 0.0001 (of the loss, if that is above 1).
+digits, shakespeare, fashion-mnist, mnist, idx:DIR, csv:FILE, text:FILE and bytes:FILE from fl_data.py; without data
+the network is loaded and printed. `test.npz` holds `x`, raw features or tokens with a sample a row, and `y`, classes,
+next tokens or numbers. With --fl it fails if `fl eval` finds another loss or accuracy, by more than 0.0001 (of the
+loss, if that is above 1).
 """
 import argparse
 import json
@@ -51,7 +53,7 @@ def main():
     parser.add_argument("--arrays", help="test.npz with x and y")
     parser.add_argument("--fl", help="path of the fl binary to compare with")
     args = parser.parse_args()
-    if bool(args.dataset) == bool(args.arrays):
+    if args.dataset and args.arrays:
         parser.error("give --dataset or --arrays")
     if args.fl and not args.dataset:
         parser.error("--fl needs --dataset")
@@ -61,6 +63,9 @@ def main():
     network = build(spec)
     network.load_state_dict(load_file(args.model), strict=True)
     network.eval()
+    if not args.dataset and not args.arrays:
+        size = sum(parameter.numel() for parameter in network.parameters())
+        return print(f"{args.model}: round {meta['round']}, {size} parameters, loaded into\n{network}")
     shape = input_of(spec)["shape"]
     numbers = task_of(spec)["type"] in ("regression", "multilabel")
     if args.dataset:

@@ -4,7 +4,7 @@ use clap::{ArgAction, Args, Parser};
 use fl_app::SettingError;
 use fl_app::setting;
 use fl_datasets::{Dataset, DatasetSpec, Part, Partition};
-use fl_model::Method;
+use fl_model::{Method, ModelSpec};
 use fl_quant::{Bits, Scheme};
 use fl_worker::ErrorFeedback;
 use serde::Serialize;
@@ -18,10 +18,10 @@ pub struct FederationArgs {
     pub rounds: u64,
 
     /// Data set: digits and shakespeare (bundled), fashion-mnist, mnist, cifar10, idx:DIR, images:DIR@WxH, csv:FILE,
-    /// safetensors:FILE, text:FILE, bytes:FILE.
-    #[arg(long, default_value = "digits")]
-    #[serde(serialize_with = "as_text")]
-    pub dataset: DatasetSpec,
+    /// safetensors:FILE, text:FILE, bytes:FILE [default: digits, or shakespeare for a preset that reads text].
+    #[arg(long)]
+    #[serde(serialize_with = "option_as_text")]
+    pub dataset: Option<DatasetSpec>,
 
     /// Columns of a csv file to predict as numbers, separated by commas; with ?task=multilabel after them as labels
     /// that are 0 or 1 [default: the label column].
@@ -113,12 +113,14 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 64, value_name = "N")]
     pub batch_size: u32,
 
-    /// Rule of the workers' steps: sgd, adam (weight decay in the gradient), adamw (apart from it).
-    #[arg(long, default_value = "sgd")]
-    #[serde(serialize_with = "as_text")]
-    pub optimizer: Method,
+    /// Rule of the workers' steps: sgd, adam (weight decay in the gradient), adamw (apart from it) [default: sgd, or
+    /// adam for a preset that reads text].
+    #[arg(long)]
+    #[serde(serialize_with = "option_as_text")]
+    pub optimizer: Option<Method>,
 
-    /// Learning rate of the workers [default: 0.05, or 0.001 with adam and adamw].
+    /// Learning rate of the workers [default: 0.05, or 0.001 with adam and adamw, 0.003 if a preset that reads
+    /// text brought adam].
     #[arg(long)]
     pub lr: Option<f32>,
 
@@ -191,13 +193,21 @@ pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> R
     serializer.serialize_str(&value.to_string())
 }
 
+/// As [`as_text`], for a value that may be missing.
+pub fn option_as_text<T: ToString, S: serde::Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.serialize_str(&value.to_string()),
+        None => serializer.serialize_none(),
+    }
+}
+
 impl FederationArgs {
     /// Loads the training data.
     ///
     /// # Errors
     /// A bad setting, or data that are missing or damaged.
     pub fn load(&self) -> anyhow::Result<Dataset> {
-        let spec = setting::dataset(&self.dataset.to_string(), self.target.clone())?;
+        let spec = setting::dataset(&self.dataset().to_string(), self.target.clone())?;
         Ok(fl_datasets::load(&spec, self.data_dir.as_deref(), Part::Train)?)
     }
 
@@ -218,15 +228,15 @@ impl FederationArgs {
             format!("--model-dim={}", self.model_dim),
             format!("--seed={}", self.seed),
             format!("--rounds={}", self.rounds),
-            format!("--dataset={}", self.dataset),
+            format!("--dataset={}", self.dataset()),
             format!("--server-beta1={}", self.server_beta1),
             format!("--server-beta2={}", self.server_beta2),
             format!("--server-tau={}", self.server_tau),
             format!("--lazy={}", self.lazy),
         ];
-        if self.optimizer != Method::Sgd && matches!(self.strategy.as_str(), "scaffold" | "fednova") {
+        if self.method() != Method::Sgd && matches!(self.strategy.as_str(), "scaffold" | "fednova") {
             let reason = format!("{} counts steps of sgd: use sgd, or another strategy", self.strategy);
-            return Err(SettingError::new("--optimizer", self.optimizer, reason).into());
+            return Err(SettingError::new("--optimizer", self.method(), reason).into());
         }
         args.extend(self.initial_model.iter().map(|path| format!("--initial-model={}", path.display())));
         args.extend(self.trainable.iter().map(|pattern| format!("--trainable={pattern}")));
@@ -252,7 +262,7 @@ impl FederationArgs {
             format!("--master-addr={master}"),
             format!("--worker-id={}", worker_id(index)),
             format!("--seed={}", self.seed),
-            format!("--dataset={}", self.dataset),
+            format!("--dataset={}", self.dataset()),
             format!("--partition={}", self.partition),
             format!("--partition-id={index}"),
             format!("--num-partitions={clients}"),
@@ -265,7 +275,7 @@ impl FederationArgs {
             format!("--lr={}", self.rate()),
             format!("--lr-schedule={}", self.lr_schedule),
             format!("--momentum={}", self.momentum),
-            format!("--optimizer={}", self.optimizer),
+            format!("--optimizer={}", self.method()),
             format!("--nesterov={}", self.nesterov),
             format!("--weight-decay={}", self.weight_decay),
             format!("--clip-norm={}", self.clip_norm),
@@ -291,17 +301,38 @@ impl FederationArgs {
 
     /// Puts in defaults that depend on other flags, so that reports name them.
     pub fn fill(&mut self) {
+        self.dataset = Some(self.dataset());
         self.lr = Some(self.rate());
+        self.optimizer = Some(self.method());
     }
 
     /// The learning rate.
     pub fn rate(&self) -> f32 {
-        self.lr.unwrap_or(if self.optimizer == Method::Sgd { 0.05 } else { 0.001 })
+        self.lr.unwrap_or(match (self.optimizer, self.method()) {
+            (_, Method::Sgd) => 0.05,
+            (None, _) => 0.003,
+            (Some(_), _) => 0.001,
+        })
+    }
+
+    /// The data set.
+    pub fn dataset(&self) -> DatasetSpec {
+        let text = ModelSpec::reads_text(&self.model);
+        self.dataset.clone().unwrap_or(if text { DatasetSpec::Shakespeare } else { DatasetSpec::Digits })
+    }
+
+    /// The rule of the workers' steps.
+    pub fn method(&self) -> Method {
+        let strategy = self.strategy.as_str();
+        // These count steps of sgd.
+        let plain = strategy.starts_with("scaffold") || strategy.starts_with("fednova");
+        let text = ModelSpec::reads_text(&self.model);
+        self.optimizer.unwrap_or(if text && !plain { Method::Adam } else { Method::Sgd })
     }
 
     /// Title of the run in reports.
     pub fn name(&self) -> String {
-        let mut name = format!("{} {} {}", self.strategy, self.dataset, self.model);
+        let mut name = format!("{} {} {}", self.strategy, self.dataset(), self.model);
         if self.mu > 0.0 {
             name += &format!(" mu={}", self.mu);
         }

@@ -143,7 +143,7 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
         "{} workers train {} on {} ({}), updates as {}",
         args.workers,
         federation.model,
-        federation.dataset,
+        federation.dataset(),
         federation.partition,
         federation.coding()
     );

@@ -177,7 +177,7 @@ pub fn run(mut args: SimulateArgs, json: bool) -> anyhow::Result<()> {
         args.clients,
         args.per_round(),
         args.federation.model,
-        args.federation.dataset,
+        args.federation.dataset(),
         args.federation.partition,
         args.federation.strategy,
         args.federation.coding()

@@ -36,6 +36,11 @@ impl ModelSpec {
         Self::preset(name, &Input::numbers(shape), &Task::classes(classes), model_dim)
     }
 
+    /// Whether the preset of this name reads text.
+    pub fn reads_text(name: &str) -> bool {
+        matches!(name, "char_lstm" | "tiny_transformer")
+    }
+
     /// A preset for data of `input` and `task`. Presets on tokens have a length of sequence of their own.
     ///
     /// `model_dim` is the parameter budget of `mlp`, whose hidden layer is the widest that fits; the
@@ -58,7 +63,7 @@ impl ModelSpec {
                 *shape = vec![TRANSFORMER_LENGTH];
                 tiny_transformer(*vocab, task)
             }
-            ("char_lstm" | "tiny_transformer", _) => {
+            (name, _) if Self::reads_text(name) => {
                 return Err(ModelError::BadSpec(format!(
                     "{name} needs text, but the data is numbers of shape {:?}: use shakespeare or text:FILE",
                     input.shape()
