@@ -15,8 +15,8 @@ use std::{
 const ROUND: u64 = 1_000_000_000;
 const WORKER: &str = "bench-000000";
 const SEED: u64 = 42;
-/// Bytes that are read from a file at a time.
-const READ_BYTES: usize = 256 << 10;
+/// Bytes that are read from a file at a time; each connection has a buffer of that size.
+const READ_BYTES: usize = 32 << 10;
 
 /// A container whose worker and round can be changed in place.
 #[derive(Debug)]

@@ -25,7 +25,7 @@ pub struct LimitArgs {
     /// Seconds that a client may take for a response beyond its time at 16 kB/s, 0.1 to 3600
     #[arg(long, env, default_value_t = 15.0)]
     pub write_timeout_s: f64,
-    /// Memory of the bodies being received, in MB; one body of the largest size always fits
+    /// Memory of the bodies being received, in MB; more for models above 8 million parameters
     #[arg(long, env, default_value_t = 16)]
     pub max_inflight_mb: usize,
     /// Updates that wait for a decoding thread, 1 to 100000

@@ -42,11 +42,11 @@ pub struct Received {
 }
 
 impl Budget {
-    /// Room for what the settings allow, and for the largest container of a model of that size. JSON, which is
-    /// several times as large, may take all of it and more, one body at a time.
+    /// Room for what the settings allow, and for half of the largest container of a model of that size: some quantized
+    /// updates at a time. A larger body, of plain floats or JSON, takes all of it and more, alone.
     pub fn new(config: &Limits, parameters: usize) -> Self {
-        let largest = limits::max_update_bytes(parameters);
-        let units = ((config.max_inflight_mb << 20).max(largest)).div_ceil(UNIT) + 1;
+        let half = limits::max_update_bytes(parameters) / 2;
+        let units = ((config.max_inflight_mb << 20).max(half)).div_ceil(UNIT) + 1;
         let all_units = units.min(Semaphore::MAX_PERMITS);
         Self {
             units: Arc::new(Semaphore::new(all_units)),
