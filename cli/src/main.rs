@@ -4,13 +4,16 @@ mod bench;
 mod codec;
 mod compare;
 mod eval;
+mod export;
 mod federation;
 mod output;
 mod progress;
+mod remote;
 mod report;
 mod run;
 mod simulate;
 mod sweep;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use fl_app::{LogFormat, exit, logging};
@@ -47,6 +50,10 @@ enum Command {
     Sweep(sweep::SweepArgs),
     /// Evaluate a global model file on a data set's test part.
     Eval(eval::EvalArgs),
+    /// Hand the course of a training to TensorBoard or MLflow.
+    Export(export::ExportArgs),
+    /// Show a running federation in the terminal.
+    Watch(watch::WatchArgs),
     /// Measure quantizers on real deltas: bytes, error and speed.
     Codec(codec::CodecArgs),
     /// Measure this machine.
@@ -88,6 +95,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Compare(args) => compare::run(&args, cli.json),
         Command::Sweep(args) => sweep::run(&args, cli.json),
         Command::Eval(args) => eval::run(&args, cli.json),
+        Command::Export(args) => export::run(&args, cli.json),
+        Command::Watch(args) => watch::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
         Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),
         Command::Bench(Bench::Serve(args)) => bench::serve::run(&args, cli.json),

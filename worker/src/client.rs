@@ -194,6 +194,16 @@ impl MasterClient {
         self.model("control").await
     }
 
+    /// `GET path`, an answer in JSON of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str, limit: usize) -> Result<T, CallError> {
+        let url = format!("{}/{path}", self.base);
+        let bytes = body(self.send(self.http.get(url).timeout(TASK_TIMEOUT)).await?, limit).await?;
+        serde_json::from_slice(&bytes).map_err(|error| CallError::BadAnswer(error.to_string()))
+    }
+
     async fn model(&self, path: &str) -> Result<Bytes, CallError> {
         let request = self.http.get(format!("{}/{path}", self.base)).timeout(TRANSFER_TIMEOUT);
         let response = self.send(request).await?;

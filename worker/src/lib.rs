@@ -26,7 +26,7 @@ pub mod settings;
 mod state_file;
 mod update;
 
-pub use client::{CallError, CertificateError, ClientError};
+pub use client::{CallError, CertificateError, ClientError, MasterClient};
 pub use client_state::{ClientMemory, ClientState, LastUpdate};
 pub use engine::{Engine, MakeLearner};
 pub use error::{SetupError, WorkerError, exit_of};

@@ -49,7 +49,11 @@ pub struct MasterSettings {
 }
 
 impl MasterArgs {
-    pub(super) fn check(self) -> Result<MasterSettings, SettingError> {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// The first bad setting.
+    pub fn check(self) -> Result<MasterSettings, SettingError> {
         let addr = self.master_addr.trim_end_matches('/').to_owned();
         if !["http://", "https://"].iter().any(|scheme| addr.starts_with(scheme)) {
             let reason = "give an address that starts with http:// or https://";
