@@ -15,12 +15,13 @@ use crate::{
     prefetch::Prefetch,
     report::{RoundLog, RoundReport, Summary, WaitLog},
     settings::{Config, cores},
-    state_file::{SavedState, StateFile},
+    state_file::StateFile,
     update::{LocalUpdate, Sent},
 };
 use bytes::Bytes;
+use fl_app::SettingError;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{GlobalModel, Learner, ModelError};
+use fl_model::{GlobalModel, Learner, ModelError, TensorPattern};
 use fl_protocol::{TaskAction, TaskBody, UpdateAck};
 use std::{
     future::Future,
@@ -316,7 +317,7 @@ impl Session {
     ) -> Result<Trained, WorkerError> {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
         check_optimizer(&self.config, task)?;
-        let trainable = task.trainable.clone();
+        let (trainable, proposed) = (task.trainable.clone(), task.local_layers.clone());
         let mut trainee = std::mem::take(&mut self.trainee);
         let (config, data) = (self.config.clone(), self.data.clone());
         let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
@@ -337,9 +338,7 @@ impl Session {
                 trainee.local = Some(local);
             }
             if let Some(local) = &mut trainee.local {
-                local
-                    .set_trainable(trainable.as_deref())
-                    .map_err(|reason| WorkerError::BadTask { reason })?;
+                choose_parts(local, &config, trainable.as_deref(), proposed.as_deref())?;
             }
             let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
             Ok((trainee, trained))
@@ -457,8 +456,16 @@ impl Session {
         if is_empty && !self.state_is_saved && !file.path().exists() {
             return Ok(());
         }
-        let (layout, memory) = (local.layout().clone(), local.memory().clone());
-        let saved = spawn_blocking(move || file.save(&layout, &SavedState { round, memory })).await?;
+        let mut trainee = std::mem::take(&mut self.trainee);
+        let work = move || {
+            let saved = match &mut trainee.local {
+                Some(local) => file.save(local.layout(), round, local.memory()),
+                None => Ok(()),
+            };
+            (trainee, saved)
+        };
+        let (trainee, saved) = spawn_blocking(work).await?;
+        self.trainee = trainee;
         match saved {
             Ok(()) => self.state_is_saved = !is_empty,
             Err(error) => {
@@ -468,6 +475,22 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Sets what is trained and what is personal: this worker's own `LOCAL_LAYERS` win over the master's.
+fn choose_parts(
+    local: &mut LocalClient,
+    config: &Config,
+    trainable: Option<&str>,
+    proposed: Option<&str>,
+) -> Result<(), WorkerError> {
+    let own = config.training.local_layers.as_ref().map(TensorPattern::as_str);
+    local.set_parts(trainable, own.or(proposed)).map_err(|refused| match own {
+        Some(own) if refused.setting == "LOCAL_LAYERS" => {
+            SettingError::new("LOCAL_LAYERS", own, refused.reason).into()
+        }
+        _ => WorkerError::BadTask { reason: refused.to_string() },
+    })
 }
 
 /// What the file has for this model. A file that cannot be used is named and left alone until the next
