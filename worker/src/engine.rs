@@ -44,7 +44,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Prepares the network of `global`.
+    /// Prepares the network of `global`, whose parameters it does not look at.
     ///
     /// # Errors
     /// If the model does not fit this worker's settings or data.
@@ -186,9 +186,9 @@ impl Engine {
     pub fn load(&mut self, memory: &ClientMemory, parameters: &[f32]) {
         match &memory.personal {
             Some(personal) if self.local.is_some() => {
-                let room = self.updates.room();
+                let (layout, room) = self.updates.room();
                 room.copy_from_slice(parameters);
-                personal.put_over(self.updates.layout(), &self.parts.local, room);
+                personal.put_over(layout, &self.parts.local, room);
                 self.learner.load(room);
             }
             _ => self.learner.load(parameters),
@@ -287,7 +287,7 @@ impl Engine {
 }
 
 fn check_size(config: &Config, global: &GlobalModel) -> Result<(), SetupError> {
-    let found = global.parameters.len();
+    let found = global.network.layout().parameters();
     match config.training.model_dim.filter(|allowed| found > *allowed) {
         Some(allowed) => Err(SetupError::ModelTooLarge { found, allowed }),
         None => Ok(()),

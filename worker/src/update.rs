@@ -124,9 +124,9 @@ impl UpdateEncoder {
         self.personal = local.map(|local| Personal { pattern: local.to_string(), values: Vec::new() });
     }
 
-    /// Room for a model, whose content the next update overwrites.
-    pub(crate) fn room(&mut self) -> &mut [f32] {
-        &mut self.delta
+    /// The layout, and room for a model, whose content the next update overwrites.
+    pub(crate) fn room(&mut self) -> (&ModelLayout, &mut [f32]) {
+        (&self.layout, &mut self.delta)
     }
 
     pub(crate) fn layout(&self) -> &ModelLayout {
