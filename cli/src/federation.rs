@@ -50,6 +50,11 @@ pub struct FederationArgs {
     #[arg(long, value_name = "REGEX")]
     pub trainable: Option<String>,
 
+    /// Regular expression: tensors in whose name it is found are personal: each worker keeps and trains its own
+    /// values, which never travel [default: none].
+    #[arg(long, value_name = "REGEX")]
+    pub local_layers: Option<String>,
+
     /// How the training data is spread: iid, dirichlet:ALPHA (label skew), shards:K (K label runs each, or
     /// stretches of a text).
     #[arg(long, default_value = "dirichlet:0.5")]
@@ -240,6 +245,7 @@ impl FederationArgs {
         }
         args.extend(self.initial_model.iter().map(|path| format!("--initial-model={}", path.display())));
         args.extend(self.trainable.iter().map(|pattern| format!("--trainable={pattern}")));
+        args.extend(self.local_layers.iter().map(|pattern| format!("--local-layers={pattern}")));
         args.extend(self.uplink_mbit.map(|mbit| format!("--uplink-mbit={mbit}")));
         args.push(match self.strategy.as_str() {
             "scaffold" => format!("--strategy=scaffold:{clients}"),

@@ -61,6 +61,13 @@ fn a_run_goes_on_from_a_file_and_trains_the_chosen_tensors_alone() {
     );
     let differs = |name: &str| tensor(&model, name) != tensor(&after, name);
     assert_eq!(["1.weight", "1.bias", "3.weight", "3.bias"].map(differs), [false, false, true, true]);
+    let local = [&from[..], &["--local-layers", "^1\\."]].concat();
+    let (personal, after) = short_run(&dir.path().join("d"), &local);
+    let half = second["bytes_up_per_update"].as_f64().map(|bytes| 0.5 * bytes);
+    assert!(personal["bytes_up_per_update"].as_f64() < half, "{personal} {second}");
+    let differs = |name: &str| tensor(&model, name) != tensor(&after, name);
+    assert_eq!(["1.weight", "1.bias", "3.weight", "3.bias"].map(differs), [false, false, true, true]);
+    fails(&["run", "--local-layers", ".", "--out", dir.path().to_str().unwrap()], 64, "nothing would travel");
     fails(&["run", "--trainable", "head", "--out", dir.path().to_str().unwrap()], 64, "1.weight, 1.bias");
     fails(
         &["run", "--strategy", "fednova", "--optimizer", "adam", "--out", dir.path().to_str().unwrap()],

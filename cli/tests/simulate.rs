@@ -36,6 +36,7 @@ fn a_simulated_run_and_the_same_run_over_http_give_the_same_bytes() {
         "--local-epochs 1 --strategy fednova --mu 0.1",
         "--local-steps 3 --strategy trimmed_mean:1 --clip-norm 1",
         "--local-steps 3 --lazy 30 --down-bits 6",
+        "--local-steps 3 --local-layers ^3 --strategy scaffold --bits 2",
         "--local-steps 3 --strategy scaffold --uplink-mbit 0.1 --down-bits 8 --down-quantizer MSQ_v2",
     ] {
         let (simulated_lines, simulated) =

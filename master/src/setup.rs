@@ -50,6 +50,7 @@ pub fn task(config: &Config, global: &Global, action: TaskAction, deadline_s: Op
         control: global.control.is_some(),
         needs_sgd: config.aggregation.strategy.needs_sgd(),
         trainable: config.model.trainable.as_ref().map(ToString::to_string),
+        local_layers: config.model.local_layers.as_ref().map(ToString::to_string),
         deadline_s,
     }
 }

@@ -4,7 +4,7 @@ use crate::settings::{ModelConfig, SettingError, TENSORS};
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Part};
-use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView, Network, read_parameters};
+use fl_model::{GlobalModel, ModelError, ModelSpec, ModelView, Network, Parts, read_parameters};
 use fl_protocol::{Input, ModelLayout, limits::MAX_PARAMETERS};
 use std::{
     fs,
@@ -38,10 +38,8 @@ impl ModelSource {
             }
             None => Self::of_spec(config)?,
         };
-        if let Some(pattern) = &config.trainable {
-            let refused = |reason| SettingError::new("TRAINABLE", pattern, reason);
-            pattern.ranges(&source.layout).map_err(refused)?;
-        }
+        Parts::new(config.trainable.as_ref(), config.local_layers.as_ref(), &source.layout)
+            .map_err(|refused| SettingError::new(refused.setting, refused.pattern, refused.reason))?;
         Ok(source)
     }
 

@@ -84,6 +84,18 @@ fn a_trainable_that_finds_no_tensor_is_64_and_lists_their_names() {
 }
 
 #[test]
+fn local_layers_that_find_nothing_or_everything_are_64() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |pattern: &str, texts: &[&str]| {
+        let settings = [("LOCAL_LAYERS", pattern), ("MODEL", "softmax")];
+        fails(&ends(dir.path(), &settings, &[]), 64, texts);
+    };
+    refused("head", &["LOCAL_LAYERS=head", "1.weight, 1.bias"]);
+    refused("^1", &["LOCAL_LAYERS=^1", "nothing would travel"]);
+    refused("(", &["LOCAL_LAYERS=("]);
+}
+
+#[test]
 fn a_port_in_use_is_74() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

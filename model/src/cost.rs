@@ -43,6 +43,28 @@ impl ModelSpec {
         })?;
         Ok(flops)
     }
+
+    /// Values between the layers for one sample, and those that layers keep for their gradients, roughly: no more
+    /// than a training step holds.
+    pub(crate) fn activations(&self) -> usize {
+        let mut values = self.num_features();
+        // A network that does not fit gets no learner.
+        let _ = visit_shapes(self, |layer, input, output| {
+            let size = |shape: &[usize]| shape.iter().product::<usize>();
+            let kept = match *layer {
+                Layer::Lstm { num_layers, .. } | Layer::Gru { num_layers, .. } => {
+                    6 * num_layers * size(output)
+                }
+                // Queries, keys, values, context, and the gradients of all.
+                Layer::Attention { .. } => 9 * size(input),
+                // In the pass of the layer before, or no pass at all.
+                Layer::Relu | Layer::Flatten => 0,
+                _ => size(output),
+            };
+            values = values.saturating_add(kept);
+        });
+        values
+    }
 }
 
 /// Best speed of a matrix product on one core with operands in its caches, in GFLOP/s: what the

@@ -7,12 +7,15 @@ pub(crate) struct MaskSeed {
     pub(crate) seed: u64,
     /// Steps since the round began.
     pub(crate) step: u64,
+    /// Number in the step's batch of the first sample of a pass: a large batch goes through in pieces.
+    pub(crate) first: u64,
 }
 
 impl MaskSeed {
-    /// The mask of layer `layer`, which drops values with probability `p`.
-    pub(crate) fn mask(self, p: f32, layer: usize) -> Mask {
+    /// The mask of layer `layer`, which drops values with probability `p`; a sample has `len` values there.
+    pub(crate) fn mask(self, p: f32, layer: usize, len: usize) -> Mask {
         Mask {
+            first: self.first.wrapping_mul(len as u64),
             state: self.seed ^ mix(self.step.wrapping_mul(0xA24B_AED4_963E_E407) ^ (layer as u64)),
             threshold: (f64::from(p) * 2f64.powi(32)) as u64,
             keep: 1.0 / (1.0 - p),
@@ -26,15 +29,17 @@ impl MaskSeed {
 /// and channels first.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mask {
+    first: u64,
     state: u64,
     threshold: u64,
     keep: f32,
 }
 
 impl Mask {
-    /// The factor of the value at `index`.
+    /// The factor of the pass's value at `index`.
     pub(crate) fn at(&self, index: usize) -> f32 {
-        let draw = mix(self.state.wrapping_add((index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15)));
+        let place = self.first.wrapping_add(index as u64 + 1);
+        let draw = mix(self.state.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
         if draw >> 32 < self.threshold { 0.0 } else { self.keep }
     }
 }
@@ -52,7 +57,7 @@ mod tests {
 
     #[test]
     fn the_mask_drops_the_asked_share_and_keeps_the_mean() {
-        let mask = MaskSeed { seed: 1, step: 2 }.mask(0.3, 3);
+        let mask = MaskSeed { seed: 1, step: 2, first: 0 }.mask(0.3, 3, 1);
         let values: Vec<f32> = (0..100_000).map(|index| mask.at(index)).collect();
         let dropped = values.iter().filter(|v| **v == 0.0).count() as f64 / 1e5;
         let mean = values.iter().map(|v| f64::from(*v)).sum::<f64>() / 1e5;
@@ -61,9 +66,16 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_of_a_batch_has_its_part_of_the_mask() {
+        let whole = MaskSeed { seed: 1, step: 2, first: 0 }.mask(0.5, 3, 4);
+        let piece = MaskSeed { seed: 1, step: 2, first: 5 }.mask(0.5, 3, 4);
+        assert!((0..64).all(|index| piece.at(index) == whole.at(20 + index)));
+    }
+
+    #[test]
     fn rounds_steps_and_layers_have_masks_of_their_own() {
         let mask = |seed, step, layer| -> Vec<f32> {
-            let mask = MaskSeed { seed, step }.mask(0.5, layer);
+            let mask = MaskSeed { seed, step, first: 0 }.mask(0.5, layer, 1);
             (0..64).map(|index| mask.at(index)).collect()
         };
         let first = mask(9, 1, 1);

@@ -12,6 +12,10 @@ use std::ops::Range;
 /// Most samples that an evaluation puts through the network at once.
 pub(crate) const EVALUATION_BATCH: usize = 64;
 
+/// Values between layers, of which a training step keeps most, that a batch may have before it goes through the
+/// network in pieces: 256 MiB.
+const TRAINING_VALUES: usize = 1 << 26;
+
 /// Samples that [`evaluate`] asks for at a time.
 const GATHERED: usize = 256;
 
@@ -120,13 +124,17 @@ pub(crate) struct BatchShape {
     pub(crate) classes: usize,
     /// Rows of outputs of one sample: positions of a language model, else one.
     pub(crate) rows: usize,
+    /// Most samples that a training step puts through the network at once.
+    pub(crate) most: usize,
 }
 
 impl BatchShape {
     pub(crate) fn of(spec: &ModelSpec) -> Self {
-        Self::new(spec.input.clone(), spec.task.clone())
+        let most = (TRAINING_VALUES / spec.activations().max(1)).max(1);
+        Self { most, ..Self::new(spec.input.clone(), spec.task.clone()) }
     }
 
+    /// Of a module that is not known: its batches stay whole.
     pub(crate) fn new(input: Input, task: Task) -> Self {
         let targets = task.targets_per_sample(&input);
         Self {
@@ -134,6 +142,7 @@ impl BatchShape {
             targets,
             classes: task.num_classes(&input),
             rows: if matches!(task, Task::LanguageModel) { targets } else { 1 },
+            most: usize::MAX,
             input,
             task,
         }
@@ -183,22 +192,74 @@ impl BatchShape {
         batch: Batch<'a>,
         most: usize,
     ) -> impl Iterator<Item = Batch<'a>> + use<'a> {
-        let (features, targets) = (self.features, self.targets);
-        let samples = batch.targets.len() / targets;
-        (0..samples).step_by(most).map(move |first| {
-            let last = samples.min(first + most);
-            Batch {
-                inputs: match batch.inputs {
-                    Inputs::Numbers(x) => Inputs::Numbers(&x[first * features..last * features]),
-                    Inputs::Tokens(x) => Inputs::Tokens(&x[first * features..last * features]),
-                },
-                targets: match batch.targets {
-                    Targets::Classes(y) => Targets::Classes(&y[first * targets..last * targets]),
-                    Targets::Numbers(y) => Targets::Numbers(&y[first * targets..last * targets]),
-                },
-            }
-        })
+        pieces(batch, [self.features, self.targets], most)
     }
+
+    /// The batch in pieces, if its activations would take more memory than a step may.
+    pub(crate) fn large<'a>(&self, batch: Batch<'a>) -> Option<LargeBatch<'a>> {
+        let samples = batch.targets.len() / self.targets;
+        let piece = samples.div_ceil(samples.div_ceil(self.most).max(1));
+        let sizes = [self.features, self.targets];
+        (samples > self.most).then_some(LargeBatch { batch, samples, piece, sizes })
+    }
+}
+
+/// A checked batch that is larger than [`BatchShape::most`], cut into pieces of about the same size.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LargeBatch<'a> {
+    batch: Batch<'a>,
+    samples: usize,
+    piece: usize,
+    /// Inputs and targets of a sample.
+    sizes: [usize; 2],
+}
+
+impl<'a> LargeBatch<'a> {
+    /// Writes the gradient of the mean loss to `out` and returns that loss, up to rounding as a pass over the whole
+    /// batch gives them. `pass` gets a piece, the number of its first sample, and zeroed room for its gradient.
+    ///
+    /// # Errors
+    /// Those of `pass`.
+    pub(crate) fn gradient(
+        self,
+        out: &mut [f32],
+        mut pass: impl FnMut(Batch<'a>, u64, &mut [f32]) -> Result<f32, ModelError>,
+    ) -> Result<f32, ModelError> {
+        out.fill(0.0);
+        let mut part = vec![0.0; out.len()];
+        let (mut loss, mut first) = (0.0f64, 0);
+        for piece in pieces(self.batch, self.sizes, self.piece) {
+            let own = piece.targets.len() / self.sizes[1];
+            let share = own as f64 / self.samples as f64;
+            part.fill(0.0);
+            loss += share * f64::from(pass(piece, first, &mut part)?);
+            out.iter_mut().zip(&part).for_each(|(sum, part)| *sum += share as f32 * part);
+            first += own as u64;
+        }
+        Ok(loss as f32)
+    }
+}
+
+/// Cuts a batch into pieces of at most `most` samples, of which each has as many inputs and targets as `sizes` say.
+fn pieces<'a>(
+    batch: Batch<'a>,
+    [features, targets]: [usize; 2],
+    most: usize,
+) -> impl Iterator<Item = Batch<'a>> {
+    let samples = batch.targets.len() / targets;
+    (0..samples).step_by(most).map(move |first| {
+        let last = samples.min(first + most);
+        Batch {
+            inputs: match batch.inputs {
+                Inputs::Numbers(x) => Inputs::Numbers(&x[first * features..last * features]),
+                Inputs::Tokens(x) => Inputs::Tokens(&x[first * features..last * features]),
+            },
+            targets: match batch.targets {
+                Targets::Classes(y) => Targets::Classes(&y[first * targets..last * targets]),
+                Targets::Numbers(y) => Targets::Numbers(&y[first * targets..last * targets]),
+            },
+        }
+    })
 }
 
 /// The loss of a step, unless training went astray.

@@ -48,7 +48,7 @@ pub use learner::{Batch, Learner, evaluate};
 pub use network::Network;
 pub use optimizer::{Method, OptimizerConfig};
 pub use params::init_parameters;
-pub use pattern::{TensorPattern, complement};
+pub use pattern::{Parts, PartsError, TensorPattern, complement};
 pub use spec::{Layer, ModelSpec, PRESETS};
 
 // The tests beside the code and those of `tests/` share their networks, data and comparisons.

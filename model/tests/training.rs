@@ -4,11 +4,16 @@
 
 mod common;
 
-use common::{classifier, conv, gradients, learner, linear, noise, parameters, read, relative_error, step};
+use common::{
+    classifier, conv, gradients, learner, learner_if_able, linear, nested_spec, noise, norm, parameters,
+    read, relative_error, step,
+};
 use fl_datasets::{DatasetSpec, Part, Samples};
 use fl_model::{
     Backend, Batch, Evaluation, Layer, Method, ModelError, ModelSpec, OptimizerConfig, init_parameters,
 };
+use fl_protocol::{Inputs, Targets};
+use std::ops::Range;
 
 /// Accuracy after `epochs` over the digits.
 fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) -> f64 {
@@ -218,6 +223,88 @@ fn every_setting_of_sgd_is_the_same_on_both_paths() {
         assert!(plain_step > 1e-4, "{config:?} moves the parameters");
         let error = relative_error(&fused, &burn);
         assert!(error < 1e-5, "{config:?}: {error:e}");
+    }
+}
+
+/// Where a tensor lies in the flat vector.
+fn place(spec: &ModelSpec, tensor: usize) -> Range<usize> {
+    let layout = spec.layout();
+    let tensor = &layout.tensors()[tensor];
+    tensor.offset..tensor.offset + tensor.len
+}
+
+#[test]
+fn frozen_layers_stay_and_the_others_move_as_burns_do() {
+    let presets = ["resnet20", "mobilenet_small", "vgg11"].map(|name| {
+        let spec = ModelSpec::classifier(name, &[3, 32, 32], 10, 0).unwrap();
+        // Some values lie so close to 0 that two orders of summation put them on different sides of a ReLU.
+        ModelSpec::from_json(&spec.to_json().replace(r#"{"type":"relu"}"#, r#"{"type":"silu"}"#)).unwrap()
+    });
+    for spec in presets.into_iter().chain((0..12).map(nested_spec)) {
+        let tensors = spec.layout().tensors().len();
+        if tensors == 0 {
+            continue;
+        }
+        let (samples, start) = (noise(&spec, 3, 1), parameters(&spec, 1));
+        for trained in [0, tensors / 2, tensors - 1] {
+            let trained = place(&spec, trained);
+            let run = |backend| {
+                let mut learner = learner_if_able(&spec, backend)?;
+                learner.set_trainable(std::slice::from_ref(&trained));
+                learner.load(&start);
+                learner.begin_round(1);
+                let losses =
+                    [(); 2].map(|()| step(&mut *learner, &samples, &OptimizerConfig::default()).unwrap());
+                Some((losses, read(&*learner)))
+            };
+            let (Some((losses, fused)), Some((expected, burn))) = (run(Backend::Fused), run(Backend::Flex))
+            else {
+                continue;
+            };
+            let close = |a: f32, b: f32| (a - b).abs() < 1e-3 * b.abs().max(1e-3);
+            assert!(losses.iter().zip(expected).all(|(a, b)| close(*a, b)), "{losses:?} {expected:?}");
+            let delta = |after: &[f32]| -> Vec<f32> {
+                after[trained.clone()].iter().zip(&start[trained.clone()]).map(|(a, b)| a - b).collect()
+            };
+            let (own, wanted) = (delta(&fused), delta(&burn));
+            assert!(
+                norm(&wanted) < 1e-6 || relative_error(&own, &wanted) < 1e-3,
+                "{:e} {}",
+                relative_error(&own, &wanted),
+                spec.to_json()
+            );
+            let mut buffers = spec.buffers();
+            buffers.push(trained.clone());
+            let is_free = |at: &usize| buffers.iter().any(|range| range.contains(at));
+            assert!((0..start.len()).filter(|at| !is_free(at)).all(|at| fused[at] == start[at]));
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_a_million_samples_is_a_step_like_any_other() {
+    // A chain and a graph; whole, their activations would take gigabytes.
+    for middle in [Layer::Relu, Layer::Tanh] {
+        let layers = vec![linear(4, 512), middle, linear(512, 2)];
+        let spec = classifier("wide", &[4], 2, layers);
+        let few = noise(&spec, 1000, 5);
+        let (Inputs::Numbers(x), Targets::Classes(y)) = (few.batch().inputs, few.batch().targets) else {
+            panic!("numbers and classes expected")
+        };
+        let (all_x, all_y) = (x.repeat(1000), y.repeat(1000));
+        let start = parameters(&spec, 1);
+        let run = |batch: Batch<'_>| {
+            let mut learner = learner(&spec, Backend::Fused);
+            learner.load(&start);
+            let config = OptimizerConfig { lr: 0.5, ..OptimizerConfig::default() };
+            let loss = learner.step(batch, &config).unwrap();
+            (loss, read(&*learner))
+        };
+        let (loss, moved) = run(few.batch());
+        let (large_loss, large) = run(Batch::new(&all_x, &all_y));
+        assert!((loss - large_loss).abs() < 1e-4, "{loss} {large_loss}");
+        assert!(relative_error(&large, &moved) < 1e-5);
+        assert!(relative_error(&moved, &start) > 1e-3, "the premise: something moves");
     }
 }
 

@@ -130,6 +130,10 @@ pub struct TaskBody {
     /// A regular expression: only tensors in whose name it is found are trained, the update of the others is zero.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trainable: Option<String>,
+    /// A regular expression: tensors in whose name it is found are personal. A worker keeps its own values of them,
+    /// and their update is zero.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_layers: Option<String>,
     /// Seconds left until the round closes without this worker, if it has a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_s: Option<f64>,
@@ -155,6 +159,7 @@ impl TaskBody {
             control: false,
             needs_sgd: false,
             trainable: None,
+            local_layers: None,
             deadline_s: None,
         }
     }

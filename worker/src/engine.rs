@@ -4,7 +4,7 @@
 //! round to round. A worker has one of each, a simulator an engine per thread for all its clients.
 
 use crate::{
-    client_state::ClientState,
+    client_state::{ClientMemory, ClientState},
     error::SetupError,
     plan::{Plan, StartingPoint},
     samples::Batches,
@@ -13,7 +13,7 @@ use crate::{
 };
 use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
 use fl_model::{
-    Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, TensorPattern, complement,
+    Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, Parts, PartsError, TensorPattern,
     spec::describe,
 };
 use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, UpdateMeta};
@@ -33,15 +33,18 @@ pub struct Engine {
     classes: Option<Vec<u32>>,
     learner: Box<dyn Learner>,
     updates: UpdateEncoder,
-    /// The task's `trainable`; none: all tensors are trained.
+    /// `TRAINABLE`; none: all tensors are trained.
     trainable: Option<TensorPattern>,
+    /// `LOCAL_LAYERS`; none: no tensor is personal.
+    local: Option<TensorPattern>,
+    parts: Parts,
     /// SCAFFOLD's correction of every gradient.
     drift: Vec<f32>,
     batch: Samples,
 }
 
 impl Engine {
-    /// Prepares the network of `global`.
+    /// Prepares the network of `global`, whose parameters it does not look at.
     ///
     /// # Errors
     /// If the model does not fit this worker's settings or data.
@@ -89,6 +92,8 @@ impl Engine {
             learner,
             updates: UpdateEncoder::new(global.network.layout().into_owned(), threads)?,
             trainable: None,
+            local: None,
+            parts: Parts::default(),
             drift: Vec::new(),
             batch: Samples::new(),
             normalization,
@@ -149,26 +154,45 @@ impl Engine {
         &self.data
     }
 
-    /// From now on only tensors in whose name `pattern` is found are trained, and the update of the others is exactly
-    /// zero; none: all are.
+    /// From now on only tensors in whose name `trainable` is found are trained (none: all), and those in whose name
+    /// `local` is found (none: no one) are personal. The update of both is exactly zero.
     ///
     /// # Errors
-    /// If it is no regular expression, or finds no tensor.
-    pub fn set_trainable(&mut self, pattern: Option<&str>) -> Result<(), String> {
-        if self.trainable.as_ref().map(TensorPattern::as_str) == pattern {
+    /// If one is no regular expression or finds no tensor, or nothing would travel.
+    pub fn set_parts(&mut self, trainable: Option<&str>, local: Option<&str>) -> Result<(), PartsError> {
+        let is = |own: &Option<TensorPattern>, given: Option<&str>| {
+            own.as_ref().map(TensorPattern::as_str) == given
+        };
+        if is(&self.trainable, trainable) && is(&self.local, local) {
             return Ok(());
         }
-        let refused = |reason: String| format!("TRAINABLE={}: {reason}", pattern.unwrap_or_default());
-        let pattern = pattern.map(str::parse::<TensorPattern>).transpose().map_err(refused)?;
-        let all = self.num_parameters();
-        let trained = match &pattern {
-            Some(pattern) => pattern.ranges(self.layout()).map_err(refused)?,
-            None => std::iter::once(0..all).collect(),
+        let parse = |setting, text: Option<&str>| {
+            let refused = |text: &str, reason| PartsError { setting, pattern: text.to_owned(), reason };
+            text.map(|text| text.parse::<TensorPattern>().map_err(|reason| refused(text, reason))).transpose()
         };
-        self.learner.set_trainable(&trained);
-        self.updates.set_frozen(complement(&trained, all));
-        self.trainable = pattern;
+        let (trainable, local) = (parse("TRAINABLE", trainable)?, parse("LOCAL_LAYERS", local)?);
+        let parts = Parts::new(trainable.as_ref(), local.as_ref(), self.layout())?;
+        self.learner.set_trainable(&parts.trained);
+        self.updates.set_parts(&parts, local.as_ref());
+        (self.trainable, self.local, self.parts) = (trainable, local, parts);
         Ok(())
+    }
+
+    /// Loads the model as a client has it: `parameters`, with the client's own tensors over them. Not between
+    /// [`Engine::train`] and [`Engine::settle`].
+    ///
+    /// # Panics
+    /// If there are not as many parameters as the network has.
+    pub fn load(&mut self, memory: &ClientMemory, parameters: &[f32]) {
+        match &memory.personal {
+            Some(personal) if self.local.is_some() => {
+                let (layout, room) = self.updates.room();
+                room.copy_from_slice(parameters);
+                personal.put_over(layout, &self.parts.local, room);
+                self.learner.load(room);
+            }
+            _ => self.learner.load(parameters),
+        }
     }
 
     /// Trains `client` from `from` for one round and encodes what changed. With the server's control
@@ -188,7 +212,7 @@ impl Engine {
         mut before_step: impl FnMut() -> ControlFlow<()>,
     ) -> Result<Option<LocalUpdate>, ModelError> {
         let started = Instant::now();
-        self.learner.load(from.parameters);
+        self.load(&client.memory, from.parameters);
         let rng_of = |purpose| seeded_rng(client.seed, client.worker_id.as_str(), from.round, purpose);
         self.learner.begin_round(rng_of(Purpose::Masks).random());
         if let Some(control) = from.control {
@@ -242,6 +266,9 @@ impl Engine {
         for (drift, own) in self.drift.iter_mut().zip(own) {
             *drift -= own;
         }
+        for part in &self.parts.local {
+            self.drift[part.clone()].fill(0.0);
+        }
         self.learner.set_drift(&self.drift);
     }
 
@@ -250,7 +277,9 @@ impl Engine {
     /// so that the master's stays the clients' mean. After a notice was `sent`, the whole difference to the
     /// previous update is carried into the next residual.
     ///
-    /// An update that the master refuses changes neither. Its delta was made for an outdated model, and the
+    /// With `LOCAL_LAYERS` the client's own tensors become those that the training gave.
+    ///
+    /// An update that the master refuses changes nothing. Its delta was made for an outdated model, and the
     /// deltas of a worker that is always late would accumulate without bound.
     pub fn settle(&self, client: &mut ClientState, sent: Sent) {
         self.updates.settle(&mut client.memory, sent);
@@ -258,7 +287,7 @@ impl Engine {
 }
 
 fn check_size(config: &Config, global: &GlobalModel) -> Result<(), SetupError> {
-    let found = global.parameters.len();
+    let found = global.network.layout().parameters();
     match config.training.model_dim.filter(|allowed| found > *allowed) {
         Some(allowed) => Err(SetupError::ModelTooLarge { found, allowed }),
         None => Ok(()),

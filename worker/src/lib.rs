@@ -27,7 +27,7 @@ mod state_file;
 mod update;
 
 pub use client::{CallError, CertificateError, ClientError, MasterClient};
-pub use client_state::{ClientMemory, ClientState, LastUpdate};
+pub use client_state::{ClientMemory, ClientState, LastUpdate, Personal};
 pub use engine::{Engine, MakeLearner};
 pub use error::{SetupError, WorkerError, exit_of};
 pub use local_client::LocalClient;

@@ -9,7 +9,7 @@ use crate::{
     update::{LocalUpdate, Sent},
 };
 use fl_datasets::Dataset;
-use fl_model::{GlobalModel, ModelError};
+use fl_model::{GlobalModel, ModelError, PartsError};
 use fl_protocol::ModelLayout;
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -76,12 +76,20 @@ impl LocalClient {
         &mut self.state.memory
     }
 
-    /// See [`Engine::set_trainable`].
+    /// See [`Engine::set_parts`].
     ///
     /// # Errors
-    /// If the pattern is none, or finds no tensor.
-    pub fn set_trainable(&mut self, pattern: Option<&str>) -> Result<(), String> {
-        self.engine.set_trainable(pattern)
+    /// Patterns that do not fit the model.
+    pub fn set_parts(&mut self, trainable: Option<&str>, local: Option<&str>) -> Result<(), PartsError> {
+        self.engine.set_parts(trainable, local)
+    }
+
+    /// See [`Engine::load`].
+    ///
+    /// # Panics
+    /// If there are not as many parameters as the network has.
+    pub fn load(&mut self, parameters: &[f32]) {
+        self.engine.load(&self.state.memory, parameters);
     }
 
     /// See [`Engine::train`].

@@ -274,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn schedules_hold_for_every_optimizer() {
+        for optimizer in ["sgd", "adam", "adamw"] {
+            let optimizer = format!("--optimizer={optimizer}");
+            let own = plan(&[&optimizer, "--lr=0.08", "--lr-schedule=exp:0.5"], &task());
+            assert!((own.sgd.lr - 0.01).abs() < 1e-7, "round 3: {}", own.sgd.lr);
+            assert_eq!(plan(&[&optimizer], &task()).sgd.lr, 0.1, "the master's comes with its own schedule");
+        }
+    }
+
+    #[test]
     fn a_strategy_that_counts_steps_of_sgd_refuses_adam() {
         let task = TaskBody { needs_sgd: true, ..task() };
         assert!(check_optimizer(&config(&[]), &task).is_ok());

@@ -1,11 +1,12 @@
 //! The loop: ask for work, pull the model, train, push the update.
 
+mod training;
+
 use crate::{
     backoff::Backoff,
     ballast::Ballast,
     calls::{Calls, Interrupt, Verdict},
     client::MasterClient,
-    client_state::ClientMemory,
     engine::MakeLearner,
     error::WorkerError,
     local_client::LocalClient,
@@ -15,16 +16,15 @@ use crate::{
     prefetch::Prefetch,
     report::{RoundLog, RoundReport, Summary, WaitLog},
     settings::{Config, cores},
-    state_file::{SavedState, StateFile},
+    state_file::StateFile,
     update::{LocalUpdate, Sent},
 };
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
-use fl_model::{GlobalModel, Learner, ModelError};
+use fl_model::{GlobalModel, Learner, ModelError, ModelView};
 use fl_protocol::{TaskAction, TaskBody, UpdateAck};
 use std::{
     future::Future,
-    ops::ControlFlow,
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -34,6 +34,7 @@ use tokio::{
     time::timeout,
 };
 use tracing::{info, warn};
+use training::{Trained, Trainee, choose_parts, restore, train_round};
 
 /// One training a core: with more workers in a process, more at a time would only evict one another's
 /// data from the caches.
@@ -157,26 +158,6 @@ struct Session {
     round_log: RoundLog,
     wait_log: WaitLog,
     summary: Arc<Mutex<Summary>>,
-}
-
-/// What a training thread borrows: it comes back with the result.
-#[derive(Default)]
-struct Trainee {
-    /// None before the first round.
-    local: Option<LocalClient>,
-    ballast: Ballast,
-}
-
-/// How a training ended.
-enum Trained {
-    /// With an update of a round.
-    Update(u64, LocalUpdate),
-    /// With values that are not finite.
-    Diverged(u64),
-    /// Not begun: model and control variate are of different rounds.
-    OtherRounds,
-    /// Shutdown was requested.
-    Stopped,
 }
 
 impl Session {
@@ -316,32 +297,45 @@ impl Session {
     ) -> Result<Trained, WorkerError> {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
         check_optimizer(&self.config, task)?;
-        let trainable = task.trainable.clone();
+        let (trainable, proposed) = (task.trainable.clone(), task.local_layers.clone());
         let mut trainee = std::mem::take(&mut self.trainee);
         let (config, data) = (self.config.clone(), self.data.clone());
         let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
         let work = move || -> Result<_, WorkerError> {
-            let global = GlobalModel::from_safetensors(&file)?;
-            drop(file);
+            // The parameters are used where they lie in the file: a copy would be as large again.
+            let view = ModelView::read(&file)?;
+            let parameters = view.values()?;
+            let global = &view.model;
             let control = control.map(|file| GlobalModel::from_safetensors(&file)).transpose()?;
             // Before the clock of `compute_factor` starts: the ballast is not training.
             trainee.ballast.touch();
-            if !trainee.local.as_ref().is_some_and(|local| local.fits(&global)) {
+            if !trainee.local.as_ref().is_some_and(|local| local.fits(global)) {
                 let mut local = match &make {
-                    Some(make) => LocalClient::with_learner(&config, data, &global, make)?,
-                    None => LocalClient::new(&config, data, &global)?,
+                    Some(make) => {
+                        let global = GlobalModel { parameters: parameters.to_vec(), ..global.clone() };
+                        LocalClient::with_learner(&config, data, &global, make)?
+                    }
+                    None => LocalClient::new(&config, data, global)?,
                 };
-                if let Some(memory) = state_file.and_then(|file| restore(&file, &global)) {
+                if let Some(memory) = state_file.and_then(|file| restore(&file, global)) {
                     *local.memory_mut() = memory;
                 }
                 trainee.local = Some(local);
             }
             if let Some(local) = &mut trainee.local {
-                local
-                    .set_trainable(trainable.as_deref())
-                    .map_err(|reason| WorkerError::BadTask { reason })?;
+                choose_parts(local, &config, trainable.as_deref(), proposed.as_deref())?;
             }
-            let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
+            let from = StartingPoint {
+                round: global.round,
+                parameters: &parameters,
+                control: control.as_ref().map(|control| control.parameters.as_slice()),
+            };
+            // A round may have closed between the two downloads.
+            let fits = control.as_ref().is_none_or(|control| control.round == global.round);
+            let trained = match fits {
+                true => train_round(&mut trainee, &from, &plan, &stop)?,
+                false => Trained::OtherRounds,
+            };
             Ok((trainee, trained))
         };
         // The semaphore is never closed.
@@ -457,8 +451,16 @@ impl Session {
         if is_empty && !self.state_is_saved && !file.path().exists() {
             return Ok(());
         }
-        let (layout, memory) = (local.layout().clone(), local.memory().clone());
-        let saved = spawn_blocking(move || file.save(&layout, &SavedState { round, memory })).await?;
+        let mut trainee = std::mem::take(&mut self.trainee);
+        let work = move || {
+            let saved = match &mut trainee.local {
+                Some(local) => file.save(local.layout(), round, local.memory()),
+                None => Ok(()),
+            };
+            (trainee, saved)
+        };
+        let (trainee, saved) = spawn_blocking(work).await?;
+        self.trainee = trainee;
         match saved {
             Ok(()) => self.state_is_saved = !is_empty,
             Err(error) => {
@@ -467,56 +469,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-}
-
-/// What the file has for this model. A file that cannot be used is named and left alone until the next
-/// acknowledged update replaces it.
-fn restore(file: &StateFile, global: &GlobalModel) -> Option<ClientMemory> {
-    let path = file.path().display();
-    match file.load(&global.network.layout()) {
-        Ok(None) => None,
-        Ok(Some(state)) if global.round < state.round => {
-            warn!(%path, round = global.round, saved_round = state.round, "the state is of a later round than the model, it is ignored");
-            None
-        }
-        Ok(Some(state)) => {
-            info!(%path, saved_round = state.round, "going on with the state of the last run");
-            Some(state.memory)
-        }
-        Err(error) => {
-            warn!(%path, %error, "the state of the last run is ignored");
-            None
-        }
-    }
-}
-
-fn train_round(
-    trainee: &mut Trainee,
-    global: &GlobalModel,
-    control: Option<&GlobalModel>,
-    plan: &Plan,
-    stop: &Stop,
-) -> Result<Trained, WorkerError> {
-    // A round may have closed between the two downloads.
-    if control.is_some_and(|control| control.round != global.round) {
-        return Ok(Trained::OtherRounds);
-    }
-    let Some(local) = &mut trainee.local else { return Ok(Trained::OtherRounds) };
-    let from = StartingPoint {
-        round: global.round,
-        parameters: &global.parameters,
-        control: control.map(|control| control.parameters.as_slice()),
-    };
-    let trained = local.train(&from, plan, || match stop.is_set() {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    });
-    match trained {
-        Ok(Some(update)) => Ok(Trained::Update(global.round, update)),
-        Ok(None) => Ok(Trained::Stopped),
-        Err(ModelError::Diverged) => Ok(Trained::Diverged(global.round)),
-        Err(error) => Err(error.into()),
     }
 }
 

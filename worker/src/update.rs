@@ -1,12 +1,12 @@
 //! From trained parameters to an update container, and what the client remembers once it counts.
 
 use crate::{
-    client_state::{ClientMemory, ClientState, LastUpdate},
+    client_state::{ClientMemory, ClientState, LastUpdate, Personal},
     plan::{Plan, StartingPoint},
 };
 use bytes::Bytes;
 use fl_datasets::{Purpose, seeded_rng};
-use fl_model::ModelError;
+use fl_model::{ModelError, Parts, TensorPattern};
 use fl_protocol::{
     ModelLayout, UpdateMeta,
     update::{self, Encoded},
@@ -57,8 +57,11 @@ pub(crate) struct UpdateEncoder {
     streams: Vec<Vec<u8>>,
     /// Local minus global parameters plus the residual: what the last update encoded.
     delta: Vec<f32>,
-    /// Parts of the flat vector that are not trained: their delta is zero.
-    frozen: Vec<Range<usize>>,
+    /// Parts of the flat vector whose delta is zero: they are not trained, or personal.
+    silent: Vec<Range<usize>>,
+    /// The personal tensors, and their values after the last training.
+    local: Vec<Range<usize>>,
+    personal: Option<Personal>,
     /// Index and shortest stream of each tensor in those parts.
     zeros: Vec<(usize, Vec<u8>)>,
     /// The change of the control variate, and its streams; empty without one.
@@ -82,7 +85,9 @@ impl UpdateEncoder {
             shapes: layout.shapes(),
             delta: vec![0.0; layout.parameters()],
             layout,
-            frozen: Vec::new(),
+            silent: Vec::new(),
+            local: Vec::new(),
+            personal: None,
             zeros: Vec::new(),
             encoder: Encoder::new(threads),
             streams: Vec::new(),
@@ -93,11 +98,11 @@ impl UpdateEncoder {
         })
     }
 
-    /// Sets the parts that are not trained; each consists of whole tensors.
-    pub(crate) fn set_frozen(&mut self, frozen: Vec<Range<usize>>) {
+    /// Sets the parts that do not travel. `local` is the pattern of the personal tensors.
+    pub(crate) fn set_parts(&mut self, parts: &Parts, local: Option<&TensorPattern>) {
         self.zeros.clear();
         for (index, tensor) in self.layout.tensors().iter().enumerate() {
-            if !frozen.iter().any(|part| part.contains(&tensor.offset)) {
+            if !parts.silent.iter().any(|part| part.contains(&tensor.offset)) {
                 continue;
             }
             let mut streams = Vec::new();
@@ -114,7 +119,14 @@ impl UpdateEncoder {
             debug_assert!(encoded.is_ok());
             self.zeros.extend(streams.pop().map(|stream| (index, stream)));
         }
-        self.frozen = frozen;
+        self.silent.clone_from(&parts.silent);
+        self.local.clone_from(&parts.local);
+        self.personal = local.map(|local| Personal { pattern: local.to_string(), values: Vec::new() });
+    }
+
+    /// The layout, and room for a model, whose content the next update overwrites.
+    pub(crate) fn room(&mut self) -> (&ModelLayout, &mut [f32]) {
+        (&self.layout, &mut self.delta)
     }
 
     pub(crate) fn layout(&self) -> &ModelLayout {
@@ -135,10 +147,20 @@ impl UpdateEncoder {
         trained: impl FnOnce(&mut [f32]),
     ) -> Result<(Bytes, Option<Bytes>), ModelError> {
         trained(&mut self.delta);
+        if let Some(personal) = &mut self.personal {
+            personal.values.clear();
+            for part in &self.local {
+                personal.values.extend_from_slice(&self.delta[part.clone()]);
+            }
+            // The encoder refuses those that travel.
+            if !personal.values.iter().all(|value| value.is_finite()) {
+                return Err(ModelError::Diverged);
+            }
+        }
         for (local, global) in self.delta.iter_mut().zip(from.parameters) {
             *local -= global;
         }
-        clear(&mut self.delta, &self.frozen);
+        clear(&mut self.delta, &self.silent);
         let mut spec = self.spec(plan, meta, from.control.is_some())?;
         let mut rng = seeded_rng(client.seed, client.worker_id.as_str(), from.round, Purpose::Rounding);
         spec.seed = rng.random();
@@ -148,8 +170,8 @@ impl UpdateEncoder {
             self.encode_control(control, plan, meta, &spec)?;
         }
         client.memory.feedback.add_to(&mut self.delta);
-        // A residual of rounds in which they were trained is dropped.
-        clear(&mut self.delta, &self.frozen);
+        // A residual of rounds in which they travelled is dropped.
+        clear(&mut self.delta, &self.silent);
         // Only values that are not finite can fail: training went astray.
         encode_update(&mut self.encoder, &self.delta, &self.shapes, &spec, &mut self.streams)
             .map_err(|_| ModelError::Diverged)?;
@@ -180,7 +202,7 @@ impl UpdateEncoder {
         let length = (steps * f64::from(plan.sgd.lr)) as f32;
         self.control.clear();
         self.control.extend(self.delta.iter().zip(control).map(|(delta, c)| -c - delta / length));
-        clear(&mut self.control, &self.frozen);
+        clear(&mut self.control, &self.silent);
         encode_update(&mut self.encoder, &self.control, &self.shapes, spec, &mut self.control_streams)
             .map_err(|_| ModelError::Diverged)?;
         shorten(&mut self.control_streams, &self.zeros);
@@ -235,7 +257,11 @@ impl UpdateEncoder {
 
     /// The last update, which was made with `memory`, counts: see [`crate::Engine::settle`].
     pub(crate) fn settle(&self, memory: &mut ClientMemory, sent: Sent) {
-        let ClientMemory { feedback, control_variate, last_update } = memory;
+        let ClientMemory { feedback, control_variate, last_update, personal } = memory;
+        // Without `LOCAL_LAYERS` the values of earlier rounds stay: the setting may come back.
+        if self.personal.is_some() {
+            personal.clone_from(&self.personal);
+        }
         if let (Sent::Notice, Some(last)) = (sent, last_update.as_ref()) {
             // Frees the old residual first: two models of memory are not needed at once.
             *feedback = Feedback::default();

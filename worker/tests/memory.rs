@@ -98,6 +98,30 @@ fn unbiased_rounding_carries_nothing_over_unless_told() {
     );
 }
 
+#[test]
+fn adam_starts_every_round_anew_at_the_rate_of_its_schedule() {
+    let data = digits();
+    let global = model(&data, "mlp");
+    // What round 4 sends, after a training in round 0 if there was one.
+    let sent = |args: &[&str], trained_before: bool| {
+        let mut client = Client::new(&[args, &["--quantizer=none"]].concat(), &data, &global);
+        let mut sum = vec![0.0f64; global.parameters.len()];
+        if trained_before {
+            client.round(0, &global.parameters, None, &mut sum);
+            sum.fill(0.0);
+        }
+        client.round(4, &global.parameters, None, &mut sum);
+        sum
+    };
+    for optimizer in ["--optimizer=adam", "--optimizer=adamw"] {
+        let scheduled =
+            sent(&[optimizer, "--lr=0.02", "--lr-schedule=step:2:0.5", "--weight-decay=0.1"], true);
+        let constant = |lr| sent(&[optimizer, lr, "--weight-decay=0.1"], false);
+        assert_eq!(scheduled, constant("--lr=0.005"), "{optimizer}");
+        assert_ne!(scheduled, constant("--lr=0.02"), "{optimizer}");
+    }
+}
+
 /// One SCAFFOLD client in f64, as numpy would compute it: softmax regression on full batches, momentum.
 struct Reference {
     x: Vec<Vec<f64>>,

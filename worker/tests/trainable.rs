@@ -35,7 +35,7 @@ fn train(flags: &[&str], trainable: Option<&str>, with_control: bool) -> (Vec<f3
     let mut last = (Vec::new(), Vec::new(), 0);
     for round in 0..2 {
         // The first round trains everything: what it leaves in the residual must not come out later.
-        client.set_trainable(trainable.filter(|_| round == 1)).unwrap();
+        client.set_parts(trainable.filter(|_| round == 1), None).unwrap();
         let plan = Plan::new(&config, &TaskBody::train(round)).unwrap();
         let from = StartingPoint {
             round,

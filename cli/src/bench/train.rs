@@ -8,7 +8,9 @@ use fl_app::{
     setting::{number, whole},
 };
 use fl_datasets::{Dataset, DatasetSpec, Part, Samples};
-use fl_model::{Backend, Batch, Learner, ModelSpec, OptimizerConfig, init_parameters, measure_gemm_gflops};
+use fl_model::{
+    Backend, Batch, Learner, ModelSpec, OptimizerConfig, TensorPattern, init_parameters, measure_gemm_gflops,
+};
 use fl_protocol::{Input, Inputs, Targets, Task};
 use rand::{RngExt, SeedableRng, rngs::ChaCha8Rng};
 use serde::Serialize;
@@ -58,6 +60,10 @@ pub struct TrainArgs {
     /// Seconds to measure each path.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
+
+    /// Regular expression: only tensors in whose name it is found are trained.
+    #[arg(long, value_name = "REGEX")]
+    trainable: Option<TensorPattern>,
 
     /// Do not measure Burn's flex beside the fused engine.
     #[arg(long)]
@@ -190,6 +196,11 @@ fn measure(
     args: &TrainArgs,
     data: Option<&Dataset>,
 ) -> anyhow::Result<Step> {
+    if let Some(pattern) = &args.trainable {
+        let refused = |reason| SettingError::new("--trainable", pattern, reason);
+        let trained = pattern.ranges(learner.layout()).map_err(refused)?;
+        learner.set_trainable(&trained);
+    }
     learner.load(&init_parameters(spec, SEED));
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let noise = Noise::new(spec, args.batch_size, &mut rng);

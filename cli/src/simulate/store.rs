@@ -1,7 +1,7 @@
 //! Client state carried from round to round, in bounded memory, beyond that on disk.
 
 use fl_quant::Feedback;
-use fl_worker::{ClientMemory, LastUpdate};
+use fl_worker::{ClientMemory, LastUpdate, Personal};
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
@@ -22,16 +22,18 @@ pub struct CarriedStore {
     file: Option<File>,
 }
 
-/// Most vectors of a client: residual, control variate, last update.
-const VECTORS: usize = 3;
+/// Most vectors of a client: residual, control variate, last update, own tensors.
+const VECTORS: usize = 4;
 
 /// A client's state in the file.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Place {
     /// Lengths of the vectors, one after the other.
     lengths: [usize; VECTORS],
     /// Round of the last update, if there is one.
     last_round: Option<u64>,
+    /// Pattern of the own tensors, if there are any.
+    pattern: Option<String>,
 }
 
 impl CarriedStore {
@@ -65,7 +67,7 @@ impl CarriedStore {
         if let Some(carried) = self.memory.get(&client) {
             return Ok(carried.clone());
         }
-        match self.on_disk.get(&client).copied() {
+        match self.on_disk.get(&client).cloned() {
             Some(place) => self.read(client, place),
             None => Ok(ClientMemory::default()),
         }
@@ -91,6 +93,7 @@ impl CarriedStore {
         let place = Place {
             lengths: vectors.map(<[f32]>::len),
             last_round: carried.last_update.as_ref().map(|last| last.round),
+            pattern: carried.personal.as_ref().map(|personal| personal.pattern.clone()),
         };
         let record: Vec<u8> = vectors.into_iter().flatten().flat_map(|v| v.to_le_bytes()).collect();
         let start = self.start(client);
@@ -109,12 +112,13 @@ impl CarriedStore {
         file.read_exact(&mut record)?;
         let (values, _) = record.as_chunks::<4>();
         let mut values = values.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        let [residual, control, last] = place.lengths.map(|len| values.by_ref().take(len).collect());
+        let [residual, control, last, own] = place.lengths.map(|len| values.by_ref().take(len).collect());
         let last = place.last_round.map(|round| LastUpdate { round, values: last });
         Ok(ClientMemory {
             feedback: Feedback::from_residual(residual),
             control_variate: control,
             last_update: last,
+            personal: place.pattern.map(|pattern| Personal { pattern, values: own }),
         })
     }
 
@@ -141,7 +145,8 @@ impl Drop for CarriedStore {
 
 fn vectors(carried: &ClientMemory) -> [&[f32]; VECTORS] {
     let last = carried.last_update.as_ref().map_or(&[][..], |last| &last.values);
-    [carried.feedback.residual(), &carried.control_variate, last]
+    let own = carried.personal.as_ref().map_or(&[][..], |personal| &personal.values);
+    [carried.feedback.residual(), &carried.control_variate, last, own]
 }
 
 fn bytes(carried: &ClientMemory) -> usize {
@@ -161,6 +166,9 @@ mod tests {
             feedback: Feedback::from_residual(values(seed + 1)),
             control_variate: control,
             last_update: last,
+            personal: seed
+                .is_multiple_of(5)
+                .then(|| Personal { pattern: "head".into(), values: vec![seed as f32; 4] }),
         }
     }
 
@@ -179,14 +187,7 @@ mod tests {
             let copy = store.get(client).unwrap();
             let found = store.take(client).unwrap();
             for found in [copy, found] {
-                assert_eq!(
-                    (found.feedback, found.control_variate, found.last_update),
-                    (
-                        expected.feedback.clone(),
-                        expected.control_variate.clone(),
-                        expected.last_update.clone()
-                    )
-                );
+                assert_eq!(found, expected);
             }
             assert!(store.take(client).unwrap().feedback.residual().is_empty(), "it is taken out");
         }

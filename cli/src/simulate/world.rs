@@ -219,7 +219,7 @@ impl World {
         let task = self.server.task();
         let common = Plan::new(&self.common, &task).map_err(anyhow::Error::msg)?;
         for engine in &mut self.engines {
-            engine.set_trainable(task.trainable.as_deref()).map_err(anyhow::Error::msg)?;
+            engine.set_parts(task.trainable.as_deref(), task.local_layers.as_deref())?;
         }
         let mut jobs = Vec::with_capacity(chosen.len());
         for (client, attempt) in chosen {

@@ -32,6 +32,10 @@ pub struct ModelArgs {
     /// [default: all]
     #[arg(long, env, value_name = "REGEX")]
     pub trainable: Option<String>,
+    /// Regular expression: tensors in whose name it is found are personal: workers keep and train their own values,
+    /// which never travel [default: none]
+    #[arg(long, env, value_name = "REGEX")]
+    pub local_layers: Option<String>,
     /// Data set that gives input shape, task and test set: digits, shakespeare, fashion-mnist, mnist, idx:DIR, cifar10,
     /// images:DIR@WxH, csv:FILE, safetensors:FILE, text:FILE, bytes:FILE
     #[arg(long, env, default_value = "digits")]
@@ -63,6 +67,7 @@ impl ModelArgs {
             model_dim: self.model_dim,
             initial_model: filled(self.initial_model).map(PathBuf::from),
             trainable: filled(self.trainable).map(|text| parse("TRAINABLE", &text)).transpose()?,
+            local_layers: filled(self.local_layers).map(|text| parse("LOCAL_LAYERS", &text)).transpose()?,
             dataset: dataset(&self.dataset, self.target)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
             labels: filled(self.labels).map(|text| labels(&text)).transpose()?,
@@ -83,6 +88,8 @@ pub struct ModelConfig {
     pub initial_model: Option<PathBuf>,
     /// `TRAINABLE`: the tensors that are trained; none: all.
     pub trainable: Option<TensorPattern>,
+    /// `LOCAL_LAYERS`: the tensors of which each worker has its own; none: none.
+    pub local_layers: Option<TensorPattern>,
     /// `DATASET` and `TARGET`: gives input shape, task and the test set.
     pub dataset: DatasetSpec,
     /// `DATA_DIR`: where data files are looked for, if not in the data set's usual place.

@@ -17,7 +17,7 @@ use crate::{
     error::ModelError,
     evaluation::BatchEvaluation,
     global::GlobalModel,
-    learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
+    learner::{Batch, BatchShape, EVALUATION_BATCH, LargeBatch, Learner, assert_length, finite},
     optimizer::{Optimizer, OptimizerConfig},
     parallel::Threads,
     spec::ModelSpec,
@@ -159,6 +159,24 @@ impl<M: BurnNetwork> BurnLearner<M> {
         Ok((finite(loss)?, gradients, pass))
     }
 
+    /// Mean loss of a batch; its gradient goes to `out`, and buffers move.
+    fn gradient_of(&mut self, batch: Batch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
+        let (loss, gradients, pass) = self.backward(batch, batch.targets.len() / self.batches.targets)?;
+        self.network.visit(&mut Read { rest: out, gradients: Some(&gradients) });
+        self.put_buffers(&pass.into_moved());
+        Ok(loss)
+    }
+
+    /// The same for a large batch, of which each piece is normalised by itself.
+    fn run_pieces(&mut self, large: LargeBatch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
+        let outcome = large.gradient(out, |piece, first, gradient| {
+            self.masks.first = first;
+            self.gradient_of(piece, gradient)
+        });
+        self.masks.first = 0;
+        outcome
+    }
+
     /// A user's module may give another shape than the task needs.
     fn check_outputs(&self, [rows, columns]: [usize; 2], samples: usize) -> Result<(), ModelError> {
         let wanted = [samples * self.batches.rows, self.batches.classes];
@@ -178,6 +196,7 @@ pub(crate) fn learner(spec: &ModelSpec, device: Device) -> Box<dyn Learner> {
     let network = SpecNetwork::new(spec, &device.clone().autodiff());
     let mut learner = BurnLearner::new(network, spec.input.clone(), spec.task.clone(), device);
     learner.layout = spec.layout();
+    learner.batches = BatchShape::of(spec);
     Box::new(learner)
 }
 
@@ -199,7 +218,7 @@ impl<M: BurnNetwork> Learner for BurnLearner<M> {
     }
 
     fn begin_round(&mut self, seed: u64) {
-        self.masks = MaskSeed { seed, step: 0 };
+        self.masks = MaskSeed { seed, step: 0, first: 0 };
         // For a module's own random choices.
         self.device.seed(seed);
     }
@@ -216,32 +235,39 @@ impl<M: BurnNetwork> Learner for BurnLearner<M> {
     fn step(&mut self, batch: Batch<'_>, optimizer: &OptimizerConfig) -> Result<f32, ModelError> {
         let samples = self.batches.check(batch)?;
         optimizer.validate()?;
-        let (loss, gradients, pass) = self.backward(batch, samples)?;
-        self.put_buffers(&pass.into_moved());
         let whole = 0..self.layout.parameters();
-        if self.state.plain(optimizer, &whole).is_some() {
+        let large = self.batches.large(batch);
+        let loss = if large.is_none() && self.state.plain(optimizer, &whole).is_some() {
+            let (loss, gradients, pass) = self.backward(batch, samples)?;
+            self.put_buffers(&pass.into_moved());
             self.network = self.network.clone().map(&mut Descend { lr: optimizer.lr, gradients });
+            loss
         } else {
             let mut gradient = vec![0.0; self.layout.parameters()];
-            self.network.visit(&mut Read { rest: &mut gradient, gradients: Some(&gradients) });
+            let loss = match large {
+                Some(large) => self.run_pieces(large, &mut gradient)?,
+                None => self.gradient_of(batch, &mut gradient)?,
+            };
             let mut parameters = self.flat();
             self.state.begin_step(&parameters, optimizer);
             self.state.update(&mut parameters, &mut gradient, whole, optimizer, &Threads::none());
             self.put(&parameters);
-        }
+            loss
+        };
         self.masks.step += 1;
         Ok(loss)
     }
 
     fn gradients(&mut self, batch: Batch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
-        let samples = self.batches.check(batch)?;
+        self.batches.check(batch)?;
         assert_length(out, &self.layout);
         let before = self.buffer_values();
-        let outcome = self.backward(batch, samples);
+        let outcome = match self.batches.large(batch) {
+            Some(large) => self.run_pieces(large, out),
+            None => self.gradient_of(batch, out),
+        };
         self.put_buffers(&before);
-        let (loss, gradients, _) = outcome?;
-        self.network.visit(&mut Read { rest: out, gradients: Some(&gradients) });
-        Ok(loss)
+        outcome
     }
 
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError> {

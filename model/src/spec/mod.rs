@@ -8,12 +8,15 @@
 mod file;
 mod layer;
 mod presets;
+mod rules;
 mod shapes;
+mod tensors;
 
 pub use file::describe;
-pub use layer::{GeluForm, Join, Layer, LayerTensor, Pair, Start};
+pub use layer::{GeluForm, Join, Layer, Pair};
 pub use presets::PRESETS;
 pub(crate) use shapes::visit_shapes;
+pub use tensors::{LayerTensor, Start};
 
 use crate::error::ModelError;
 use fl_protocol::{Input, ModelLayout, Task};
@@ -135,5 +138,5 @@ impl ModelSpec {
 /// # Errors
 /// What does not fit.
 pub fn output_shape(layer: &Layer, input: &[usize]) -> Result<Vec<usize>, String> {
-    shapes::after(layer, input)
+    rules::after(layer, input)
 }

@@ -177,6 +177,7 @@ mod tests {
         assert_eq!(refused(&["--optimizer=adam", "--momentum=0.9"]), "MOMENTUM");
         assert_eq!(refused(&["--nesterov=true"]), "NESTEROV");
         assert_eq!(refused(&["--nesterov=true", "--momentum=0.9"]), "fine");
+        assert_eq!(refused(&["--local-layers=("]), "LOCAL_LAYERS");
         assert_eq!(refused(&["--quantizer=zip"]), "QUANTIZER");
         assert_eq!(refused(&["--bits=9"]), "BITS");
         assert_eq!(refused(&["--update-bytes=500"]), "UPDATE_BYTES");

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 #[command(next_help_heading = "State")]
 pub struct StateArgs {
     /// Folder that keeps what this worker carries from round to round (residual of error feedback, SCAFFOLD's
-    /// control variate, last update of LAZY) over a restart; WORKER_ID must stay the same [default: none]
+    /// control variate, last update of LAZY, own tensors of LOCAL_LAYERS) over a restart; WORKER_ID must stay the same
+    /// [default: none]
     #[arg(long, env = "WORKER_STATE_DIR", value_name = "DIR")]
     pub worker_state_dir: Option<String>,
 }

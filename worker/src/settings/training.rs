@@ -3,9 +3,9 @@
 use clap::{ArgAction, Args};
 use fl_app::{
     SettingError,
-    setting::{number, parse, whole},
+    setting::{filled, number, parse, whole},
 };
-use fl_model::{Backend, Method};
+use fl_model::{Backend, Method, TensorPattern};
 use fl_protocol::LrSchedule;
 use std::num::NonZeroUsize;
 
@@ -46,6 +46,10 @@ pub struct TrainingArgs {
     /// Largest Euclidean norm of a gradient, 0 = no limit
     #[arg(long, env = "CLIP_NORM", default_value_t = 0.0)]
     pub clip_norm: f32,
+    /// Regular expression: tensors in whose name it is found are personal: this worker keeps and trains its own
+    /// values, which never travel [default: the master's]
+    #[arg(long, env = "LOCAL_LAYERS", value_name = "REGEX")]
+    pub local_layers: Option<String>,
     /// Parameters that the master's model must not exceed, 0 = any
     #[arg(long, env = "MODEL_DIM", default_value_t = 0)]
     pub model_dim: usize,
@@ -83,6 +87,8 @@ pub struct TrainingSettings {
     pub mu: Option<f32>,
     /// `CLIP_NORM`; none: no limit.
     pub clip_norm: Option<f32>,
+    /// `LOCAL_LAYERS`: the personal tensors.
+    pub local_layers: Option<TensorPattern>,
     /// `MODEL_DIM`: largest model that this node takes, in parameters; none: any.
     pub model_dim: Option<usize>,
     /// `BACKEND`.
@@ -133,6 +139,7 @@ impl TrainingArgs {
             weight_decay: self.weight_decay,
             mu: self.mu,
             clip_norm,
+            local_layers: filled(self.local_layers).map(|text| parse("LOCAL_LAYERS", &text)).transpose()?,
             model_dim: (self.model_dim != 0).then_some(self.model_dim),
             backend,
             threads: (self.threads != 0).then_some(self.threads),

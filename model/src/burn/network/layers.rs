@@ -1,6 +1,6 @@
 //! Layers as functions of tensors, with PyTorch's semantics. `x` has the samples as its first dimension.
 
-use crate::{dropout::Mask, spec::Pair};
+use crate::{dropout::MaskSeed, spec::Pair};
 use burn::tensor::{
     Tensor, TensorData,
     module::{self, linear as matmul_and_add},
@@ -99,7 +99,9 @@ pub(super) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x * phi
 }
 
-pub(super) fn dropout<const D: usize>(x: Tensor<D>, mask: Mask) -> Tensor<D> {
+pub(super) fn dropout<const D: usize>(x: Tensor<D>, masks: MaskSeed, p: f32, layer: usize) -> Tensor<D> {
+    let samples = x.dims().first().copied().unwrap_or(1).max(1);
+    let mask = masks.mask(p, layer, x.shape().num_elements() / samples);
     let mask: Vec<f32> = (0..x.shape().num_elements()).map(|index| mask.at(index)).collect();
     let mask = Tensor::<D>::from_data(TensorData::new(mask, x.shape()), &x.device());
     x * mask

@@ -246,8 +246,8 @@ impl Walk<'_> {
             Layer::AdaptiveAvgPool1d { size } => x.sequence(|x| layers::adaptive_avg_pool1d(x, size)),
             Layer::Dropout { p } => match &self.training {
                 Some(pass) => {
-                    let mask = pass.masks().mask(p, number);
-                    each!(x, x => layers::dropout(x, mask))
+                    let masks = pass.masks();
+                    each!(x, x => layers::dropout(x, masks, p, number))
                 }
                 None => x,
             },

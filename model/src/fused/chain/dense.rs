@@ -156,7 +156,7 @@ impl DenseNet {
                 DenseOp::Dropout { p, layer } => {
                     y.copy_from_slice(x);
                     if let Some(seed) = masks {
-                        drop_some(y, stride, batch, seed.mask(*p, *layer));
+                        drop_some(y, stride, batch, seed.mask(*p, *layer, stage.outputs));
                     }
                 }
                 DenseOp::Pass => y.copy_from_slice(x),
@@ -215,7 +215,7 @@ impl DenseNet {
                 DenseOp::Pass => {}
                 DenseOp::Dropout { p, layer } => {
                     if let Some(seed) = masks {
-                        drop_some(dy, self.stride, self.batch, seed.mask(*p, *layer));
+                        drop_some(dy, self.stride, self.batch, seed.mask(*p, *layer, stage.outputs));
                     }
                 }
                 DenseOp::Linear(params) => {

@@ -185,7 +185,12 @@ impl ImageNet {
             ImageOp::Dropout { p, layer } => {
                 y.copy_from_slice(x);
                 if let Some(seed) = masks {
-                    drop_some(y, stage.output, seed.mask(*p, *layer), first_image + image);
+                    drop_some(
+                        y,
+                        stage.output,
+                        seed.mask(*p, *layer, stage.output.len()),
+                        first_image + image,
+                    );
                 }
             }
             ImageOp::Pass => y.copy_from_slice(x),
@@ -266,7 +271,12 @@ impl ImageNet {
             }
             ImageOp::Dropout { p, layer } => {
                 if let Some(seed) = masks {
-                    drop_some(dy, stage.output, seed.mask(*p, *layer), first_image + image);
+                    drop_some(
+                        dy,
+                        stage.output,
+                        seed.mask(*p, *layer, stage.output.len()),
+                        first_image + image,
+                    );
                 }
             }
             ImageOp::Pass => {}

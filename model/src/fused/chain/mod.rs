@@ -22,7 +22,7 @@ use crate::{
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
-    learner::{Batch, BatchShape, EVALUATION_BATCH, Learner, assert_length, finite},
+    learner::{Batch, BatchShape, EVALUATION_BATCH, LargeBatch, Learner, assert_length, finite},
     optimizer::{Optimizer, OptimizerConfig},
     spec::ModelSpec,
     tasks,
@@ -125,7 +125,7 @@ impl ChainLearner {
     }
 
     fn check(&self, batch: Batch<'_>) -> Result<(), ModelError> {
-        let samples = self.batches.check(batch)?;
+        let samples = self.batches.check(batch)?.min(self.batches.most);
         if self.dense.can_hold(samples, self.dense_features) {
             return Ok(());
         }
@@ -148,6 +148,16 @@ impl ChainLearner {
         });
         self.threads = threads;
         finite(loss)
+    }
+
+    /// [`Self::run`] for a large batch.
+    fn run_pieces(&mut self, large: LargeBatch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
+        let outcome = large.gradient(out, |piece, first, gradient| {
+            self.masks.first = first;
+            self.run(piece, &mut Descent::Gradient(gradient))
+        });
+        self.masks.first = 0;
+        outcome
     }
 
     fn forward(
@@ -245,7 +255,7 @@ impl Learner for ChainLearner {
     }
 
     fn begin_round(&mut self, seed: u64) {
-        self.masks = MaskSeed { seed, step: 0 };
+        self.masks = MaskSeed { seed, step: 0, first: 0 };
     }
 
     fn set_drift(&mut self, drift: &[f32]) {
@@ -262,12 +272,16 @@ impl Learner for ChainLearner {
         optimizer.validate()?;
         self.state.begin_step(&self.parameters, optimizer);
         let whole = 0..self.parameters.len();
-        let loss = if self.state.plain(optimizer, &whole).is_some() {
+        let large = self.batches.large(batch);
+        let loss = if large.is_none() && self.state.plain(optimizer, &whole).is_some() {
             self.run(batch, &mut Descent::Step { lr: optimizer.lr })?
         } else {
             let mut gradient = std::mem::take(&mut self.gradient);
             gradient.resize(self.parameters.len(), 0.0);
-            let loss = self.run(batch, &mut Descent::Gradient(&mut gradient))?;
+            let loss = match large {
+                Some(large) => self.run_pieces(large, &mut gradient)?,
+                None => self.run(batch, &mut Descent::Gradient(&mut gradient))?,
+            };
             self.state.update(&mut self.parameters, &mut gradient, whole, optimizer, &self.threads);
             self.gradient = gradient;
             loss
@@ -279,7 +293,10 @@ impl Learner for ChainLearner {
     fn gradients(&mut self, batch: Batch<'_>, out: &mut [f32]) -> Result<f32, ModelError> {
         self.check(batch)?;
         assert_length(out, &self.layout);
-        self.run(batch, &mut Descent::Gradient(out))
+        match self.batches.large(batch) {
+            Some(large) => self.run_pieces(large, out),
+            None => self.run(batch, &mut Descent::Gradient(out)),
+        }
     }
 
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError> {

@@ -11,20 +11,22 @@ mod build;
 mod dim;
 mod operation;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use super::parallel::Threads;
 use crate::{
     dropout::MaskSeed,
     error::ModelError,
     evaluation::BatchEvaluation,
-    learner::{Batch, BatchShape, Learner, assert_length, finite},
+    learner::{Batch, BatchShape, LargeBatch, Learner, assert_length, finite},
     optimizer::{Optimizer, OptimizerConfig},
     spec::ModelSpec,
     tasks,
 };
 use build::Graph;
 use fl_protocol::{Inputs, ModelLayout};
-use operation::{Context, Scratch};
+use operation::{Context, OwnGradient, Scratch};
 use plan::{Plan, Slot};
 use std::ops::Range;
 
@@ -52,6 +54,8 @@ pub(crate) struct GraphLearner {
     scratch: Scratch,
     layout: ModelLayout,
     batches: BatchShape,
+    /// Which operations have parameters that are trained.
+    trained: Vec<bool>,
     threads: Threads,
     masks: MaskSeed,
 }
@@ -65,6 +69,7 @@ impl GraphLearner {
         let trained: Vec<bool> = graph.nodes.iter().map(|node| !node.tensors.is_empty()).collect();
         Ok(Self {
             training: Plan::training(&graph, &trained),
+            trained,
             evaluation: Plan::evaluation(&graph),
             graph,
             buffers: Vec::new(),
@@ -141,7 +146,7 @@ impl GraphLearner {
 
     /// Runs the operations backward from the gradient of the output, which is in its buffer.
     fn backward(&mut self, inputs: Inputs<'_>, samples: usize, descent: &mut Descent<'_>, threads: &Threads) {
-        let Self { graph, buffers, parameters, scratch, training: plan, gradient, .. } = self;
+        let Self { graph, buffers, parameters, scratch, training: plan, gradient, trained, .. } = self;
         for step in &plan.backward {
             let node = &mut graph.nodes[step.node];
             let sizes = &graph.sizes;
@@ -152,6 +157,7 @@ impl GraphLearner {
                 .map(|slot| slot.map(|slot| std::mem::take(&mut buffers[slot.slot])))
                 .collect();
             let range = node.range();
+            let trained = trained[step.node];
             let plain = match descent {
                 Descent::Step(optimizer, config) if node.operation.descends() => {
                     optimizer.plain(config, &range)
@@ -192,6 +198,7 @@ impl GraphLearner {
                             &mut gradient[..range.len()]
                         }
                     };
+                    let gradient = OwnGradient { values: gradient, wanted: trained };
                     node.operation.backward(&context, &node.tensors, &xs, y, dy, &mut dxs, gradient, scratch);
                 }
             }
@@ -199,7 +206,9 @@ impl GraphLearner {
                 && plain.is_none()
                 && !range.is_empty()
             {
-                optimizer.update(parameters, &mut gradient[..range.len()], range, config, threads);
+                if trained {
+                    optimizer.update(parameters, &mut gradient[..range.len()], range, config, threads);
+                }
                 node.operation.move_buffers(&node.tensors, parameters);
             }
             buffers[step.output] = dy;
@@ -231,6 +240,32 @@ impl GraphLearner {
         });
         self.threads = threads;
         finite(loss)
+    }
+
+    /// [`Self::run`] for a large batch. With `moving` each piece moves the buffers (running moments): it is normalised
+    /// by itself.
+    fn run_pieces(
+        &mut self,
+        large: LargeBatch<'_>,
+        out: &mut [f32],
+        moving: bool,
+    ) -> Result<f32, ModelError> {
+        let outcome = large.gradient(out, |piece, first, gradient| {
+            self.masks.first = first;
+            let loss = self.run(piece, &mut Descent::Gradient(gradient))?;
+            if moving {
+                self.move_buffers();
+            }
+            Ok(loss)
+        });
+        self.masks.first = 0;
+        outcome
+    }
+
+    fn move_buffers(&mut self) {
+        for node in &mut self.graph.nodes {
+            node.operation.move_buffers(&node.tensors, &mut self.parameters);
+        }
     }
 
     /// Mean loss; its gradient goes to where the backward pass begins.
@@ -299,7 +334,7 @@ impl Learner for GraphLearner {
     }
 
     fn begin_round(&mut self, seed: u64) {
-        self.masks = MaskSeed { seed, step: 0 };
+        self.masks = MaskSeed { seed, step: 0, first: 0 };
     }
 
     fn set_drift(&mut self, drift: &[f32]) {
@@ -314,25 +349,28 @@ impl Learner for GraphLearner {
         };
         let trained: Vec<bool> = self.graph.nodes.iter().map(reaches).collect();
         self.training = Plan::training(&self.graph, &trained);
+        self.trained = trained;
         self.optimizer.set_trainable(trainable);
     }
 
     fn step(&mut self, batch: Batch<'_>, config: &OptimizerConfig) -> Result<f32, ModelError> {
         self.batches.check(batch)?;
         config.validate()?;
+        let large = self.batches.large(batch);
         let mut optimizer = std::mem::take(&mut self.optimizer);
         optimizer.begin_step(&self.parameters, config);
-        let outcome = if optimizer.needs_whole_gradient(config) {
+        let outcome = if large.is_some() || optimizer.needs_whole_gradient(config) {
             let mut gradient = std::mem::take(&mut self.gradient);
             gradient.clear();
             gradient.resize(self.parameters.len(), 0.0);
-            let loss = self.run(batch, &mut Descent::Gradient(&mut gradient));
+            let loss = match large {
+                Some(large) => self.run_pieces(large, &mut gradient, true),
+                None => self.run(batch, &mut Descent::Gradient(&mut gradient)),
+            };
             if loss.is_ok() {
                 let whole = 0..gradient.len();
                 optimizer.update(&mut self.parameters, &mut gradient, whole, config, &self.threads);
-                for node in &mut self.graph.nodes {
-                    node.operation.move_buffers(&node.tensors, &mut self.parameters);
-                }
+                self.move_buffers();
             }
             self.gradient = gradient;
             loss
@@ -348,7 +386,10 @@ impl Learner for GraphLearner {
         self.batches.check(batch)?;
         assert_length(out, &self.layout);
         out.fill(0.0);
-        self.run(batch, &mut Descent::Gradient(out))
+        match self.batches.large(batch) {
+            Some(large) => self.run_pieces(large, out, false),
+            None => self.run(batch, &mut Descent::Gradient(out)),
+        }
     }
 
     fn evaluate(&mut self, batch: Batch<'_>) -> Result<BatchEvaluation, ModelError> {

@@ -97,7 +97,7 @@ impl Plan {
         let mut last_use = vec![0; graph.sizes.len()];
         for (index, node) in graph.nodes.iter().enumerate() {
             let runs_backward = needs_gradient[node.output];
-            let keeps = node.operation.keeps();
+            let keeps = node.operation.keeps(trained[index]);
             for &input in &node.inputs {
                 let until = if runs_backward && keeps.input { backward_time(index) } else { index };
                 last_use[input] = last_use[input].max(until);
@@ -113,7 +113,7 @@ impl Plan {
         let mut gradients: Vec<Option<Slot>> = vec![None; graph.sizes.len()];
         gradients[graph.output] = values[graph.output];
         // If the output is kept for its operation's backward pass, its gradient needs a buffer of its own.
-        let output_is_kept = graph.nodes.last().is_some_and(|node| node.operation.keeps().output);
+        let output_is_kept = graph.nodes.last().is_some_and(|node| node.operation.keeps(true).output);
         if output_is_kept {
             gradients[graph.output] = Some(pool.take(graph.sizes[graph.output]));
         }

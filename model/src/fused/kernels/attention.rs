@@ -137,7 +137,7 @@ impl Attention {
         product::multiply(context, weights, y, dim, store(w.out_bias), &mut self.scratch, threads);
     }
 
-    /// Writes the gradients for `dy [batch, length, E]` after a forward pass of `x`.
+    /// Writes those gradients that are asked for, for `dy [batch, length, E]`, after a forward pass of `x`.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn backward(
         &mut self,
@@ -145,8 +145,8 @@ impl Attention {
         dy: &[f32],
         length: usize,
         w: Weights<'_>,
-        dx: &mut [f32],
-        d: Gradients<'_>,
+        dx: Option<&mut [f32]>,
+        mut d: Option<Gradients<'_>>,
         threads: &Threads,
     ) {
         let (shape, dim) = (self.shape, self.shape.dim);
@@ -159,9 +159,11 @@ impl Attention {
         }
         let out = View::new(dy, rows, dim);
         let (context, scratch) = (View::new(&self.context, rows, dim), &mut self.scratch);
-        product::multiply(out.transposed(), context, d.out_weight, dim, Store::Set, scratch, threads);
-        if let Some(bias) = d.out_bias {
-            column_sums(dy, bias);
+        if let Some(d) = &mut d {
+            product::multiply(out.transposed(), context, d.out_weight, dim, Store::Set, scratch, threads);
+            if let Some(bias) = &mut d.out_bias {
+                column_sums(dy, bias);
+            }
         }
         let weights = View::new(w.out_weight, dim, dim);
         product::multiply(out, weights, &mut self.d_context, dim, Store::Set, scratch, threads);
@@ -184,13 +186,17 @@ impl Attention {
         });
 
         let d_qkv = View::new(&self.d_qkv, rows, 3 * dim);
-        let x = View::new(x, rows, dim);
-        product::multiply(d_qkv.transposed(), x, d.in_weight, dim, Store::Set, scratch, threads);
-        if let Some(bias) = d.in_bias {
-            column_sums(&self.d_qkv, bias);
+        if let Some(d) = d {
+            let x = View::new(x, rows, dim);
+            product::multiply(d_qkv.transposed(), x, d.in_weight, dim, Store::Set, scratch, threads);
+            if let Some(bias) = d.in_bias {
+                column_sums(&self.d_qkv, bias);
+            }
         }
-        let weights = View::new(w.in_weight, 3 * dim, dim);
-        product::multiply(d_qkv, weights, dx, dim, Store::Set, scratch, threads);
+        if let Some(dx) = dx {
+            let weights = View::new(w.in_weight, 3 * dim, dim);
+            product::multiply(d_qkv, weights, dx, dim, Store::Set, scratch, threads);
+        }
     }
 }
 

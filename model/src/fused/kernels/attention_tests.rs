@@ -48,7 +48,8 @@ impl Case {
                     out_weight: &mut d_out,
                     out_bias: self.bias.then_some(&mut b_out),
                 };
-                layer.backward(&self.x, &self.dy, length, weights, &mut dx, gradients, &threads);
+                let dx = Some(&mut dx[..]);
+                layer.backward(&self.x, &self.dy, length, weights, dx, Some(gradients), &threads);
             }
         });
         [y, dx, d_in, b_in, d_out, b_out]

@@ -148,7 +148,7 @@ impl Recurrent {
         threads.each(&mut pieces, |_, piece| piece.run(packed, w.bias_hh));
     }
 
-    /// Writes the gradients for `dy [batch, length, hidden]`; `x` and `y` are those of the forward pass,
+    /// Writes those gradients that are asked for, for `dy [batch, length, hidden]`; `x` and `y` are those of the forward pass,
     /// which a second backward pass needs anew.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn backward(
@@ -159,7 +159,7 @@ impl Recurrent {
         length: usize,
         w: Weights<'_>,
         dx: Option<&mut [f32]>,
-        d: Gradients<'_>,
+        d: Option<Gradients<'_>>,
         threads: &Threads,
     ) {
         let (input, hidden, cell) = (self.input, self.hidden, self.cell);
@@ -210,6 +210,7 @@ impl Recurrent {
             let weights = View::new(w.weight_ih, width, input);
             product::multiply(of_inputs, weights, dx, input, Store::Set, scratch, threads);
         }
+        let Some(d) = d else { return };
         let x = View::new(x, rows, input);
         product::multiply(of_inputs.transposed(), x, d.weight_ih, input, Store::Set, scratch, threads);
 

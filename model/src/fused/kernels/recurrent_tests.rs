@@ -48,7 +48,8 @@ impl Case {
                     bias_ih: &mut b_ih,
                     bias_hh: &mut b_hh,
                 };
-                layer.backward(&self.x, &y, &self.dy, length, weights, Some(&mut dx), gradients, &threads);
+                let (dx, d) = (Some(&mut dx[..]), Some(gradients));
+                layer.backward(&self.x, &y, &self.dy, length, weights, dx, d, &threads);
             }
         });
         [y, dx, d_ih, d_hh, b_ih, b_hh]

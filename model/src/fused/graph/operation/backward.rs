@@ -1,8 +1,8 @@
 //! The backward passes.
 
 use super::{
-    Context, Operation, Scratch, attention_weights, drop_some, mask, permute, recurrent_weights, settings,
-    split,
+    Context, Operation, OwnGradient, Scratch, attention_weights, drop_some, mask, permute, recurrent_weights,
+    settings, split,
 };
 use crate::fused::kernels::{activation, attention, embedding, layer_norm, norm, recurrent};
 use crate::fused::parallel::Threads;
@@ -20,7 +20,7 @@ impl Operation {
         y: &[f32],
         dy: &mut [f32],
         dxs: &mut [Option<&mut [f32]>],
-        gradient: &mut [f32],
+        OwnGradient { values: gradient, wanted }: OwnGradient<'_>,
         scratch: &mut Scratch,
     ) {
         let &Context { parameters, threads, masks, samples, .. } = context;
@@ -35,16 +35,20 @@ impl Operation {
                 if let Some(dx) = dx {
                     layer.backward_input(dy, &parameters[tensors[0].clone()], dx, scratch, threads);
                 }
-                let (dw, db) = gradient.split_at_mut(tensors[0].len());
-                layer.backward_weight(dy, x, dw, bias.then_some(db), scratch, threads);
+                if wanted {
+                    let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                    layer.backward_weight(dy, x, dw, bias.then_some(db), scratch, threads);
+                }
             }
             Self::Conv { conv, relu } => {
                 if *relu {
                     mask(dy, y, threads);
                 }
-                let (dw, db) = gradient.split_at_mut(tensors[0].len());
-                let db = (tensors.len() > 1).then_some(db);
-                conv.backward_weights(x, dy, dw, db, &mut scratch.conv, threads);
+                if wanted {
+                    let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                    let db = (tensors.len() > 1).then_some(db);
+                    conv.backward_weights(x, dy, dw, db, &mut scratch.conv, threads);
+                }
                 if let Some(dx) = dx {
                     conv.backward_input(dy, dx, &mut scratch.conv, threads);
                 }
@@ -53,16 +57,24 @@ impl Operation {
                 if *relu {
                     mask(dy, y, threads);
                 }
-                let (dw, db) = gradient.split_at_mut(tensors[0].len());
-                let db = (tensors.len() > 1).then_some(db);
-                geometry.backward_weight(x, dy, dw, db, &mut scratch.depthwise, threads);
+                if wanted {
+                    let (dw, db) = gradient.split_at_mut(tensors[0].len());
+                    let db = (tensors.len() > 1).then_some(db);
+                    geometry.backward_weight(x, dy, dw, db, &mut scratch.depthwise, threads);
+                }
                 if let Some(dx) = dx {
                     geometry.backward_input(dy, packed, dx, threads);
                 }
             }
-            Self::Embedding { dim } => embedding::backward(context.tokens, dy, *dim, gradient, threads),
+            Self::Embedding { dim } => {
+                if wanted {
+                    embedding::backward(context.tokens, dy, *dim, gradient, threads);
+                }
+            }
             Self::Positions { len } => {
-                embedding::positions_gradient(dy, *len, gradient);
+                if wanted {
+                    embedding::positions_gradient(dy, *len, gradient);
+                }
                 if let Some(dx) = dx {
                     dx.copy_from_slice(dy);
                 }
@@ -71,6 +83,7 @@ impl Operation {
                 let weights = recurrent_weights(parameters, tensors);
                 let [weight_ih, weight_hh, bias_ih, bias_hh] = split(gradient, tensors);
                 let gradients = recurrent::Gradients { weight_ih, weight_hh, bias_ih, bias_hh };
+                let gradients = wanted.then_some(gradients);
                 layer.backward(x, y, dy, *length, weights, dx.as_deref_mut(), gradients, threads);
             }
             Self::Attention { layer, length, bias } => {
@@ -87,12 +100,8 @@ impl Operation {
                     let [in_weight, out_weight] = split(gradient, tensors);
                     attention::Gradients { in_weight, in_bias: None, out_weight, out_bias: None }
                 };
-                match dx {
-                    Some(dx) => layer.backward(x, dy, *length, weights, dx, gradients, threads),
-                    None => {
-                        layer.backward(x, dy, *length, weights, &mut vec![0.0; x.len()], gradients, threads)
-                    }
-                }
+                let gradients = wanted.then_some(gradients);
+                layer.backward(x, dy, *length, weights, dx.as_deref_mut(), gradients, threads);
             }
             Self::LastToken(dim) => {
                 let Some(dx) = dx else { return };
@@ -160,7 +169,7 @@ impl Operation {
                 let Some(dx) = dx else { return };
                 match masks {
                     None => dx.copy_from_slice(dy),
-                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer)),
+                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer, dim.len())),
                 }
             }
             Self::Add { relu } => {

@@ -70,7 +70,7 @@ impl Operation {
             Self::Activation(kind) => activation::forward(*kind, x, y, threads),
             Self::Dropout { p, layer, dim } => match masks {
                 None => y.copy_from_slice(x),
-                Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer)),
+                Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer, dim.len())),
             },
             Self::Add { relu } => {
                 y.copy_from_slice(x);

@@ -40,6 +40,15 @@ pub(super) struct Context<'a> {
     pub(super) tokens: &'a [u32],
 }
 
+/// The gradient of an operation's own parameters.
+pub(super) struct OwnGradient<'a> {
+    /// Room for it.
+    pub(super) values: &'a mut [f32],
+    /// Whether the parameters are trained. If not, what is written is of no meaning, and products that give
+    /// nothing else are left out.
+    pub(super) wanted: bool,
+}
+
 /// Buffers that all operations share.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
@@ -178,11 +187,13 @@ impl Operation {
         }
     }
 
-    pub(super) fn keeps(&self) -> Keeps {
+    /// What the backward pass reads; `trained` says whether it gives the gradient of the parameters.
+    pub(super) fn keeps(&self, trained: bool) -> Keeps {
         let (input, output) = match self {
             Self::Linear { relu, .. } | Self::Conv { relu, .. } | Self::Depthwise { relu, .. } => {
-                (true, *relu)
+                (trained, *relu)
             }
+            // The number of rows comes from the input.
             Self::Recurrent { .. } => (true, true),
             Self::Attention { .. } => (true, false),
             // Where the ReLU is closed follows from the input.
