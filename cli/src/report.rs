@@ -12,9 +12,12 @@ use std::{fs, path::Path};
 pub struct Summary {
     /// Accuracy of the last model on the test set, 0 to 1.
     pub accuracy: Option<f64>,
-    /// Mean cross-entropy of the last model on the test set, in nats.
+    /// Mean loss of the last model on the test set: cross-entropy in nats, or the squared error of a regression.
     #[serde(deserialize_with = "unknown_is_nan")]
     pub loss: f64,
+    /// Mean absolute error of the last model on the test set; of a regression alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absolute_error: Option<f64>,
     /// Rounds done.
     pub rounds: u64,
     /// Seconds from the start of the master to the last evaluation.
@@ -62,6 +65,7 @@ impl Summary {
         Self {
             accuracy: last.and_then(|r| r.test_accuracy),
             loss: last.and_then(|r| r.test_loss).unwrap_or(f64::NAN),
+            absolute_error: last.and_then(|r| r.test_absolute_error),
             rounds: last.map_or(0, |r| r.round),
             wall_s,
             round_ms_median: 1e3 * median(history.iter().map(|r| r.duration_s).collect()),
@@ -111,7 +115,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "round",
     "started_ts",
     "finished_ts",
@@ -126,6 +130,7 @@ const COLUMNS: [&str; 14] = [
     "bits_per_param",
     "reused",
     "bytes_saved",
+    "test_absolute_error",
 ];
 
 fn history_csv(history: &[HistoryRecord]) -> String {
@@ -138,7 +143,7 @@ fn history_csv(history: &[HistoryRecord]) -> String {
 }
 
 /// The cells of a record in the order of [`COLUMNS`]; an unknown value is empty.
-fn cells(r: &HistoryRecord) -> [String; 14] {
+fn cells(r: &HistoryRecord) -> [String; 15] {
     let optional = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
     [
         r.round.to_string(),
@@ -155,6 +160,7 @@ fn cells(r: &HistoryRecord) -> [String; 14] {
         r.bits_per_param.to_string(),
         r.reused.to_string(),
         r.bytes_saved.to_string(),
+        optional(r.test_absolute_error),
     ]
 }
 
@@ -173,6 +179,7 @@ pub mod tests {
             train_loss: Some(1.5),
             test_accuracy: Some(0.5),
             test_loss: None,
+            test_absolute_error: None,
             bytes_up: 100,
             reused: 0,
             bytes_saved: 0,

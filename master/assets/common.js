@@ -161,27 +161,36 @@ const page = (() => {
   const share = (_, min, max) => (known(min)
     ? [Math.max(0, min - 0.05 * (max - min) - 0.005), Math.min(1, max + 0.02 * (max - min) + 0.005)] : [0, 1]);
   const byRound = { label: "Round", tick: ticks.round, format: count, whole: true };
+  const always = () => true;
+  const accuracyOrError = (r) => (known(r.test_absolute_error) ? loss(r.test_absolute_error) : percent(r.test_accuracy));
   const ROUND_CHARTS = [
     {
       id: "accuracy", title: "Test accuracy", x: byRound, y: { tick: ticks.percent, scale: { range: share } },
+      has: (all) => !all.some((r) => known(r.test_absolute_error)),
       lines: () => [line("Test accuracy", 0, percent)], columns: [(r) => orNull(r.test_accuracy)],
       caption: (r) => (known(r.test_accuracy) ? percent(r.test_accuracy) + " after round " + count(r.round) : ""),
     },
     {
-      id: "loss", title: "Loss (nats)", x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
+      id: "error", title: "Mean absolute error", x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
+      has: (all) => all.some((r) => known(r.test_absolute_error)),
+      lines: () => [line("Mean absolute error", 0, loss)], columns: [(r) => orNull(r.test_absolute_error)],
+      caption: (r) => (known(r.test_absolute_error) ? loss(r.test_absolute_error) + " after round " + count(r.round) : ""),
+    },
+    {
+      id: "loss", title: "Loss", has: always, x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
       lines: () => [line("Test", 0, loss), line("Training", 1, loss, [6, 4])],
       columns: [(r) => orNull(r.test_loss), (r) => orNull(r.train_loss)],
       caption: (r) => [known(r.test_loss) && "test " + loss(r.test_loss), known(r.train_loss) && "training " + loss(r.train_loss)]
         .filter(Boolean).join(", "),
     },
     {
-      id: "bytes", title: "Traffic per round", x: byRound, y: { tick: ticks.bytes, scale: { distr: 3, range: wholeDecades } },
+      id: "bytes", title: "Traffic per round", has: always, x: byRound, y: { tick: ticks.bytes, scale: { distr: 3, range: wholeDecades } },
       lines: () => [line("Updates up", 0, bytes), line("Models down", 1, bytes, [6, 4])],
       columns: [(r) => positive(r.bytes_up), (r) => positive(r.bytes_down)],
       caption: (r) => `${bits(r.bits_per_param)} bits per parameter` + (r.bits_per_param > 0 ? `, ${three(32 / r.bits_per_param)}× smaller than f32` : ""),
     },
     {
-      id: "duration", title: "Round duration", x: byRound, y: { tick: ticks.seconds, scale: { range: fromZero } },
+      id: "duration", title: "Round duration", has: always, x: byRound, y: { tick: ticks.seconds, scale: { range: fromZero } },
       lines: () => [line("Duration", 0, duration)], columns: [(r) => orNull(r.duration_s)],
       caption: (r, all) => "median " + duration(median(all.slice(-100).map((x) => x.duration_s))),
     },
@@ -209,7 +218,7 @@ const page = (() => {
 
   return {
     NONE, known, count, three, percent, loss, bits, bytes, duration, age, plural, median,
-    ticks, line, share, draw, figure, ROUND_CHARTS, roundData, roundLabel,
+    accuracyOrError, ticks, line, share, fromZero, draw, figure, ROUND_CHARTS, roundData, roundLabel,
     colours: COLOURS.length,
   };
 })();

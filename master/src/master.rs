@@ -189,6 +189,9 @@ async fn assemble(
     series: &Series,
 ) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
     let metrics = Arc::new(JobMetrics::new(series, config.metrics.clone())?);
+    if source.network.spec().is_some() {
+        metrics.expect(&source.dataset.task);
+    }
     let host = Arc::new(Host::start(&config)?);
     let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
     let Recovered { core, state, view } = recovered;

@@ -184,10 +184,14 @@ pub struct WorkerStatus {
 pub struct LastEvaluation {
     /// Round of the evaluated model.
     pub round: u64,
-    /// Share of samples that are classified right, 0 to 1.
-    pub accuracy: f64,
-    /// Mean cross-entropy, in nats.
+    /// Share of samples, tokens or labels that are right, 0 to 1; absent for a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean loss: cross-entropy in nats, or the squared error of a regression.
     pub loss: f64,
+    /// Mean absolute error of a regression; absent for other tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absolute_error: Option<f64>,
     /// Samples of the test set.
     pub samples: u64,
 }
@@ -275,10 +279,13 @@ pub struct HistoryRecord {
     pub num_samples: u64,
     /// Mean training loss, weighted by samples; of those that reported one.
     pub train_loss: Option<f64>,
-    /// Accuracy on the test set, 0 to 1, once evaluated.
+    /// Accuracy on the test set, 0 to 1, once evaluated; a regression has none.
     pub test_accuracy: Option<f64>,
-    /// Mean cross-entropy on the test set, once evaluated.
+    /// Mean loss on the test set, once evaluated: cross-entropy in nats, or the squared error of a regression.
     pub test_loss: Option<f64>,
+    /// Mean absolute error of a regression on the test set, once evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_absolute_error: Option<f64>,
     /// Bytes of the accepted update bodies.
     pub bytes_up: u64,
     /// Workers that left their upload out, so that their last update counted again (lazy upload).

@@ -79,7 +79,9 @@ fn workers_with_different_labels_train_one_model() {
     let all: Vec<u32> = (0..test.test.len() as u32).collect();
     test.test.gather(&all, &global.normalization, &mut samples);
     let accuracy =
-        Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap()).accuracy;
+        Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap())
+            .accuracy
+            .unwrap();
     assert!(
         accuracy > 0.95,
         "{accuracy}: with labels numbered by each worker, a dog is a cat to one of them"

@@ -19,7 +19,7 @@ fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     data.test.gather(&all, &global.normalization, &mut samples);
     let sums: BatchEvaluation = learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap();
-    Evaluation::from(sums).accuracy
+    Evaluation::from(sums).accuracy.unwrap()
 }
 
 /// Trains 40 rounds with a small network and gives the accuracy.

@@ -120,10 +120,12 @@ fn tiles(run: &Run) -> String {
     let s = &run.summary;
     let best = run.history.iter().filter_map(|record| record.test_accuracy).reduce(f64::max);
     let loss = if s.loss.is_finite() { format!("{:.4}", s.loss) } else { "not a number".to_owned() };
-    let accuracy_note = match best {
-        Some(best) => format!("loss {loss}, best {:.2}%", 100.0 * best),
-        None if s.loss.is_finite() => format!("loss {loss}"),
-        None => "not evaluated".to_owned(),
+    let least = run.history.iter().filter_map(|record| record.test_absolute_error).reduce(f64::min);
+    let accuracy_note = match (best, least) {
+        (Some(best), _) => format!("loss {loss}, best {:.2}%", 100.0 * best),
+        (None, Some(least)) => format!("squared error {loss}, best {least:.4}"),
+        (None, None) if s.loss.is_finite() => format!("loss {loss}"),
+        (None, None) => "not evaluated".to_owned(),
     };
     let smaller = if s.bits_per_param > 0.0 {
         format!("{:.1}× smaller than f32", 32.0 / s.bits_per_param)
@@ -131,11 +133,10 @@ fn tiles(run: &Run) -> String {
         "no update".to_owned()
     };
     let tiles = [
-        (
-            "Test accuracy",
-            s.accuracy.map_or(NONE.to_owned(), |accuracy| format!("{:.2}%", 100.0 * accuracy)),
-            accuracy_note,
-        ),
+        match (s.accuracy, s.absolute_error) {
+            (None, Some(error)) => ("Mean absolute error", format!("{error:.4}"), accuracy_note),
+            (accuracy, _) => ("Test accuracy", accuracy.map_or(NONE.to_owned(), percent), accuracy_note),
+        },
         ("Rounds", s.rounds.to_string(), times(s)),
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),
@@ -152,6 +153,10 @@ fn tiles(run: &Run) -> String {
     html + "</dl>"
 }
 
+fn percent(share: f64) -> String {
+    format!("{:.2}%", 100.0 * share)
+}
+
 fn times(summary: &Summary) -> String {
     match summary.virtual_s {
         Some(virtual_s) => {
@@ -162,9 +167,14 @@ fn times(summary: &Summary) -> String {
 }
 
 fn history_tables(runs: &[(&Run, String)]) -> String {
+    let regressions = runs.iter().filter(|(run, _)| run.summary.absolute_error.is_some()).count();
     let head: String = [
         "Round",
-        "Accuracy",
+        match regressions {
+            0 => "Accuracy",
+            n if n == runs.len() => "Absolute error",
+            _ => "Accuracy or absolute error",
+        },
         "Test loss",
         "Train loss",
         "Updates",
@@ -200,7 +210,10 @@ fn titled(run: &Run, name: &str) -> String {
 fn row(r: &HistoryRecord) -> String {
     let loss = |value: Option<f64>| value.map_or(NONE.to_owned(), |v| format!("{v:.4}"));
     let cells = [
-        r.test_accuracy.map_or(NONE.to_owned(), |v| format!("{:.2}%", 100.0 * v)),
+        match r.test_absolute_error {
+            Some(error) => format!("{error:.4}"),
+            None => r.test_accuracy.map_or(NONE.to_owned(), percent),
+        },
         loss(r.test_loss),
         loss(r.train_loss),
         r.participants.to_string(),

@@ -154,13 +154,10 @@ impl Job {
             let mut view = self.view();
             view.record(record.clone());
             if let Some(Evaluated { evaluation, took }) = evaluated {
-                let Evaluation { accuracy, loss, samples, .. } = evaluation;
-                view.last_evaluation = Some(LastEvaluation { round: record.round, accuracy, loss, samples });
-                if let Some(accuracy) = record.test_accuracy {
-                    self.metrics.test_accuracy.set(accuracy);
-                }
-                self.metrics.test_loss.set(loss);
-                self.metrics.evaluate_seconds.observe(took.as_secs_f64());
+                let Evaluation { accuracy, loss, absolute_error, samples } = evaluation;
+                view.last_evaluation =
+                    Some(LastEvaluation { round: record.round, accuracy, loss, absolute_error, samples });
+                self.metrics.evaluated(&evaluation, took);
             }
         }
         if let Some(durable) = &self.durable {

@@ -39,9 +39,13 @@ impl StatusView {
     /// A view of earlier rounds.
     pub fn new(history: Vec<HistoryRecord>, opened_ts: f64) -> Self {
         let last_evaluation = history.iter().rev().find_map(|record| {
-            // A regression has a loss alone.
-            let (accuracy, loss) = (record.test_accuracy.unwrap_or(0.0), record.test_loss?);
-            Some(LastEvaluation { round: record.round, accuracy, loss, samples: 0 })
+            Some(LastEvaluation {
+                round: record.round,
+                accuracy: record.test_accuracy,
+                loss: record.test_loss?,
+                absolute_error: record.test_absolute_error,
+                samples: 0,
+            })
         });
         Self { history: history.into(), last_evaluation, opened_ts, ..Self::default() }
     }

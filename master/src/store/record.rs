@@ -107,6 +107,7 @@ pub(super) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
         train_loss: None,
         test_accuracy: None,
         test_loss: None,
+        test_absolute_error: None,
         bytes_up: 4,
         reused: 0,
         bytes_saved: 0,

@@ -82,6 +82,7 @@ impl ClosedRound {
             train_loss: (weight > 0.0).then(|| loss / weight),
             test_accuracy: None,
             test_loss: None,
+            test_absolute_error: None,
             bytes_up,
             reused: updates().filter(|update| update.reused_bytes.is_some()).count() as u64,
             bytes_saved: updates()

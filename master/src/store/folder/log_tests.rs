@@ -186,6 +186,7 @@ fn record(round: u64, test_accuracy: Option<f64>) -> HistoryRecord {
         train_loss: None,
         test_accuracy,
         test_loss: None,
+        test_absolute_error: None,
         bytes_up: 4,
         reused: 0,
         bytes_saved: 0,
