@@ -388,6 +388,8 @@ pub(crate) mod tests {
                 test_accuracy: Some(*accuracy),
                 test_loss: None,
                 test_absolute_error: None,
+                evaluation: None,
+                update_metrics: Default::default(),
                 bytes_up: 100,
                 reused: 0,
                 bytes_saved: 0,

@@ -102,6 +102,23 @@ pub fn print_summary(summary: &Summary, out: &Path) {
         summary.wall_s,
         summary.round_ms_median
     );
+    let percent = |value: f64| format!("{:.2} %", 100.0 * value);
+    let clients = [
+        (&summary.client_accuracy, "accuracy", percent as fn(f64) -> String),
+        (&summary.client_absolute_error, "mean absolute error", |value| format!("{value:.4}")),
+    ];
+    for (spread, name, number) in clients {
+        if let Some(spread) = spread {
+            println!(
+                "clients' own data: {name} {} (median {}, 10th percentile {}, worst {} at {})",
+                number(spread.mean),
+                number(spread.median),
+                number(spread.p10),
+                number(spread.worst),
+                spread.worst_client
+            );
+        }
+    }
     println!(
         "one update: {} of {} as f32 ({:.2} bits per parameter)",
         human_bytes(summary.bytes_up_per_update),

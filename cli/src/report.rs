@@ -3,7 +3,7 @@
 pub mod page;
 
 use anyhow::Context;
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Spread};
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path};
 
@@ -18,6 +18,12 @@ pub struct Summary {
     /// Mean absolute error of the last model on the test set; of a regression alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absolute_error: Option<f64>,
+    /// Accuracy of the last model that the clients evaluated on data of their own, over the clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_accuracy: Option<Spread>,
+    /// The same for the mean absolute error of a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_absolute_error: Option<Spread>,
     /// Rounds done.
     pub rounds: u64,
     /// Seconds from the start of the master to the last evaluation.
@@ -59,6 +65,8 @@ impl Summary {
     /// Summarises `history`; the last record's evaluation is the result.
     pub fn new(history: &[HistoryRecord], params: u64, wall_s: f64, global: String) -> Self {
         let last = history.last();
+        let evaluation = history.iter().rev().find_map(|record| record.evaluation.as_ref());
+        let found = |name: &str| evaluation.and_then(|evaluation| evaluation.metrics.get(name).cloned());
         let updates: u64 = history.iter().map(|r| r.participants).sum();
         let bytes: u64 = history.iter().map(|r| r.bytes_up).sum();
         let per_update = bytes as f64 / updates.max(1) as f64;
@@ -66,6 +74,8 @@ impl Summary {
             accuracy: last.and_then(|r| r.test_accuracy),
             loss: last.and_then(|r| r.test_loss).unwrap_or(f64::NAN),
             absolute_error: last.and_then(|r| r.test_absolute_error),
+            client_accuracy: found("accuracy"),
+            client_absolute_error: found("absolute_error"),
             rounds: last.map_or(0, |r| r.round),
             wall_s,
             round_ms_median: 1e3 * median(history.iter().map(|r| r.duration_s).collect()),
@@ -180,6 +190,8 @@ pub mod tests {
             test_accuracy: Some(0.5),
             test_loss: None,
             test_absolute_error: None,
+            evaluation: None,
+            update_metrics: Default::default(),
             bytes_up: 100,
             reused: 0,
             bytes_saved: 0,

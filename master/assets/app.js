@@ -97,6 +97,16 @@
     const best = isRegression ? errors.length > 1 && loss(Math.min(...errors))
       : evaluated.length > 1 && percent(Math.max(...evaluated.map((r) => r.test_accuracy)));
     set("accuracy_note", test ? (isRegression ? "squared error " : "loss ") + loss(test.loss) + (best ? ", best " + best : "") : "not evaluated yet");
+    const clients = view.client_evaluation && page.mainMetric(view.client_evaluation);
+    byId("clients-tile").hidden = !clients;
+    if (clients) {
+      const { name, spread } = clients;
+      const number = name === "accuracy" ? percent : loss;
+      set("clients_title", page.titleOf(name) + " on the workers' data");
+      set("clients", number(spread.mean));
+      set("clients_note", `round ${count(view.client_evaluation.round)}, ${plural(spread.clients, "worker", "workers")}, `
+        + `worst ${number(spread.worst)} (${spread.worst_client})`);
+    }
     set("update_size", last && last.participants ? bytes(last.bytes_up / last.participants) : NONE);
     set("update_note", last && last.bits_per_param > 0
       ? three(32 / last.bits_per_param) + "× smaller than f32" : "no update yet");

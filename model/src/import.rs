@@ -63,7 +63,8 @@ fn misfits(file: &SafeTensors<'_>, layout: &ModelLayout) -> Vec<String> {
     wrong
 }
 
-fn append(parameters: &mut Vec<f32>, view: &TensorView<'_>) {
+/// Appends the values of a tensor, F32, F16 or BF16.
+pub(crate) fn append(parameters: &mut Vec<f32>, view: &TensorView<'_>) {
     let bytes = view.data();
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match view.dtype() {

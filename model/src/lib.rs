@@ -20,6 +20,7 @@
 //! ```
 
 mod backend;
+mod buffers;
 #[cfg(feature = "flex")]
 pub mod burn;
 mod cost;
@@ -39,6 +40,7 @@ pub mod spec;
 mod tasks;
 
 pub use backend::Backend;
+pub use buffers::Buffers;
 pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
 pub use evaluation::{BatchEvaluation, Evaluation};

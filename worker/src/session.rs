@@ -8,6 +8,7 @@ use crate::{
     client_state::ClientMemory,
     engine::MakeLearner,
     error::WorkerError,
+    evaluation::metrics_of,
     local_client::LocalClient,
     metrics::{self, DropReason, Metrics},
     pauses::{Pauses, Stop},
@@ -21,7 +22,7 @@ use crate::{
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_model::{GlobalModel, Learner, ModelError};
-use fl_protocol::{TaskAction, TaskBody, UpdateAck};
+use fl_protocol::{EvaluationJson, TaskAction, TaskBody, UpdateAck};
 use std::{
     future::Future,
     ops::ControlFlow,
@@ -33,7 +34,7 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// One training a core: with more workers in a process, more at a time would only evict one another's
 /// data from the caches.
@@ -145,6 +146,8 @@ struct Session {
     state_file: Option<StateFile>,
     /// Whether the file holds anything that must not be restored any more.
     state_is_saved: bool,
+    /// The model that was evaluated last, and its round: most often the one that is trained next.
+    evaluated: Option<(u64, Bytes)>,
     /// Pauses after updates that were dropped.
     drop_backoff: Backoff,
     dropped_in_a_row: u32,
@@ -224,6 +227,7 @@ impl Session {
             trainee: Trainee { local: None, ballast },
             state_file,
             state_is_saved: false,
+            evaluated: None,
             dropped_in_a_row: 0,
             last_round: None,
             stop,
@@ -262,6 +266,7 @@ impl Session {
                     self.wait_log.reset();
                     self.round(&task).await?;
                 }
+                TaskAction::Evaluate => self.evaluate(&task).await?,
             }
         }
         Ok(())
@@ -295,8 +300,85 @@ impl Session {
         }
     }
 
-    /// The model of `round`, as the task names it: pulled ahead, or pulled now.
+    /// Evaluates the model of the task on the samples that this worker holds out, and reports what it found.
+    async fn evaluate(&mut self, task: &TaskBody) -> Result<(), Interrupt> {
+        let file = self.model(task.round).await?;
+        self.evaluated = Some((task.round, file.clone()));
+        let mut trainee = std::mem::take(&mut self.trainee);
+        let prepare = self.preparation(task);
+        let work = move || -> Result<_, WorkerError> {
+            let global = GlobalModel::from_safetensors(&file)?;
+            drop(file);
+            prepare(&mut trainee, &global)?;
+            let found = match &mut trainee.local {
+                Some(local) => local.evaluate(&global.parameters)?,
+                None => None,
+            };
+            Ok((trainee, global.round, found))
+        };
+        // The semaphore is never closed.
+        let turn = TRAININGS.acquire().await;
+        let (trainee, round, found) = spawn_blocking(work).await.map_err(WorkerError::from)??;
+        drop(turn);
+        self.trainee = trainee;
+        if round != task.round {
+            // A newer model is out: whether it is to be evaluated the master will say.
+            self.evaluated = None;
+            return Ok(());
+        }
+        // Without samples that are held out there is nothing to report.
+        let Some(evaluation) = found else { return Ok(()) };
+        let report = EvaluationJson {
+            worker_id: self.config.worker_id.clone(),
+            round,
+            num_samples: evaluation.samples,
+            metrics: metrics_of(&evaluation),
+        };
+        if report.metrics.is_empty() {
+            return Ok(());
+        }
+        match self.calls.evaluation(&report).await? {
+            None => debug!(round, samples = evaluation.samples, "evaluated"),
+            Some(error) => info!(%error, round, "the evaluation is dropped"),
+        }
+        Ok(())
+    }
+
+    /// Makes a trainee ready for a task: its client, what is left of the last run, and what the task says of data and
+    /// tensors.
+    fn preparation(
+        &self,
+        task: &TaskBody,
+    ) -> impl FnOnce(&mut Trainee, &GlobalModel) -> Result<(), WorkerError> + Send + 'static {
+        let (config, data, make) = (self.config.clone(), self.data.clone(), self.make.clone());
+        let state_file = self.state_file.clone();
+        let (trainable, local_test) = (task.trainable.clone(), self.config.data.local_test(task));
+        move |trainee, global| {
+            if !trainee.local.as_ref().is_some_and(|local| local.fits(global)) {
+                let mut local = match &make {
+                    Some(make) => LocalClient::with_learner(&config, data, global, make)?,
+                    None => LocalClient::new(&config, data, global)?,
+                };
+                if let Some(memory) = state_file.and_then(|file| restore(&file, global)) {
+                    *local.memory_mut() = memory;
+                }
+                trainee.local = Some(local);
+            }
+            if let Some(local) = &mut trainee.local {
+                local.set_local_test(&config, local_test);
+                local
+                    .set_trainable(trainable.as_deref())
+                    .map_err(|reason| WorkerError::BadTask { reason })?;
+            }
+            Ok(())
+        }
+    }
+
+    /// The model of `round`, as the task names it: evaluated just now, pulled ahead, or pulled now.
     async fn model(&mut self, round: u64) -> Result<Bytes, Interrupt> {
+        if let Some((_, file)) = self.evaluated.take().filter(|(known, _)| *known == round) {
+            return Ok(file);
+        }
         let ahead = tokio::select! {
             ahead = self.prefetch.take(round) => ahead,
             () = self.stop.wait() => return Err(Interrupt::Stopped),
@@ -316,31 +398,15 @@ impl Session {
     ) -> Result<Trained, WorkerError> {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
         check_optimizer(&self.config, task)?;
-        let trainable = task.trainable.clone();
         let mut trainee = std::mem::take(&mut self.trainee);
-        let (config, data) = (self.config.clone(), self.data.clone());
-        let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
+        let (prepare, stop) = (self.preparation(task), self.stop.clone());
         let work = move || -> Result<_, WorkerError> {
             let global = GlobalModel::from_safetensors(&file)?;
             drop(file);
             let control = control.map(|file| GlobalModel::from_safetensors(&file)).transpose()?;
             // Before the clock of `compute_factor` starts: the ballast is not training.
             trainee.ballast.touch();
-            if !trainee.local.as_ref().is_some_and(|local| local.fits(&global)) {
-                let mut local = match &make {
-                    Some(make) => LocalClient::with_learner(&config, data, &global, make)?,
-                    None => LocalClient::new(&config, data, &global)?,
-                };
-                if let Some(memory) = state_file.and_then(|file| restore(&file, &global)) {
-                    *local.memory_mut() = memory;
-                }
-                trainee.local = Some(local);
-            }
-            if let Some(local) = &mut trainee.local {
-                local
-                    .set_trainable(trainable.as_deref())
-                    .map_err(|reason| WorkerError::BadTask { reason })?;
-            }
+            prepare(&mut trainee, &global)?;
             let trained = train_round(&mut trainee, &global, control.as_ref(), &plan, &stop)?;
             Ok((trainee, trained))
         };

@@ -164,3 +164,54 @@ async fn a_regression_has_an_absolute_error_and_no_accuracy() {
     shows(&page(&master, "/status").await);
     master.shutdown().await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_evaluate_on_what_they_hold_out_and_train_on_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = master_config(dir.path(), 3);
+    config.token = None;
+    config.evaluation.evaluate_every = 1;
+    let master = Master::start(config, None).await.unwrap();
+    let data = digits();
+    let port = master.local_addr().port();
+    // The second one takes no part in evaluations.
+    let workers = [(0, "--lr=0.1"), (1, "--local-test=0")]
+        .map(|(id, extra)| spawn(worker_config(id, port, &["--fl-token=", extra]), &data));
+    for worker in workers {
+        assert_eq!(timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap().rounds, 3);
+    }
+    let history = master.history();
+    for record in &history {
+        let found = record.evaluation.as_ref().unwrap();
+        assert_eq!((found.clients, found.metrics.len()), (1, 2), "{found:?}");
+        let accuracy = &found.metrics["accuracy"];
+        assert_eq!(accuracy.worst_client.as_str(), "w0");
+        assert!((0.0..=1.0).contains(&accuracy.mean));
+        // 1,437 samples for training in all, of which the first worker holds a tenth of its half out.
+        let own = found.num_samples + record.num_samples;
+        assert_eq!(own, data.train.len() as u64);
+        assert!((71..=73).contains(&found.num_samples), "{}", found.num_samples);
+    }
+    master.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_without_a_network_is_refused_with_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = fl_protocol::ModelLayout::new([("w".to_owned(), vec![4])]);
+    let model = fl_model::GlobalModel::of_tensors(0, layout, vec![0.5; 4]);
+    let path = dir.path().join("init.safetensors");
+    std::fs::write(&path, model.to_safetensors().unwrap()).unwrap();
+    for every in [0, 1] {
+        let mut config = master_config(&dir.path().join(format!("state{every}")), 0);
+        (config.token, config.model.model) = (None, format!("safetensors:{}", path.display()));
+        config.evaluation.evaluate_every = every;
+        let master = Master::start(config, None).await.unwrap();
+        let port = master.local_addr().port();
+        let worker = spawn(worker_config(0, port, &["--fl-token="]), &digits());
+        let error = timeout(PATIENCE, worker).await.unwrap().unwrap().unwrap_err();
+        assert_eq!(error.exit() as u8, 66);
+        assert!(error.to_string().contains("tensors without a network"), "{error}");
+        master.shutdown().await.unwrap();
+    }
+}

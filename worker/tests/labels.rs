@@ -44,7 +44,14 @@ fn model(data: &Dataset) -> GlobalModel {
     let spec = ModelSpec::classifier("softmax", data.input_shape(), data.num_classes(), 0).unwrap();
     let parameters = vec![0.0; spec.num_parameters()];
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
+    GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names,
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    }
 }
 
 #[test]

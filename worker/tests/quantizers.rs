@@ -29,8 +29,14 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let normalization = data.normalization.clone();
-    let mut global =
-        GlobalModel { round: 0, network: spec.into(), normalization, names: data.names.clone(), parameters };
+    let mut global = GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names: data.names.clone(),
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    };
     let configs: Vec<_> = (0..WORKERS)
         .map(|id| {
             let args = [

@@ -3,7 +3,7 @@
 use super::{Run, Summary};
 use crate::output::{human_bytes, human_seconds};
 use fl_master::assets::{self, count, escape};
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Spread};
 use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeSet, fmt::Write as _};
@@ -141,9 +141,10 @@ fn tiles(run: &Run) -> String {
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),
         ("Parameters", count(s.params), format!("{:.2} bits each in an update", s.bits_per_param)),
+        client_tile(s),
     ];
     let mut html = String::from("<dl class=\"tiles\">");
-    for (name, value, note) in tiles {
+    for (name, value, note) in tiles.into_iter().filter(|(name, ..)| !name.is_empty()) {
         let _ = write!(
             html,
             "<div class=\"card\"><dt>{name}</dt><dd>{value}</dd><dd class=\"note\">{}</dd></div>",
@@ -151,6 +152,21 @@ fn tiles(run: &Run) -> String {
         );
     }
     html + "</dl>"
+}
+
+/// What the clients found on their own data; without a name if there is nothing.
+fn client_tile(s: &Summary) -> (&'static str, String, String) {
+    let (spread, name, number): (_, _, fn(f64) -> String) =
+        match (&s.client_accuracy, &s.client_absolute_error) {
+            (Some(spread), _) => (spread, "Accuracy on the clients' data", percent),
+            (None, Some(spread)) => {
+                (spread, "Absolute error on the clients' data", |error| format!("{error:.4}"))
+            }
+            (None, None) => return ("", String::new(), String::new()),
+        };
+    let (median, p10, worst) = (number(spread.median), number(spread.p10), number(spread.worst));
+    let note = format!("median {median}, 10th percentile {p10}, worst {worst} ({})", spread.worst_client);
+    (name, number(spread.mean), note)
 }
 
 fn percent(share: f64) -> String {
@@ -176,6 +192,8 @@ fn history_tables(runs: &[(&Run, String)]) -> String {
             _ => "Accuracy or absolute error",
         },
         "Test loss",
+        "Clients' mean",
+        "Clients' worst",
         "Train loss",
         "Updates",
         "Samples",
@@ -209,12 +227,19 @@ fn titled(run: &Run, name: &str) -> String {
 
 fn row(r: &HistoryRecord) -> String {
     let loss = |value: Option<f64>| value.map_or(NONE.to_owned(), |v| format!("{v:.4}"));
+    let found = r.evaluation.as_ref().map(|evaluation| &evaluation.metrics);
+    let clients = |value: fn(&Spread) -> f64| {
+        let of = |name: &str| found.and_then(|metrics| metrics.get(name)).map(value);
+        of("accuracy").map(percent).unwrap_or_else(|| loss(of("absolute_error")))
+    };
     let cells = [
         match r.test_absolute_error {
             Some(error) => format!("{error:.4}"),
             None => r.test_accuracy.map_or(NONE.to_owned(), percent),
         },
         loss(r.test_loss),
+        clients(|spread| spread.mean),
+        clients(|spread| spread.worst),
         loss(r.train_loss),
         r.participants.to_string(),
         r.num_samples.to_string(),

@@ -12,9 +12,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use fl_protocol::{HistoryRecord, LastEvaluation, WorkerStatus};
+use fl_protocol::{HistoryRecord, LastEvaluation, Spread, WorkerStatus};
 use format::{NONE, age, bytes, count, duration, escape, known, loss, median, percent, plural, row, three};
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
@@ -182,6 +182,11 @@ fn history_value(name: &str, view: &Snapshot, history: &[HistoryRecord]) -> Opti
             evaluation => percent(evaluation.and_then(|evaluation| evaluation.accuracy)),
         },
         "accuracy_note" => accuracy_note(view, history),
+        "clients_hidden" => match view.status.client_evaluation {
+            Some(_) => String::new(),
+            None => " hidden".to_owned(),
+        },
+        "clients_title" | "clients" | "clients_note" => clients(name, view),
         "update_size" => last.filter(|record| record.participants > 0).map_or_else(
             || NONE.to_owned(),
             |record| bytes(record.bytes_up as f64 / record.participants as f64),
@@ -216,6 +221,43 @@ fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
         (None, best @ Some(_)) if evaluated.len() > 1 => format!("loss {last}, best {}", percent(best)),
         _ => format!("loss {last}"),
     }
+}
+
+/// What the workers found of the newest model that they evaluated: `assets/app.js` says the same.
+fn clients(name: &str, view: &Snapshot) -> String {
+    let shown = view.status.client_evaluation.as_ref().and_then(|last| {
+        let (metric, spread) = main_metric(&last.found.metrics)?;
+        Some((last, metric, spread))
+    });
+    let Some((last, metric, spread)) = shown else { return NONE.to_owned() };
+    let number = |value| if metric == "accuracy" { percent(Some(value)) } else { loss(Some(value)) };
+    match name {
+        "clients_title" => format!("{} on the workers' data", title_of(metric)),
+        "clients" => number(spread.mean),
+        _ => format!(
+            "round {}, {}, worst {} ({})",
+            count(last.round),
+            plural(spread.clients, "worker", "workers"),
+            number(spread.worst),
+            spread.worst_client
+        ),
+    }
+}
+
+/// The metric that is shown of several.
+fn main_metric(metrics: &BTreeMap<String, Spread>) -> Option<(&str, &Spread)> {
+    let named = |name: &str| metrics.get_key_value(name);
+    let first = || metrics.first_key_value();
+    let (name, spread) =
+        named("accuracy").or_else(|| named("absolute_error")).or_else(|| named("loss")).or_else(first)?;
+    Some((name, spread))
+}
+
+/// A metric's name as the head of a figure.
+fn title_of(metric: &str) -> String {
+    let text = metric.replace('_', " ");
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
 /// The accuracy of a round, or the mean absolute error of a regression.

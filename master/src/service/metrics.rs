@@ -2,7 +2,7 @@
 
 use crate::{metrics::Series, settings::MetricsConfig};
 use fl_model::Evaluation;
-use fl_protocol::{Task, WorkerId, WorkerStatus};
+use fl_protocol::{ClientEvaluation, Task, WorkerId, WorkerStatus};
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntGauge, exponential_buckets};
 use std::{
     collections::HashSet,
@@ -28,6 +28,9 @@ pub struct JobMetrics {
     test_loss: Gauge,
     /// The same for a regression.
     test_absolute_error: GaugeVec,
+    /// Evaluations by workers that were taken in.
+    pub client_evaluations: IntCounter,
+    client_metric: GaugeVec,
     updates: IntCounter,
     /// Retries of accepted updates.
     pub duplicates: IntCounter,
@@ -83,6 +86,13 @@ impl JobMetrics {
                 "fl_test_absolute_error",
                 "Mean absolute error of a regression on the test set.",
                 &[],
+            )?,
+            client_evaluations: series
+                .counter("fl_client_evaluations_total", "Evaluations by workers on data of their own.")?,
+            client_metric: series.gauges_of(
+                "fl_client_metric",
+                "Newest evaluation by workers: mean (weighted by samples), p10, median and worst of each metric.",
+                &["metric", "statistic"],
             )?,
             updates: series.counter("fl_updates_total", "Accepted updates.")?,
             duplicates: series
@@ -157,6 +167,23 @@ impl JobMetrics {
         set(&self.test_absolute_error, evaluation.absolute_error);
         self.test_loss.set(evaluation.loss);
         self.evaluate_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Notes the newest evaluation by workers.
+    pub fn evaluated_by_workers(&self, found: &ClientEvaluation) {
+        // Names come from outside: those of earlier models must not stay.
+        self.client_metric.reset();
+        for (name, spread) in &found.metrics {
+            let values = [
+                ("mean", spread.mean),
+                ("p10", spread.p10),
+                ("median", spread.median),
+                ("worst", spread.worst),
+            ];
+            for (statistic, value) in values {
+                self.client_metric.with_label_values(&[name.as_str(), statistic]).set(value);
+            }
+        }
     }
 
     /// Counts an accepted update.

@@ -6,6 +6,7 @@ pub(crate) mod closing;
 #[cfg(test)]
 mod crash_tests;
 mod evaluate;
+mod evaluations;
 pub(crate) mod events;
 pub(crate) mod handle;
 pub(crate) mod host;

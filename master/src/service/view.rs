@@ -1,6 +1,9 @@
 //! The public state of a federation: workers, history, refusals, what the open round waits for.
 
-use fl_protocol::{ErrorCode, HistoryRecord, LastEvaluation, MissingWorker, Waiting, WorkerId, WorkerStatus};
+use fl_protocol::{
+    ClientEvaluation, ErrorCode, HistoryRecord, LastClientEvaluation, LastEvaluation, MissingWorker, Waiting,
+    WorkerId, WorkerStatus,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Workers that `GET /status` knows; beyond that the one unheard for longest is forgotten. It bounds what
@@ -154,16 +157,42 @@ impl StatusView {
         *self.rejected.entry(code.as_str()).or_default() += 1;
     }
 
-    /// Adds a finished round, or completes the one with the same number.
-    pub fn record(&mut self, record: HistoryRecord) {
+    /// Adds a finished round, or completes the one with the same number: what workers found of its model stays.
+    pub fn record(&mut self, mut record: HistoryRecord) {
         let known = self.history.iter_mut().rev().find(|known| known.round == record.round);
         match known {
-            Some(known) => *known = record,
+            Some(known) => {
+                record.evaluation = record.evaluation.or(known.evaluation.take());
+                *known = record;
+            }
             None => self.history.push_back(record),
         }
         while self.history.len() > crate::store::MAX_RECORDS {
             self.history.pop_front();
         }
+    }
+
+    /// The record of a round.
+    pub fn record_of(&self, round: u64) -> Option<&HistoryRecord> {
+        self.history.iter().rev().find(|record| record.round == round)
+    }
+
+    /// Notes what workers found of a round's model, and gives the round's record. Nothing is noted where more workers
+    /// had been heard before a restart, whose single results are forgotten.
+    pub fn evaluated_by_workers(&mut self, round: u64, found: &ClientEvaluation) -> Option<HistoryRecord> {
+        let record = self.history.iter_mut().rev().find(|record| record.round == round)?;
+        if record.evaluation.as_ref().is_some_and(|earlier| earlier.clients > found.clients) {
+            return None;
+        }
+        record.evaluation = Some(found.clone());
+        Some(record.clone())
+    }
+
+    /// The newest evaluation by workers.
+    pub fn client_evaluation(&self) -> Option<LastClientEvaluation> {
+        self.history.iter().rev().find_map(|record| {
+            Some(LastClientEvaluation { round: record.round, found: record.evaluation.clone()? })
+        })
     }
 
     /// Refused updates by error code.

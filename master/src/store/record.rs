@@ -108,6 +108,8 @@ pub(super) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
         test_accuracy: None,
         test_loss: None,
         test_absolute_error: None,
+        evaluation: None,
+        update_metrics: Default::default(),
         bytes_up: 4,
         reused: 0,
         bytes_saved: 0,

@@ -121,6 +121,7 @@ fn model(round: u64) -> GlobalModel {
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters,
+        buffers: fl_model::Buffers::default(),
     }
 }
 

@@ -187,6 +187,8 @@ fn record(round: u64, test_accuracy: Option<f64>) -> HistoryRecord {
         test_accuracy,
         test_loss: None,
         test_absolute_error: None,
+        evaluation: None,
+        update_metrics: Default::default(),
         bytes_up: 4,
         reused: 0,
         bytes_saved: 0,
