@@ -53,7 +53,15 @@ async fn read(app: &AppState, request: Request, ip: IpAddr) -> Result<Evaluation
         ));
     }
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let body = app.budget.read(body, declared, MAX_EVALUATION_BYTES).await?;
+    let body = app.budget.read(body, declared, MAX_EVALUATION_BYTES).await.map_err(|rejection| {
+        match rejection.code {
+            ErrorCode::TooLarge => Rejection::new(
+                ErrorCode::TooLarge,
+                format!("an evaluation has at most {MAX_EVALUATION_BYTES} bytes"),
+            ),
+            _ => rejection,
+        }
+    })?;
     serde_json::from_slice(&body.bytes).map_err(|error| {
         Rejection::new(ErrorCode::Malformed, format!("the body is not the JSON of an evaluation: {error}"))
     })
