@@ -162,11 +162,11 @@
     const last = all[all.length - 1];
     for (const chart of ROUND_CHARTS) {
       const node = byId("plot-" + chart.id);
+      node.setAttribute("aria-label", page.roundLabel(chart, all));
       node.parentElement.hidden = !chart.has(all);
       if (node.parentElement.hidden) continue;
       page.draw(node, chart, page.roundData(chart, all));
       node.previousElementSibling.querySelector("[data-caption]").textContent = chart.caption(last, all);
-      node.setAttribute("aria-label", page.roundLabel(chart, all));
     }
   }
 

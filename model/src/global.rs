@@ -6,11 +6,12 @@
 use crate::{
     buffers::Buffers,
     error::ModelError,
+    header::check_header_size,
     import,
     network::{Network, checked_layout},
     spec::ModelSpec,
 };
-use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
+use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -378,16 +379,6 @@ fn in_order(
         let place = place(&tensor.name)?;
         (matches!(stored, Stored::Exact(_)) && place.start == end).then_some(place.end)
     })
-}
-
-pub(crate) fn check_header_size(bytes: &[u8]) -> Result<(), ModelError> {
-    match bytes.first_chunk::<8>().map(|size| u64::from_le_bytes(*size)) {
-        None => Err(ModelError::BadFile("it is shorter than a header".into())),
-        Some(size) if size > MAX_CONTAINER_HEADER_BYTES as u64 => Err(ModelError::BadFile(format!(
-            "its header declares {size} bytes, at most {MAX_CONTAINER_HEADER_BYTES} are allowed"
-        ))),
-        Some(_) => Ok(()),
-    }
 }
 
 fn required<'a>(metadata: &'a HashMap<String, String>, key: &str) -> Result<&'a str, ModelError> {

@@ -1,6 +1,6 @@
 //! Parameters of a network from a safetensors file that another program wrote.
 
-use crate::{error::ModelError, global::check_header_size};
+use crate::{error::ModelError, header::check_header_size};
 use fl_protocol::{ModelLayout, TensorLayout};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

@@ -29,6 +29,7 @@ mod error;
 mod evaluation;
 mod fused;
 mod global;
+mod header;
 mod import;
 mod learner;
 mod network;

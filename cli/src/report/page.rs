@@ -164,8 +164,8 @@ fn client_tile(s: &Summary) -> (&'static str, String, String) {
             }
             (None, None) => return ("", String::new(), String::new()),
         };
-    let (median, p10, worst) = (number(spread.median), number(spread.p10), number(spread.worst));
-    let note = format!("median {median}, 10th percentile {p10}, worst {worst} ({})", spread.worst_client);
+    let (median, worst) = (number(spread.median), number(spread.worst));
+    let note = format!("worst {worst} ({}), median {median}", spread.worst_client);
     (name, number(spread.mean), note)
 }
 

@@ -1,48 +1,17 @@
 //! The workers' evaluations of a running federation: asked for by `GET /task`, taken by `POST /evaluation`, shown in
 //! status, history and metrics, and written to the history's file. No round waits for any of this.
 
-use super::{events::MasterEvent, job::Job};
-use crate::federation::{
-    Global,
-    evaluation::{EvaluationRules, Evaluations, Untaken},
-    intake::Rejection,
-};
+use super::{events::MasterEvent, job::Job, reports::lock};
+use crate::federation::{Global, evaluation::Untaken, intake::Rejection};
 use fl_protocol::{ErrorCode, EvaluationAck, EvaluationJson, LastClientEvaluation, WorkerId, update};
 use std::{
-    collections::BTreeSet,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::task::spawn_blocking;
 
 /// New results are shown and written at most that often: a crash loses those since.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
-
-/// The results, and what of them is not on disk yet.
-#[derive(Debug)]
-pub(super) struct Reports {
-    evaluations: Mutex<Evaluations>,
-    /// Rounds whose records have changed since they were written.
-    unwritten: Mutex<BTreeSet<u64>>,
-    /// Whether a task will write them.
-    is_due: AtomicBool,
-    /// Held while a record is read and queued: of two records about a round the newer must be written last.
-    writing: Mutex<()>,
-}
-
-impl Reports {
-    pub(super) fn new(rules: EvaluationRules) -> Self {
-        Self {
-            evaluations: Mutex::new(Evaluations::new(rules)),
-            unwritten: Mutex::default(),
-            is_due: AtomicBool::new(false),
-            writing: Mutex::default(),
-        }
-    }
-}
 
 impl Job {
     /// The newest model if `worker` is to evaluate it now: at most once.
@@ -140,9 +109,4 @@ impl Job {
     pub(super) fn client_evaluation(&self) -> Option<LastClientEvaluation> {
         self.view().client_evaluation()
     }
-}
-
-/// A panic under these locks leaves whole results.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

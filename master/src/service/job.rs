@@ -2,11 +2,11 @@
 
 use super::{
     evaluate::{Evaluated, Evaluator},
-    evaluations::Reports,
     events::MasterEvent,
     handle::ActorHandle,
     host::Host,
     metrics::JobMetrics,
+    reports::Reports,
     view::StatusView,
 };
 use crate::{

@@ -15,6 +15,7 @@ pub(crate) mod job;
 pub(crate) mod metrics;
 pub(crate) mod pool;
 pub(crate) mod recover;
+mod reports;
 mod view;
 
 pub use events::MasterEvent;
