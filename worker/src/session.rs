@@ -1,5 +1,7 @@
 //! The loop: ask for work, pull the model, train, push the update.
 
+mod evaluate;
+
 use crate::{
     backoff::Backoff,
     ballast::Ballast,
@@ -8,7 +10,6 @@ use crate::{
     client_state::ClientMemory,
     engine::MakeLearner,
     error::WorkerError,
-    evaluation::metrics_of,
     local_client::LocalClient,
     metrics::{self, DropReason, Metrics},
     pauses::{Pauses, Stop},
@@ -22,7 +23,7 @@ use crate::{
 use bytes::Bytes;
 use fl_datasets::{Dataset, Purpose, seeded_rng};
 use fl_model::{GlobalModel, Learner, ModelError};
-use fl_protocol::{EvaluationJson, TaskAction, TaskBody, UpdateAck};
+use fl_protocol::{TaskAction, TaskBody, UpdateAck};
 use std::{
     future::Future,
     ops::ControlFlow,
@@ -34,7 +35,7 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 /// One training a core: with more workers in a process, more at a time would only evict one another's
 /// data from the caches.
@@ -298,50 +299,6 @@ impl Session {
             Trained::OtherRounds => Ok(()),
             Trained::Stopped => Err(Interrupt::Stopped),
         }
-    }
-
-    /// Evaluates the model of the task on the samples that this worker holds out, and reports what it found.
-    async fn evaluate(&mut self, task: &TaskBody) -> Result<(), Interrupt> {
-        let file = self.model(task.round).await?;
-        self.evaluated = Some((task.round, file.clone()));
-        let mut trainee = std::mem::take(&mut self.trainee);
-        let prepare = self.preparation(task);
-        let work = move || -> Result<_, WorkerError> {
-            let global = GlobalModel::from_safetensors(&file)?;
-            drop(file);
-            prepare(&mut trainee, &global)?;
-            let found = match &mut trainee.local {
-                Some(local) => local.evaluate(&global.parameters)?,
-                None => None,
-            };
-            Ok((trainee, global.round, found))
-        };
-        // The semaphore is never closed.
-        let turn = TRAININGS.acquire().await;
-        let (trainee, round, found) = spawn_blocking(work).await.map_err(WorkerError::from)??;
-        drop(turn);
-        self.trainee = trainee;
-        if round != task.round {
-            // A newer model is out: whether it is to be evaluated the master will say.
-            self.evaluated = None;
-            return Ok(());
-        }
-        // Without samples that are held out there is nothing to report.
-        let Some(evaluation) = found else { return Ok(()) };
-        let report = EvaluationJson {
-            worker_id: self.config.worker_id.clone(),
-            round,
-            num_samples: evaluation.samples,
-            metrics: metrics_of(&evaluation),
-        };
-        if report.metrics.is_empty() {
-            return Ok(());
-        }
-        match self.calls.evaluation(&report).await? {
-            None => debug!(round, samples = evaluation.samples, "evaluated"),
-            Some(error) => info!(%error, round, "the evaluation is dropped"),
-        }
-        Ok(())
     }
 
     /// Makes a trainee ready for a task: its client, what is left of the last run, and what the task says of data and
