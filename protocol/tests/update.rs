@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use fl_protocol::{
-    Header, Kind, ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
+    Header, Kind, Metrics, ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},
     update::{self, Encoded},
 };

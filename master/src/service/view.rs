@@ -281,6 +281,20 @@ mod tests {
     }
 
     #[test]
+    fn what_workers_found_stays_when_the_master_has_evaluated_and_when_fewer_report_after_a_restart() {
+        let record = crate::store::sample_history(3);
+        let mut view = StatusView::new(vec![record.clone()], 0.0);
+        let found = |clients| ClientEvaluation { clients, ..ClientEvaluation::default() };
+        assert_eq!(view.evaluated_by_workers(4, &found(1)), None, "there is no such round");
+        assert_eq!(view.evaluated_by_workers(3, &found(2)).unwrap().evaluation, Some(found(2)));
+        view.record(HistoryRecord { test_loss: Some(0.5), ..record });
+        assert_eq!(view.record_of(3).unwrap().evaluation, Some(found(2)));
+        assert_eq!(view.evaluated_by_workers(3, &found(1)), None);
+        let record = view.evaluated_by_workers(3, &found(3)).unwrap();
+        assert_eq!((record.test_loss, view.client_evaluation().unwrap().round), (Some(0.5), 3));
+    }
+
+    #[test]
     fn names_cost_bounded_memory() {
         let mut view = StatusView::default();
         for i in 0..3 * MAX_WORKERS {
