@@ -63,6 +63,11 @@ fn config(dir: &Path, extra: &[&str]) -> Config {
 
 /// A container of the delta `scale * (1, 2, 3, ...)`, plain or quantized.
 fn body(worker: usize, round: u64, scheme: Option<Scheme>) -> Vec<u8> {
+    with_control(worker, round, scheme, false)
+}
+
+/// The same, with SCAFFOLD's change of the control variate if `control`.
+fn with_control(worker: usize, round: u64, scheme: Option<Scheme>, control: bool) -> Vec<u8> {
     let layout = layout();
     let delta: Vec<f32> = (1..=layout.parameters()).map(|i| i as f32 * 0.01 * (worker + 1) as f32).collect();
     let meta = UpdateMeta {
@@ -86,7 +91,8 @@ fn body(worker: usize, round: u64, scheme: Option<Scheme>) -> Vec<u8> {
         Some(_) => streams.iter().map(|stream| Encoded::Stream(stream)).collect(),
         None => layout.tensors().iter().map(|t| Encoded::F32(&delta[t.offset..t.offset + t.len])).collect(),
     };
-    update::write(&meta, &layout, &tensors).unwrap()
+    let copies = if control { [tensors.clone(), tensors].concat() } else { tensors };
+    update::write(&meta, &layout, &copies).unwrap()
 }
 
 async fn global(f: &Fixture, query: &str) -> Vec<u8> {
@@ -160,22 +166,23 @@ async fn halves_become_parameters_and_integers_travel_along() {
 
 #[tokio::test]
 async fn every_strategy_takes_it_and_a_restart_goes_on() {
-    for strategy in ["fedavgm", "fedadam", "fednova", "scaffold:2", "median", "krum:0", "fedbuff:2"] {
+    for strategy in ["fedavgm", "fedadam", "fednova", "scaffold:2", "median", "krum:1", "fedbuff:2"] {
         let dir = tempfile::tempdir().unwrap();
         let flags = [format!("--strategy={strategy}"), "--max-buffer-mb=1".to_owned()];
         let mut flags: Vec<&str> = flags.iter().map(String::as_str).collect();
         if strategy.starts_with("krum") {
-            flags.push("--agg-min-clients=3");
+            flags.push("--agg-min-clients=5");
         }
-        let clients = if strategy.starts_with("krum") { 3 } else { 2 };
+        let clients = if strategy.starts_with("krum") { 5 } else { 2 };
+        let control = strategy.starts_with("scaffold");
         let f = Fixture::start(config(dir.path(), &flags)).await;
         for worker in 0..clients {
-            f.accepted(body(worker, 0, Some(Scheme::MsqV2))).await;
+            f.accepted(with_control(worker, 0, Some(Scheme::MsqV2), control)).await;
         }
-        f.accepted(body(0, 1, None)).await;
+        f.accepted(with_control(0, 1, None, control)).await;
         let model = global(&f, "").await;
         has_its_buffers(&model);
-        if strategy.starts_with("scaffold") {
+        if control {
             let control = f.get("/control").await.bytes().await.unwrap();
             assert_eq!(SafeTensors::deserialize(&control).unwrap().len(), 4, "the variate has no integers");
         }
@@ -183,7 +190,7 @@ async fn every_strategy_takes_it_and_a_restart_goes_on() {
         let f = Fixture::start(config(dir.path(), &flags)).await;
         assert!(global(&f, "").await == model, "{strategy}: another model after a restart");
         for worker in 1..clients {
-            f.accepted(body(worker, 1, None)).await;
+            f.accepted(with_control(worker, 1, None, control)).await;
         }
         assert_eq!(f.json::<serde_json::Value>("/status").await["global_round"], 2, "{strategy}");
         has_its_buffers(&global(&f, "").await);

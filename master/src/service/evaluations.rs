@@ -59,9 +59,11 @@ impl Job {
         if is_new {
             self.metrics.client_evaluations.inc();
             if !self.reports.is_due.swap(true, Ordering::AcqRel) {
-                let job = self.clone();
+                // It must not keep the state open once the master is shut down, which writes them itself.
+                let job = Arc::downgrade(self);
                 tokio::spawn(async move {
                     tokio::time::sleep(WRITE_EVERY).await;
+                    let Some(job) = job.upgrade() else { return };
                     job.reports.is_due.store(false, Ordering::Release);
                     // Fails only if the runtime ends: the shutdown writes them then.
                     let _ = spawn_blocking(move || job.write_evaluations()).await;
