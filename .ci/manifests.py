@@ -42,7 +42,7 @@ PORTS = {"master": 5000, "worker": 9100}
 # Variables without a fixed default, of a single pod, and secrets.
 UNSET = {"CLIENTS_PER_ROUND", "SERVER_LR", "MAX_CONNECTIONS_PER_IP", "LOCAL_EPOCHS", "LOCAL_STEPS", "BATCH_SIZE", "LR",
          "MU", "BITS", "PARTITION_ID", "NUM_PARTITIONS", "WORKER_ID", "FL_TOKEN", "TLS_CERT", "TLS_KEY", "TLS_CLIENT_CA",
-         "QUANTIZER", "DOWN_QUANTIZER", "HOLD_OUT"}
+         "QUANTIZER", "DOWN_QUANTIZER", "HOLD_OUT", "LOCAL_TEST"}
 
 for role in WORKLOADS:
     known = settings(role)

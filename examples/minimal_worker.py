@@ -59,7 +59,7 @@ def main():
         task = call(f"{args.master}/task?worker_id={args.worker_id}&wait=20")
         if task["action"] == "stop":
             break
-        if task["action"] == "wait":
+        if task["action"] in ("wait", "evaluate"):  # this one has no data to evaluate on
             continue
         model = call(f"{args.master}/global")
         weights = np.array(model["weights"], np.float32)

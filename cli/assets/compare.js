@@ -1,18 +1,21 @@
-// Draws the charts of a comparison: {clock, groups: [{name, seeds, round: [], accuracy: [], bytes_up: [], time_s: []}]}.
+// Draws the charts of a comparison: {clock, metric, groups: [{name, seeds, round: [],
+// accuracy: [], bytes_up: [], time_s: []}]}, where `accuracy` holds mean absolute errors if that is the metric.
 (() => {
   "use strict";
-  const { groups, clock } = JSON.parse(document.getElementById("data").textContent);
+  const { groups, clock, metric } = JSON.parse(document.getElementById("data").textContent);
   const root = document.getElementById("charts");
-  const { ticks, percent, count, bytes, duration } = page;
+  const { ticks, percent, loss, count, bytes, duration } = page;
+  const isError = metric === "absolute_error";
+  const result = isError ? "Mean absolute error" : "Accuracy";
   const CHARTS = [
-    { title: "Accuracy by round", key: "round", height: 300,
+    { title: result + " by round", key: "round", height: 300,
       x: { label: "Round", tick: ticks.round, format: count, whole: true } },
-    { title: "Accuracy by bytes sent up", key: "bytes_up",
+    { title: result + " by bytes sent up", key: "bytes_up",
       x: { label: "Bytes that all clients sent up", name: "Sent up", tick: ticks.bytes, format: bytes } },
-    { title: "Accuracy by time", key: "time_s",
+    { title: result + " by time", key: "time_s",
       x: { label: clock, name: "Time", tick: ticks.seconds, format: duration } },
   ];
-  const lines = () => groups.map(({ name }, i) => page.line(name, i, percent, i >= page.colours ? [6, 4] : undefined));
+  const lines = () => groups.map(({ name }, i) => page.line(name, i, isError ? loss : percent, i >= page.colours ? [6, 4] : undefined));
 
   // All groups on one axis: the union of their x, with gaps that the lines bridge.
   function align(key) {
@@ -39,6 +42,7 @@
   root.append(...figures.map(({ card }) => card));
   // Only when every figure has its place is its width known.
   for (const { chart: { key, x, height }, node } of figures) {
-    page.draw(node, { x, y: { tick: ticks.percent, scale: { range: page.share } }, lines, height }, align(key));
+    const y = isError ? { tick: ticks.number, scale: { range: page.fromZero } } : { tick: ticks.percent, scale: { range: page.share } };
+    page.draw(node, { x, y, lines, height }, align(key));
   }
 })();

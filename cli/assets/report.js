@@ -6,7 +6,7 @@
   root.hidden = history.length === 0;
   if (root.hidden) return;
   const last = history[history.length - 1];
-  const figures = page.ROUND_CHARTS.map((chart) => {
+  const figures = page.ROUND_CHARTS.filter((chart) => chart.has(history)).map((chart) => {
     const figure = page.figure(chart.title, chart.caption(last, history), page.roundLabel(chart, history));
     return { chart, ...figure };
   });

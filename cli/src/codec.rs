@@ -290,6 +290,7 @@ fn container_bytes(delta: &Delta, streams: &[Vec<u8>]) -> anyhow::Result<usize> 
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let tensors: Vec<_> = streams.iter().map(|stream| Encoded::Stream(stream)).collect();
     Ok(update::write(&meta, &delta.layout, &tensors)?.len())

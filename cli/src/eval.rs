@@ -87,7 +87,6 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         }
         learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
-    let is_regression = matches!(spec.task, Task::Regression { .. });
     let result = Evaluated {
         file: path.to_string(),
         dataset: data.name.clone(),
@@ -95,9 +94,9 @@ pub fn run(args: &EvalArgs, json: bool) -> anyhow::Result<()> {
         round: global.round,
         params: global.parameters.len(),
         samples: evaluation.samples,
-        accuracy: (!is_regression).then_some(evaluation.accuracy),
+        accuracy: evaluation.accuracy,
         loss: evaluation.loss,
-        absolute_error: is_regression.then_some(evaluation.absolute_error),
+        absolute_error: evaluation.absolute_error,
         perplexity: matches!(spec.task, Task::LanguageModel).then(|| evaluation.loss.exp()),
     };
     if json {

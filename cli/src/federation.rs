@@ -178,6 +178,15 @@ pub struct FederationArgs {
     #[arg(long, default_value_t = 1e-3)]
     pub server_tau: f64,
 
+    /// Rounds between two evaluations of the model by the clients, each on data that it holds out of its training; the
+    /// last model is evaluated too. 0 = never, and nothing is held out.
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub evaluate_every: u64,
+
+    /// Share of each client's data that is held out for its evaluations.
+    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    pub local_test: f64,
+
     /// Backend of the training: auto (the faster of the next two), fused (own kernels), flex (Burn on the
     /// CPU), or ndarray and wgpu if compiled in.
     #[arg(long, default_value = "auto")]
@@ -224,6 +233,11 @@ impl FederationArgs {
         per_round: usize,
         extra: Vec<String>,
     ) -> anyhow::Result<fl_master::Config> {
+        if self.model.starts_with("safetensors:") {
+            let reason = "the clients here need a network: name a preset or a network in JSON, or start fl-master with \
+                          this MODEL and clients of your own";
+            return Err(SettingError::new("--model", &self.model, reason).into());
+        }
         let mut args = vec![
             "fl-master".to_owned(),
             "--bind=127.0.0.1:0".to_owned(),
@@ -238,6 +252,7 @@ impl FederationArgs {
             format!("--server-beta2={}", self.server_beta2),
             format!("--server-tau={}", self.server_tau),
             format!("--lazy={}", self.lazy),
+            format!("--evaluate-every={}", self.evaluate_every),
         ];
         if self.method() != Method::Sgd && matches!(self.strategy.as_str(), "scaffold" | "fednova") {
             let reason = format!("{} counts steps of sgd: use sgd, or another strategy", self.strategy);
@@ -290,6 +305,7 @@ impl FederationArgs {
             format!("--down-bits={}", self.down_bits),
             "--dataset-size=1000000000".to_owned(),
             "--mem-mb=0".to_owned(),
+            format!("--local-test={}", self.held_out()),
             "--threads=1".to_owned(),
         ];
         args.extend(self.target.iter().map(|target| format!("--target={target}")));
@@ -310,6 +326,11 @@ impl FederationArgs {
         self.dataset = Some(self.dataset());
         self.lr = Some(self.rate());
         self.optimizer = Some(self.method());
+    }
+
+    /// Share of each client's data that is held out.
+    pub fn held_out(&self) -> f64 {
+        if self.evaluate_every > 0 { self.local_test } else { 0.0 }
     }
 
     /// The learning rate.

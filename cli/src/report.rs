@@ -3,7 +3,7 @@
 pub mod page;
 
 use anyhow::Context;
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Spread};
 use serde::{Deserialize, Serialize};
 use std::{fs, path::Path};
 
@@ -12,9 +12,18 @@ use std::{fs, path::Path};
 pub struct Summary {
     /// Accuracy of the last model on the test set, 0 to 1.
     pub accuracy: Option<f64>,
-    /// Mean cross-entropy of the last model on the test set, in nats.
+    /// Mean loss of the last model on the test set: cross-entropy in nats, or the squared error of a regression.
     #[serde(deserialize_with = "unknown_is_nan")]
     pub loss: f64,
+    /// Mean absolute error of the last model on the test set; of a regression alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absolute_error: Option<f64>,
+    /// Accuracy of the last model that the clients evaluated on data of their own, over the clients.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_accuracy: Option<Spread>,
+    /// The same for the mean absolute error of a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_absolute_error: Option<Spread>,
     /// Rounds done.
     pub rounds: u64,
     /// Seconds from the start of the master to the last evaluation.
@@ -56,12 +65,17 @@ impl Summary {
     /// Summarises `history`; the last record's evaluation is the result.
     pub fn new(history: &[HistoryRecord], params: u64, wall_s: f64, global: String) -> Self {
         let last = history.last();
+        let evaluation = history.iter().rev().find_map(|record| record.evaluation.as_ref());
+        let found = |name: &str| evaluation.and_then(|evaluation| evaluation.metrics.get(name).cloned());
         let updates: u64 = history.iter().map(|r| r.participants).sum();
         let bytes: u64 = history.iter().map(|r| r.bytes_up).sum();
         let per_update = bytes as f64 / updates.max(1) as f64;
         Self {
             accuracy: last.and_then(|r| r.test_accuracy),
             loss: last.and_then(|r| r.test_loss).unwrap_or(f64::NAN),
+            absolute_error: last.and_then(|r| r.test_absolute_error),
+            client_accuracy: found("accuracy"),
+            client_absolute_error: found("absolute_error"),
             rounds: last.map_or(0, |r| r.round),
             wall_s,
             round_ms_median: 1e3 * median(history.iter().map(|r| r.duration_s).collect()),
@@ -111,7 +125,7 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "round",
     "started_ts",
     "finished_ts",
@@ -126,6 +140,7 @@ const COLUMNS: [&str; 14] = [
     "bits_per_param",
     "reused",
     "bytes_saved",
+    "test_absolute_error",
 ];
 
 fn history_csv(history: &[HistoryRecord]) -> String {
@@ -138,7 +153,7 @@ fn history_csv(history: &[HistoryRecord]) -> String {
 }
 
 /// The cells of a record in the order of [`COLUMNS`]; an unknown value is empty.
-fn cells(r: &HistoryRecord) -> [String; 14] {
+fn cells(r: &HistoryRecord) -> [String; 15] {
     let optional = |value: Option<f64>| value.map(|v| v.to_string()).unwrap_or_default();
     [
         r.round.to_string(),
@@ -155,6 +170,7 @@ fn cells(r: &HistoryRecord) -> [String; 14] {
         r.bits_per_param.to_string(),
         r.reused.to_string(),
         r.bytes_saved.to_string(),
+        optional(r.test_absolute_error),
     ]
 }
 
@@ -173,6 +189,9 @@ pub mod tests {
             train_loss: Some(1.5),
             test_accuracy: Some(0.5),
             test_loss: None,
+            test_absolute_error: None,
+            evaluation: None,
+            update_metrics: Default::default(),
             bytes_up: 100,
             reused: 0,
             bytes_saved: 0,

@@ -18,9 +18,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::{sync::watch, task::JoinSet};
+
+/// How long the workers may take to evaluate the last model.
+const LAST_EVALUATION: Duration = Duration::from_secs(30);
 
 /// Arguments of `fl run`.
 #[derive(Debug, Args, Serialize)]
@@ -169,6 +172,17 @@ async fn federate(args: &RunArgs, data: Arc<Dataset>, state: &Path, json: bool) 
     }
     let wall_s = started.elapsed().as_secs_f64();
     progress.finish();
+    if args.federation.evaluate_every > 0 {
+        // The workers evaluate the last model and are told to stop; one that hangs is not waited for.
+        let ended = async { while workers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(LAST_EVALUATION, ended).await;
+        // With what the workers have reported since.
+        let reported = master.history();
+        for record in &mut history {
+            let found = reported.iter().find(|reported| reported.round == record.round);
+            record.evaluation = found.and_then(|found| found.evaluation.clone());
+        }
+    }
     let model = master.global().to_vec();
     let params = master.num_parameters();
     let _ = stop.send(true);

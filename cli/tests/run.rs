@@ -39,6 +39,13 @@ fn one_seed_gives_one_model_whatever_the_start_order() {
     for file in ["history.csv", "history.json", "report.html"] {
         assert!(fs::metadata(dir.path().join("a").join(file)).unwrap().len() > 100, "{file}");
     }
+    let clients = &first["client_accuracy"];
+    assert_eq!(clients["clients"], 4, "the last model is evaluated by all");
+    let worst = clients["worst_client"].as_str().unwrap();
+    let report = fs::read_to_string(dir.path().join("a/report.html")).unwrap();
+    for text in ["Accuracy on the clients' data", worst] {
+        assert!(report.contains(text), "{text} is missing");
+    }
     let file = dir.path().join("a/global.safetensors");
     let evaluated = last_line(&fl(&["eval", file.to_str().unwrap(), "--json"]));
     assert_eq!(evaluated["accuracy"], first["accuracy"]);
@@ -98,6 +105,9 @@ fn bad_input_is_one_sentence_and_an_exit_code() {
     fails(&["run", "--quantizer", "zip", "--out", out], 64, "zip");
     fails(&["run", "--workers", "0", "--out", out], 64, "--workers");
     fails(&["run", "--model", "lstm", "--out", out], 64, "lstm");
+    for command in ["run", "simulate"] {
+        fails(&[command, "--model", "safetensors:init.safetensors", "--out", out], 64, "need a network");
+    }
     fails(&["run", "--dataset", "idx:/nowhere", "--out", out], 66, "/nowhere");
     fails(&["eval", "/nowhere/global.safetensors"], 66, "/nowhere");
     let broken = dir.path().join("broken.safetensors");

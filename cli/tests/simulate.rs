@@ -43,6 +43,8 @@ fn a_simulated_run_and_the_same_run_over_http_give_the_same_bytes() {
             run(&format!("simulate --clients 5 --per-round 5 {SMALL} {flags}"), &dir.path().join("s"));
         let (real_lines, real) = run(&format!("run --workers 5 {SMALL} {flags}"), &dir.path().join("h"));
         assert!(simulated == real, "{flags}: the models differ");
+        let found = |lines: &[Value]| lines.last().unwrap()["client_accuracy"].clone();
+        assert_eq!(found(&simulated_lines), found(&real_lines), "{flags}: the clients find something else");
         if flags.contains("--lazy") {
             let reused =
                 |lines: &[Value]| lines.iter().filter_map(|line| line["reused"].as_u64()).collect::<Vec<_>>();

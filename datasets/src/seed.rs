@@ -22,6 +22,8 @@ pub enum Purpose {
     Dropout = 7,
     /// Masks of the dropout layers in a round.
     Masks = 8,
+    /// Which samples of a client are held out of its training.
+    LocalTest = 9,
 }
 
 /// The generator of `(seed, name, round)` for one purpose.

@@ -44,6 +44,7 @@ fn layer_list(text: &str) {
             normalization,
             names: Default::default(),
             parameters: vec![0.5; parameters],
+            buffers: fl_model::Buffers::default(),
         });
     }
 }

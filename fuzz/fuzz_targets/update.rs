@@ -30,6 +30,7 @@ fn good(scheme: Scheme, bits: u8) -> Vec<u8> {
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     update::write(&meta, &LAYOUT, &tensors).expect("a good update can be written")

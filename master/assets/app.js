@@ -76,7 +76,7 @@
     const latest = all.slice(-MAX_ROWS).reverse();
     const body = byId("rounds");
     body.replaceChildren(...latest.map((r) => row([
-      [count(r.round), "n"], [age(now() - r.finished_ts)], [percent(r.test_accuracy), "n"], [loss(r.test_loss), "n"],
+      [count(r.round), "n"], [age(now() - r.finished_ts)], [page.accuracyOrError(r), "n"], [loss(r.test_loss), "n"],
       [loss(r.train_loss), "n"], [count(r.participants), "n"], [count(r.num_samples), "n"], [bytes(r.bytes_up), "n"],
       [bytes(r.bytes_down), "n"], [bits(r.bits_per_param), "n"], [duration(r.duration_s), "n"],
     ])));
@@ -89,9 +89,24 @@
     const test = view.last_evaluation;
     set("round", count(view.global_round));
     set("round_note", view.finished ? "training is finished" : all.length ? "finished " + age(now() - last.finished_ts) : "the initial model");
-    set("accuracy", test ? percent(test.accuracy) : NONE);
-    const best = Math.max(...evaluated.map((r) => r.test_accuracy));
-    set("accuracy_note", test ? "loss " + loss(test.loss) + (evaluated.length > 1 ? ", best " + percent(best) : "") : "not evaluated yet");
+    const errors = all.filter((r) => known(r.test_absolute_error)).map((r) => r.test_absolute_error);
+    const isRegression = test && known(test.absolute_error);
+    set("accuracy_title", isRegression ? "Mean absolute error" : "Test accuracy");
+    set("accuracy_column", isRegression ? "Absolute error" : "Accuracy");
+    set("accuracy", !test ? NONE : isRegression ? loss(test.absolute_error) : percent(test.accuracy));
+    const best = isRegression ? errors.length > 1 && loss(Math.min(...errors))
+      : evaluated.length > 1 && percent(Math.max(...evaluated.map((r) => r.test_accuracy)));
+    set("accuracy_note", test ? (isRegression ? "squared error " : "loss ") + loss(test.loss) + (best ? ", best " + best : "") : "not evaluated yet");
+    const clients = view.client_evaluation && page.mainMetric(view.client_evaluation);
+    byId("clients-tile").hidden = !clients;
+    if (clients) {
+      const { name, spread } = clients;
+      const number = name === "accuracy" ? percent : loss;
+      set("clients_title", page.titleOf(name) + " on the workers' data");
+      set("clients", number(spread.mean));
+      set("clients_note", `round ${count(view.client_evaluation.round)}, ${plural(spread.clients, "worker", "workers")}, `
+        + `worst ${number(spread.worst)} (${spread.worst_client})`);
+    }
     set("update_size", last && last.participants ? bytes(last.bytes_up / last.participants) : NONE);
     set("update_note", last && last.bits_per_param > 0
       ? three(32 / last.bits_per_param) + "× smaller than f32" : "no update yet");
@@ -147,9 +162,11 @@
     const last = all[all.length - 1];
     for (const chart of ROUND_CHARTS) {
       const node = byId("plot-" + chart.id);
+      node.setAttribute("aria-label", page.roundLabel(chart, all));
+      node.parentElement.hidden = !chart.has(all);
+      if (node.parentElement.hidden) continue;
       page.draw(node, chart, page.roundData(chart, all));
       node.previousElementSibling.querySelector("[data-caption]").textContent = chart.caption(last, all);
-      node.setAttribute("aria-label", page.roundLabel(chart, all));
     }
   }
 

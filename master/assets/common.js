@@ -82,7 +82,7 @@ const page = (() => {
   const oneOrMore = (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]);
 
   // A chart description becomes uPlot's options: {x: {label, name, tick, format, whole}, y: {tick, scale}, lines()}.
-  function options({ x, y, lines, height }) {
+  function options({ x, y, lines, height, bands }, data) {
     const logarithmic = y.scale.distr === 3;
     const shared = { stroke: colour("--soft"), ticks: { show: false }, font: FONT };
     // Of a logarithmic axis only the powers of ten.
@@ -99,6 +99,7 @@ const page = (() => {
         { ...shared, grid, values: text(y.tick), size: 64, space: 34 },
       ],
       legend: { markers: { dash: (plot, i) => (plot.series[i].dash ? "dashed" : "solid") } },
+      bands: bands?.(data),
       series: [{ label: x.name ?? x.label, value: shown(x.format) }, ...lines()],
     };
   }
@@ -115,7 +116,7 @@ const page = (() => {
   function build(node) {
     const chart = charts.get(node);
     chart.plot?.destroy();
-    chart.plot = new uPlot({ width: widthOf(node), ...options(chart.description) }, chart.data, node);
+    chart.plot = new uPlot({ width: widthOf(node), ...options(chart.description, chart.data) }, chart.data, node);
   }
 
   // Draws `data` into `node`, or draws it anew. The node has its place in the page by then: the chart takes its width.
@@ -161,27 +162,65 @@ const page = (() => {
   const share = (_, min, max) => (known(min)
     ? [Math.max(0, min - 0.05 * (max - min) - 0.005), Math.min(1, max + 0.02 * (max - min) + 0.005)] : [0, 1]);
   const byRound = { label: "Round", tick: ticks.round, format: count, whole: true };
+  const always = () => true;
+  // Of the metrics that workers report the one that is shown.
+  function mainMetric(evaluation) {
+    const metrics = evaluation?.metrics ?? {};
+    const name = ["accuracy", "absolute_error", "loss"].find((key) => key in metrics) ?? Object.keys(metrics).sort()[0];
+    return name === undefined ? undefined : { name, spread: metrics[name] };
+  }
+  const titleOf = (name) => (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll("_", " ");
+  const figure4 = (value) => (known(value) ? value.toFixed(4) : NONE);
+  const spreadRange = (_, min, max) => (known(min)
+    ? [min - 0.05 * (max - min) - 0.001 * Math.abs(min), max + 0.05 * (max - min) + 0.001 * Math.abs(max)] : [0, 1]);
+  function spreadCaption(record) {
+    if (!record) return "";
+    const { name, spread } = mainMetric(record.evaluation);
+    const number = name === "accuracy" ? percent : loss;
+    return `${titleOf(name).toLowerCase()} ${number(spread.mean)}, worst ${number(spread.worst)} (${spread.worst_client})`;
+  }
+  const accuracyOrError = (r) => (known(r.test_absolute_error) ? loss(r.test_absolute_error) : percent(r.test_accuracy));
   const ROUND_CHARTS = [
     {
       id: "accuracy", title: "Test accuracy", x: byRound, y: { tick: ticks.percent, scale: { range: share } },
+      has: (all) => !all.some((r) => known(r.test_absolute_error)),
       lines: () => [line("Test accuracy", 0, percent)], columns: [(r) => orNull(r.test_accuracy)],
       caption: (r) => (known(r.test_accuracy) ? percent(r.test_accuracy) + " after round " + count(r.round) : ""),
     },
     {
-      id: "loss", title: "Loss (nats)", x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
+      id: "error", title: "Mean absolute error", x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
+      has: (all) => all.some((r) => known(r.test_absolute_error)),
+      lines: () => [line("Mean absolute error", 0, loss)], columns: [(r) => orNull(r.test_absolute_error)],
+      caption: (r) => (known(r.test_absolute_error) ? loss(r.test_absolute_error) + " after round " + count(r.round) : ""),
+    },
+    {
+      id: "clients", title: "On the workers' data", x: byRound, y: { tick: ticks.number, scale: { range: spreadRange } },
+      has: (all) => all.some((r) => mainMetric(r.evaluation)),
+      lines: () => [line("Mean", 0, figure4), line("Median", 1, figure4, [2, 4]), line("10th percentile", 2, figure4, [6, 4]),
+        line("Worst worker", 3, figure4, [6, 4])],
+      // The band between the median and the worst worker.
+      bands: ([, , median, , worst]) => {
+        const at = median.findLastIndex(known);
+        return [{ series: at >= 0 && median[at] < worst[at] ? [4, 2] : [2, 4], fill: colour(COLOURS[0]) + "22" }];
+      },
+      columns: ["mean", "median", "p10", "worst"].map((key) => (r) => orNull(mainMetric(r.evaluation)?.spread[key])),
+      caption: (_, all) => spreadCaption(all.findLast((r) => mainMetric(r.evaluation))),
+    },
+    {
+      id: "loss", title: "Loss", has: always, x: byRound, y: { tick: ticks.number, scale: { range: fromZero } },
       lines: () => [line("Test", 0, loss), line("Training", 1, loss, [6, 4])],
       columns: [(r) => orNull(r.test_loss), (r) => orNull(r.train_loss)],
       caption: (r) => [known(r.test_loss) && "test " + loss(r.test_loss), known(r.train_loss) && "training " + loss(r.train_loss)]
         .filter(Boolean).join(", "),
     },
     {
-      id: "bytes", title: "Traffic per round", x: byRound, y: { tick: ticks.bytes, scale: { distr: 3, range: wholeDecades } },
+      id: "bytes", title: "Traffic per round", has: always, x: byRound, y: { tick: ticks.bytes, scale: { distr: 3, range: wholeDecades } },
       lines: () => [line("Updates up", 0, bytes), line("Models down", 1, bytes, [6, 4])],
       columns: [(r) => positive(r.bytes_up), (r) => positive(r.bytes_down)],
       caption: (r) => `${bits(r.bits_per_param)} bits per parameter` + (r.bits_per_param > 0 ? `, ${three(32 / r.bits_per_param)}× smaller than f32` : ""),
     },
     {
-      id: "duration", title: "Round duration", x: byRound, y: { tick: ticks.seconds, scale: { range: fromZero } },
+      id: "duration", title: "Round duration", has: always, x: byRound, y: { tick: ticks.seconds, scale: { range: fromZero } },
       lines: () => [line("Duration", 0, duration)], columns: [(r) => orNull(r.duration_s)],
       caption: (r, all) => "median " + duration(median(all.slice(-100).map((x) => x.duration_s))),
     },
@@ -209,7 +248,7 @@ const page = (() => {
 
   return {
     NONE, known, count, three, percent, loss, bits, bytes, duration, age, plural, median,
-    ticks, line, share, draw, figure, ROUND_CHARTS, roundData, roundLabel,
+    accuracyOrError, mainMetric, titleOf, ticks, line, share, fromZero, draw, figure, ROUND_CHARTS, roundData, roundLabel,
     colours: COLOURS.length,
   };
 })();

@@ -19,7 +19,7 @@ mod source;
 pub mod store;
 
 pub use exit::exit_of;
-pub use federation::{Compact, Core, Global, Snapshot, aggregate, intake, round};
+pub use federation::{Compact, Core, Global, Snapshot, aggregate, evaluation, intake, round};
 pub use master::{Master, check, rollback_to};
 pub use service::MasterEvent;
 pub use settings::{Args, Config, SettingError};

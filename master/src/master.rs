@@ -95,6 +95,11 @@ impl Master {
         self.job.records()
     }
 
+    /// The records of all finished rounds that are kept, the oldest first.
+    pub fn history(&self) -> Vec<HistoryRecord> {
+        self.job.history()
+    }
+
     /// Parameters of the model.
     pub fn num_parameters(&self) -> u64 {
         self.job.core.num_parameters() as u64
@@ -138,6 +143,7 @@ impl Master {
         self.actor.await.context("the round's owner failed")?;
         let job = self.job;
         spawn_blocking(move || {
+            job.write_evaluations();
             if let Some(durable) = &job.durable {
                 durable.stop();
             }
@@ -189,6 +195,9 @@ async fn assemble(
     series: &Series,
 ) -> anyhow::Result<(Arc<Job>, Inbox, Actor)> {
     let metrics = Arc::new(JobMetrics::new(series, config.metrics.clone())?);
+    if source.network.spec().is_some() {
+        metrics.expect(&source.dataset.task);
+    }
     let host = Arc::new(Host::start(&config)?);
     let (recovered, durable) = load(&config, &source, host.clock.now(), metrics.clone())?;
     let Recovered { core, state, view } = recovered;

@@ -72,7 +72,15 @@ impl Series {
     /// # Errors
     /// If another series has their name.
     pub fn gauges(&self, name: &str, help: &str, label: &str) -> prometheus::Result<GaugeVec> {
-        self.add(GaugeVec::new(Opts::new(name, help), &[label])?)
+        self.gauges_of(name, help, &[label])
+    }
+
+    /// Gauges by any number of labels; without one there is a single series, which is absent until it is set.
+    ///
+    /// # Errors
+    /// If another series has their name.
+    pub fn gauges_of(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.add(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     /// A distribution over the given upper bounds.

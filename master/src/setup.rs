@@ -1,7 +1,7 @@
 //! Builds a federation from the settings: the rules of its rounds, and the tasks of its workers.
 
 use crate::{
-    federation::{Global, round::Rules},
+    federation::{Global, evaluation::EvaluationRules, round::Rules},
     settings::Config,
 };
 use fl_protocol::{TaskAction, TaskBody};
@@ -21,6 +21,16 @@ pub fn rules(config: &Config) -> Rules {
         seed: config.seed,
         remember: config.store.keep_rounds,
         max_staleness: aggregation.strategy.is_asynchronous().then_some(aggregation.max_staleness),
+    }
+}
+
+/// Which models the workers evaluate.
+pub fn evaluation_rules(config: &Config) -> EvaluationRules {
+    EvaluationRules {
+        every: config.evaluation.evaluate_every,
+        fraction: config.evaluation.evaluate_fraction,
+        rounds: config.round.rounds,
+        seed: config.seed,
     }
 }
 
@@ -52,5 +62,20 @@ pub fn task(config: &Config, global: &Global, action: TaskAction, deadline_s: Op
         trainable: config.model.trainable.as_ref().map(ToString::to_string),
         local_layers: config.model.local_layers.as_ref().map(ToString::to_string),
         deadline_s,
+        evaluate_every: Some(config.evaluation.evaluate_every)
+            .filter(|every| *every > 0 && action == TaskAction::Train),
+        config: hints.client_config.filter(|_| action == TaskAction::Train),
+    }
+}
+
+/// The task of a worker that evaluates `global` on data of its own.
+pub fn evaluation_task(config: &Config, global: &Global) -> TaskBody {
+    TaskBody {
+        action: TaskAction::Evaluate,
+        etag: global.etag.clone(),
+        evaluate_every: Some(config.evaluation.evaluate_every),
+        config: config.task.client_config.clone(),
+        trainable: config.model.trainable.as_ref().map(ToString::to_string),
+        ..TaskBody::train(global.round)
     }
 }

@@ -16,8 +16,8 @@ use std::{
 pub struct ModelSource {
     /// The network, or at least its tensors.
     pub network: Network,
-    /// The first parameters, if a file gives them.
-    start: Option<Vec<f32>>,
+    /// The first model, if a file gives it.
+    start: Option<GlobalModel>,
     /// `INITIAL_MODEL`, read when a model of round 0 is made.
     initial: Option<PathBuf>,
     /// Its tensors.
@@ -71,8 +71,8 @@ impl ModelSource {
         dataset.names = Default::default();
         Ok(Self {
             layout: model.network.layout().into_owned(),
-            network: model.network,
-            start: Some(model.parameters),
+            network: model.network.clone(),
+            start: Some(model),
             initial: None,
             dataset,
         })
@@ -93,9 +93,10 @@ impl ModelSource {
                     Some(path) => self.parameters_of(path)?,
                     None => fl_model::init_parameters(spec, seed),
                 },
+                buffers: fl_model::Buffers::default(),
             },
             Network::Tensors(layout) => {
-                GlobalModel::of_tensors(0, layout.clone(), self.start.clone().unwrap_or_default())
+                self.start.clone().unwrap_or_else(|| GlobalModel::of_tensors(0, layout.clone(), Vec::new()))
             }
         };
         Ok(model.to_safetensors()?.into())

@@ -144,6 +144,7 @@ fn update_of(worker: usize, base: u64, control: bool) -> Vec<u8> {
         local_steps: Some(1 + worker as u32),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let layout = layout();
     let vectors = [Some(delta(worker, base)), control.then(|| delta(worker + 100, base))];

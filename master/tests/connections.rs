@@ -223,6 +223,7 @@ fn update(layout: &ModelLayout, round: u64) -> Vec<u8> {
         local_steps: None,
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let zeros = vec![0.0; layout.parameters()];
     let tensors: Vec<_> =

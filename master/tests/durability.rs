@@ -229,6 +229,7 @@ fn large_body(worker: usize, round: u64) -> Vec<u8> {
         local_steps: None,
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let layout = large_layout();
     let delta = vec![(worker as f32 - 0.7) / (round + 1) as f32 / 1e3; layout.parameters()];

@@ -36,6 +36,7 @@ fn body(spec: &ModelSpec, worker: usize, round: u64) -> Vec<u8> {
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     update::write(&meta, &layout, &tensors).unwrap()
@@ -51,6 +52,7 @@ fn peak(strategy: &str, dim: usize) -> (usize, usize) {
         normalization: Normalization { mean: vec![0.0], std: vec![1.0] },
         names: DataNames::default(),
         parameters: init_parameters(&spec, 1),
+        buffers: fl_model::Buffers::default(),
     };
     let initial = Snapshot::initial(model.to_safetensors().unwrap().into());
     drop(model);

@@ -79,6 +79,7 @@ async fn hand_in(
                         local_steps: None,
                         local_norm: None,
                         reuse: None,
+                        metrics: Default::default(),
                     };
                     let tensors: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
                     let body = update::write(&meta, &layout, &tensors).unwrap();

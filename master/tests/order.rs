@@ -65,6 +65,7 @@ fn bodies(layout: &ModelLayout) -> Vec<Bytes> {
                 local_steps: None,
                 local_norm: None,
                 reuse: None,
+                metrics: Default::default(),
             };
             let plain = k % 50 == 0;
             let tensors: Vec<_> = layout

@@ -31,6 +31,7 @@ fn body(worker: usize, round: u64, control: bool) -> Vec<u8> {
         local_steps: Some(1 + worker as u32),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let layout = layout();
     let mut vectors = vec![delta(worker, round)];

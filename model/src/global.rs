@@ -4,11 +4,14 @@
 //! [`GlobalModel::exact_header`] lets a caller write the next file without a copy of the parameters beside it.
 
 use crate::{
+    buffers::Buffers,
     error::ModelError,
+    header::check_header_size,
+    import,
     network::{Network, checked_layout},
     spec::ModelSpec,
 };
-use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, limits::MAX_CONTAINER_HEADER_BYTES};
+use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout};
 use fl_quant::{Encoder, Spec, Stream, encode_update};
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -32,11 +35,16 @@ pub struct GlobalModel {
     pub names: DataNames,
     /// All parameters in canonical order.
     pub parameters: Vec<f32>,
+    /// Integer tensors that travel with parameters whose network is not known.
+    pub buffers: Buffers,
 }
 
 /// `__metadata__` of the file; every value is a string, as the format demands.
 #[derive(Serialize)]
 struct Metadata {
+    /// Names of the integer tensors, if there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buffers: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     features: Option<String>,
     format: &'static str,
@@ -69,18 +77,21 @@ impl GlobalModel {
         for value in &self.parameters {
             file.extend_from_slice(&value.to_le_bytes());
         }
+        file.extend(self.buffers.after());
         Ok(file)
     }
 
     /// The file of [`Self::to_safetensors`] up to its parameters, which follow as f32, little-endian, in canonical
-    /// order. The model's own `parameters` are not looked at.
+    /// order, and then [`Buffers::after`]. The model's own `parameters` are not looked at.
     ///
     /// # Errors
     /// If the header would be larger than a reader takes.
     pub fn exact_header(&self) -> Result<Vec<u8>, ModelError> {
         let tensors: Vec<_> =
             self.network.layout().tensors().iter().map(|t| ("F32", t.shape.clone(), 4 * t.len)).collect();
-        self.header(&tensors)
+        let mut file = self.header(&tensors, self.buffers.before().len())?;
+        file.extend(self.buffers.before());
+        Ok(file)
     }
 
     /// Writes the file with an fl-quant stream in place of each tensor (`docs/format.md`). The same model
@@ -105,7 +116,9 @@ impl GlobalModel {
         )
         .map_err(|error| ModelError::BadFile(error.to_string()))?;
         let tensors: Vec<_> = streams.iter().map(|stream| ("U8", vec![stream.len()], stream.len())).collect();
-        let mut file = self.header(&tensors)?;
+        let buffers = self.buffers.all();
+        let mut file = self.header(&tensors, buffers.len())?;
+        file.extend(buffers);
         file.reserve_exact(streams.iter().map(Vec::len).sum());
         // Each stream goes once it is copied.
         streams.into_iter().for_each(|stream| file.extend_from_slice(&stream));
@@ -126,8 +139,9 @@ impl GlobalModel {
         check_names(&self.names, spec)
     }
 
-    /// The file up to its data: type, shape and bytes of each tensor are given.
-    fn header(&self, tensors: &[(&str, Vec<usize>, usize)]) -> Result<Vec<u8>, ModelError> {
+    /// The file up to its data: type, shape and bytes of each tensor are given, and the bytes of the buffers that stand
+    /// before them.
+    fn header(&self, tensors: &[(&str, Vec<usize>, usize)], before: usize) -> Result<Vec<u8>, ModelError> {
         // Written by hand: the safetensors crate keeps metadata in a HashMap, whose order differs
         // from process to process, and the bytes must not.
         let list = |names: &[String]| (!names.is_empty()).then(|| json!(names).to_string());
@@ -135,7 +149,9 @@ impl GlobalModel {
         let tensors_of = |layout: &ModelLayout| {
             json!(layout.tensors().iter().map(|t| (&t.name, &t.shape)).collect::<Vec<_>>()).to_string()
         };
+        let buffers: Vec<String> = self.buffers.names().map(str::to_owned).collect();
         let metadata = Metadata {
+            buffers: list(&buffers),
             features: list(&self.names.features),
             format: "pt",
             input_shape: spec.map(|spec| json!(spec.input_shape()).to_string()),
@@ -152,7 +168,10 @@ impl GlobalModel {
         };
         let mut header = Map::new();
         header.insert("__metadata__".into(), json!(metadata));
-        let mut end = 0;
+        let is_exact = tensors.iter().all(|(dtype, ..)| *dtype == "F32");
+        let parameters = tensors.iter().map(|(.., bytes)| bytes).sum();
+        self.buffers.describe(if is_exact { parameters } else { 0 }, &mut header);
+        let mut end = before;
         for (tensor, (dtype, shape, bytes)) in self.network.layout().tensors().iter().zip(tensors) {
             let start = end;
             end += bytes;
@@ -189,11 +208,12 @@ impl GlobalModel {
             normalization: Normalization { mean: vec![0.0], std: vec![1.0] },
             names: DataNames::default(),
             parameters,
+            buffers: Buffers::default(),
         }
     }
 
-    /// Reads the tensors of any safetensors file, in the order of their data, as the model of round 0. All must
-    /// be F32.
+    /// Reads the tensors of any safetensors file, in the order of their data, as the model of round 0: F32, F16 and BF16
+    /// become its parameters, in f32, integers its buffers.
     ///
     /// # Errors
     /// [`ModelError::BadFile`] with what is wrong.
@@ -202,18 +222,28 @@ impl GlobalModel {
         check_header_size(bytes)?;
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|error| bad(error.to_string()))?;
         let file = SafeTensors::deserialize(bytes).map_err(|error| bad(error.to_string()))?;
-        let mut tensors = Vec::new();
+        let (mut tensors, mut buffers) = (Vec::new(), Vec::new());
         for name in header.offset_keys() {
             let view = file.tensor(&name).map_err(|error| bad(error.to_string()))?;
-            if view.dtype() != Dtype::F32 {
-                return Err(bad(format!("tensor `{name}` is {:?}: convert it to F32", view.dtype())));
+            match view.dtype() {
+                Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensors.push((name, view.shape().to_vec())),
+                dtype if Buffers::takes(dtype) => buffers.push(name),
+                dtype => {
+                    return Err(bad(format!(
+                        "tensor `{name}` is {dtype:?}: convert it to F32 (F16, BF16 and integers are taken too)"
+                    )));
+                }
             }
-            tensors.push((name, view.shape().to_vec()));
         }
         let layout = checked_layout(tensors)?;
-        let tensors = check_tensors(&file, &layout)?;
-        let parameters = decode(&tensors, &layout)?;
-        Ok(Self::of_tensors(0, layout, parameters))
+        let mut parameters = Vec::with_capacity(layout.parameters());
+        for tensor in layout.tensors() {
+            let view = file.tensor(&tensor.name).map_err(|error| bad(error.to_string()))?;
+            import::append(&mut parameters, &view);
+        }
+        check_finite(&parameters)?;
+        let buffers = Buffers::read(&file, buffers.iter().map(String::as_str))?;
+        Ok(Self { buffers, ..Self::of_tensors(0, layout, parameters) })
     }
 }
 
@@ -250,7 +280,10 @@ impl<'a> ModelView<'a> {
             (None, Some(tensors)) => {
                 let tensors = serde_json::from_str(tensors)
                     .map_err(|error| bad(format!("its list of tensors cannot be read: {error}")))?;
-                GlobalModel::of_tensors(round, checked_layout(tensors)?, Vec::new())
+                let names = read_names(metadata, "buffers")?;
+                let buffers = Buffers::read(&file, names.iter().map(String::as_str))?;
+                let model = GlobalModel::of_tensors(round, checked_layout(tensors)?, Vec::new());
+                GlobalModel { buffers, ..model }
             }
             _ => {
                 let spec = ModelSpec::from_json(required(metadata, "model")?)?;
@@ -262,14 +295,22 @@ impl<'a> ModelView<'a> {
                     features: read_names(metadata, "features")?,
                 };
                 check_names(&names, &spec)?;
-                GlobalModel { round, network: spec.into(), normalization, names, parameters: Vec::new() }
+                GlobalModel {
+                    round,
+                    network: spec.into(),
+                    normalization,
+                    names,
+                    parameters: Vec::new(),
+                    buffers: Buffers::default(),
+                }
             }
         };
         let layout = model.network.layout();
-        let tensors = check_tensors(&file, &layout)?;
+        let tensors = check_tensors(&file, &layout, model.buffers.len())?;
+        let before = model.buffers.before().len();
         let place = |name: &str| header.info(name).map(|info| info.data_offsets.0..info.data_offsets.1);
-        let parameters = in_order(&layout, &tensors, place)
-            .and_then(|len| Some(bytes.get(8 + header_len..)?.get(..len)?.as_chunks().0));
+        let parameters = in_order(&layout, &tensors, before, place)
+            .and_then(|end| Some(bytes.get(8 + header_len..)?.get(before..end)?.as_chunks().0));
         drop(layout);
         Ok(Self { model, parameters, tensors })
     }
@@ -326,27 +367,18 @@ fn decode(tensors: &[Stored<'_>], layout: &ModelLayout) -> Result<Vec<f32>, Mode
     Ok(parameters)
 }
 
-/// Bytes of the parameters, if the tensors are exact and lie one after the other in canonical order from the
-/// beginning of the data. `place` tells where a tensor lies.
+/// End of the parameters in the data, if the tensors are exact and lie one after the other in canonical order from
+/// `start` on. `place` tells where a tensor lies.
 fn in_order(
     layout: &ModelLayout,
     tensors: &[Stored<'_>],
+    start: usize,
     place: impl Fn(&str) -> Option<Range<usize>>,
 ) -> Option<usize> {
-    layout.tensors().iter().zip(tensors).try_fold(0, |end, (tensor, stored)| {
+    layout.tensors().iter().zip(tensors).try_fold(start, |end, (tensor, stored)| {
         let place = place(&tensor.name)?;
         (matches!(stored, Stored::Exact(_)) && place.start == end).then_some(place.end)
     })
-}
-
-pub(crate) fn check_header_size(bytes: &[u8]) -> Result<(), ModelError> {
-    match bytes.first_chunk::<8>().map(|size| u64::from_le_bytes(*size)) {
-        None => Err(ModelError::BadFile("it is shorter than a header".into())),
-        Some(size) if size > MAX_CONTAINER_HEADER_BYTES as u64 => Err(ModelError::BadFile(format!(
-            "its header declares {size} bytes, at most {MAX_CONTAINER_HEADER_BYTES} are allowed"
-        ))),
-        Some(_) => Ok(()),
-    }
 }
 
 fn required<'a>(metadata: &'a HashMap<String, String>, key: &str) -> Result<&'a str, ModelError> {
@@ -373,12 +405,16 @@ enum Stored<'a> {
 }
 
 /// Checks every tensor.
-fn check_tensors<'a>(file: &SafeTensors<'a>, layout: &ModelLayout) -> Result<Vec<Stored<'a>>, ModelError> {
-    if file.len() != layout.tensors().len() {
+fn check_tensors<'a>(
+    file: &SafeTensors<'a>,
+    layout: &ModelLayout,
+    buffers: usize,
+) -> Result<Vec<Stored<'a>>, ModelError> {
+    if file.len() != layout.tensors().len() + buffers {
         return Err(ModelError::BadFile(format!(
             "it has {} tensors, its network has {}",
             file.len(),
-            layout.tensors().len()
+            layout.tensors().len() + buffers
         )));
     }
     let tensors: Vec<_> =

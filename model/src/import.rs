@@ -1,6 +1,6 @@
 //! Parameters of a network from a safetensors file that another program wrote.
 
-use crate::{error::ModelError, global::check_header_size};
+use crate::{error::ModelError, header::check_header_size};
 use fl_protocol::{ModelLayout, TensorLayout};
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -63,7 +63,8 @@ fn misfits(file: &SafeTensors<'_>, layout: &ModelLayout) -> Vec<String> {
     wrong
 }
 
-fn append(parameters: &mut Vec<f32>, view: &TensorView<'_>) {
+/// Appends the values of a tensor, F32, F16 or BF16.
+pub(crate) fn append(parameters: &mut Vec<f32>, view: &TensorView<'_>) {
     let bytes = view.data();
     let pairs = || bytes.as_chunks::<2>().0.iter();
     match view.dtype() {

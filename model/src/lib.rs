@@ -20,6 +20,7 @@
 //! ```
 
 mod backend;
+mod buffers;
 #[cfg(feature = "flex")]
 pub mod burn;
 mod cost;
@@ -28,6 +29,7 @@ mod error;
 mod evaluation;
 mod fused;
 mod global;
+mod header;
 mod import;
 mod learner;
 mod network;
@@ -39,6 +41,7 @@ pub mod spec;
 mod tasks;
 
 pub use backend::Backend;
+pub use buffers::Buffers;
 pub use cost::measure_gemm_gflops;
 pub use error::ModelError;
 pub use evaluation::{BatchEvaluation, Evaluation};

@@ -21,6 +21,7 @@ fn model(layers: &str) -> GlobalModel {
         normalization,
         names: fl_protocol::DataNames::default(),
         parameters,
+        buffers: fl_model::Buffers::default(),
     }
 }
 

@@ -23,6 +23,7 @@ fn global() -> GlobalModel {
         normalization: Normalization { mean: vec![0.5], std: vec![0.25] },
         names: DataNames::default(),
         parameters,
+        buffers: fl_model::Buffers::default(),
     }
 }
 

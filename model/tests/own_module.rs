@@ -151,6 +151,7 @@ fn tensors_without_a_network_make_a_model_file() {
         normalization: fl_protocol::Normalization { mean: vec![0.5], std: vec![0.25] },
         names: Default::default(),
         parameters: init_parameters(&spec, 1),
+        buffers: fl_model::Buffers::default(),
     };
     let read = GlobalModel::from_any_safetensors(&named.to_safetensors().unwrap()).unwrap();
     assert_eq!((read.round, &*read.network.layout(), read.parameters), (0, &spec.layout(), named.parameters));

@@ -33,7 +33,9 @@ fn train_digits(backend: Backend, spec: &ModelSpec, seed: u64, epochs: usize) ->
     }
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     data.test.gather(&all, &data.normalization, &mut samples);
-    Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap()).accuracy
+    Evaluation::from(learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap())
+        .accuracy
+        .unwrap()
 }
 
 #[test]

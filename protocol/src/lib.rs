@@ -5,6 +5,7 @@
 //! - [`types`]: the JSON bodies of every endpoint,
 //! - [`error`]: the closed set of error codes and the body that carries them,
 //! - [`layout`]: names, shapes and flat order of a model's tensors,
+//! - [`metrics`]: what clients report of a model, and its spread over clients,
 //! - [`samples`]: what a sample is and what is learnt from it,
 //! - [`update`]: the update container that a worker posts,
 //! - [`limits`]: bounds on all input from outside.
@@ -12,6 +13,7 @@
 pub mod error;
 pub mod layout;
 pub mod limits;
+pub mod metrics;
 pub mod samples;
 mod schedule;
 pub mod types;
@@ -20,11 +22,12 @@ pub mod worker_id;
 
 pub use error::{ErrorBody, ErrorCode};
 pub use layout::{ModelLayout, TensorLayout};
+pub use metrics::{ClientEvaluation, LastClientEvaluation, Metrics, Spread};
 pub use samples::{Input, Inputs, Targets, Task};
 pub use schedule::LrSchedule;
 pub use types::{
-    DataNames, GlobalJson, HistoryRecord, LastEvaluation, MissingWorker, Normalization, StatusBody,
-    TaskAction, TaskBody, UpdateAck, UpdateJson, Waiting, WorkerStatus,
+    DataNames, EvaluationAck, EvaluationJson, GlobalJson, HistoryRecord, LastEvaluation, MissingWorker,
+    Normalization, StatusBody, TaskAction, TaskBody, UpdateAck, UpdateJson, Waiting, WorkerStatus,
 };
 pub use update::{Header, Kind, Update, UpdateError, UpdateMeta};
 pub use worker_id::WorkerId;

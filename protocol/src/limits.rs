@@ -17,6 +17,13 @@ pub const MAX_CONTAINER_HEADER_BYTES: usize = 1 << 20;
 /// Largest model, in parameters.
 pub const MAX_PARAMETERS: usize = 1 << 28;
 
+/// Largest JSON body of `POST /evaluation`, in bytes: more than [`MAX_METRICS`](crate::metrics::MAX_METRICS) metrics of
+/// the longest names take.
+pub const MAX_EVALUATION_BYTES: usize = 16 << 10;
+
+/// Largest `CLIENT_CONFIG`, in bytes of JSON: it is part of every task.
+pub const MAX_CLIENT_CONFIG_BYTES: usize = 16 << 10;
+
 /// Longest long-poll that `wait` may ask for, in seconds.
 pub const MAX_WAIT_S: u64 = 60;
 

@@ -1,6 +1,9 @@
 //! The JSON bodies of the API. The documentation of every field names its unit.
 
-use crate::worker_id::WorkerId;
+use crate::{
+    metrics::{ClientEvaluation, LastClientEvaluation, Metrics, Spread},
+    worker_id::WorkerId,
+};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -53,6 +56,33 @@ pub struct UpdateJson {
     /// Seconds of local training, or another measure of speed; displayed, not used.
     #[serde(default)]
     pub compute_factor: Option<f64>,
+    /// What the worker found of its training; displayed, not used.
+    #[serde(default, skip_serializing_if = "Metrics::is_empty")]
+    pub metrics: Metrics,
+}
+
+/// `POST /evaluation`: what a worker found when it evaluated a model on data of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationJson {
+    /// Name of the worker.
+    pub worker_id: WorkerId,
+    /// Round of the evaluated model.
+    pub round: u64,
+    /// Samples that it was evaluated on: the weight in the mean.
+    pub num_samples: u64,
+    /// What was found; at least one metric.
+    pub metrics: Metrics,
+}
+
+/// The answer to an accepted `POST /evaluation`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluationAck {
+    /// Always `"ok"`.
+    pub status: String,
+    /// The master's round.
+    pub global_round: u64,
+    /// True if this worker's evaluation of this model had been accepted before; it counts once.
+    pub duplicate: bool,
 }
 
 /// The answer to an accepted `POST /update`.
@@ -75,6 +105,8 @@ pub struct UpdateAck {
 pub enum TaskAction {
     /// Train from the global model of `round`.
     Train,
+    /// Evaluate the global model of `round` on data of the worker's own, and report with `POST /evaluation`.
+    Evaluate,
     /// Nothing to do now: ask again.
     Wait,
     /// The training is over: exit with success.
@@ -86,7 +118,7 @@ pub enum TaskAction {
 pub struct TaskBody {
     /// What to do.
     pub action: TaskAction,
-    /// Round to train for.
+    /// Round to train for, or of the model to evaluate.
     pub round: u64,
     /// `ETag` of that round's model.
     pub etag: String,
@@ -137,6 +169,13 @@ pub struct TaskBody {
     /// Seconds left until the round closes without this worker, if it has a deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_s: Option<f64>,
+    /// Rounds between two evaluations on the workers' own data, if there are any: a worker then holds a part of its
+    /// data out of the training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluate_every: Option<u64>,
+    /// `CLIENT_CONFIG`: an object for the client's own use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl TaskBody {
@@ -161,6 +200,8 @@ impl TaskBody {
             trainable: None,
             local_layers: None,
             deadline_s: None,
+            evaluate_every: None,
+            config: None,
         }
     }
 }
@@ -189,10 +230,14 @@ pub struct WorkerStatus {
 pub struct LastEvaluation {
     /// Round of the evaluated model.
     pub round: u64,
-    /// Share of samples that are classified right, 0 to 1.
-    pub accuracy: f64,
-    /// Mean cross-entropy, in nats.
+    /// Share of samples, tokens or labels that are right, 0 to 1; absent for a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// Mean loss: cross-entropy in nats, or the squared error of a regression.
     pub loss: f64,
+    /// Mean absolute error of a regression; absent for other tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub absolute_error: Option<f64>,
     /// Samples of the test set.
     pub samples: u64,
 }
@@ -247,6 +292,9 @@ pub struct StatusBody {
     pub strategy: String,
     /// Last evaluation, if there was one.
     pub last_evaluation: Option<LastEvaluation>,
+    /// The newest evaluation by the workers on data of their own, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_evaluation: Option<LastClientEvaluation>,
     /// Updates refused since the start, by error code.
     pub rejected_updates: BTreeMap<String, u64>,
     /// Uploads left out in the finished rounds of `GET /history` (lazy upload).
@@ -280,10 +328,19 @@ pub struct HistoryRecord {
     pub num_samples: u64,
     /// Mean training loss, weighted by samples; of those that reported one.
     pub train_loss: Option<f64>,
-    /// Accuracy on the test set, 0 to 1, once evaluated.
+    /// Accuracy on the test set, 0 to 1, once evaluated; a regression has none.
     pub test_accuracy: Option<f64>,
-    /// Mean cross-entropy on the test set, once evaluated.
+    /// Mean loss on the test set, once evaluated: cross-entropy in nats, or the squared error of a regression.
     pub test_loss: Option<f64>,
+    /// Mean absolute error of a regression on the test set, once evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_absolute_error: Option<f64>,
+    /// What the workers found when they evaluated this round's model on data of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<ClientEvaluation>,
+    /// The metrics of the round's updates, over the workers that sent them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub update_metrics: BTreeMap<String, Spread>,
     /// Bytes of the accepted update bodies.
     pub bytes_up: u64,
     /// Workers that left their upload out, so that their last update counted again (lazy upload).

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use fl_protocol::{
-    Header, Kind, ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
+    Header, Kind, Metrics, ModelLayout, Update, UpdateError, UpdateJson, UpdateMeta,
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_DELTA_ABS, MAX_NUM_SAMPLES},
     update::{self, Encoded},
 };
@@ -26,6 +26,7 @@ fn meta() -> UpdateMeta {
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     }
 }
 
@@ -195,6 +196,7 @@ fn a_header_beyond_the_cap_is_refused_before_it_is_read() {
 #[test]
 fn the_json_format_becomes_a_container_or_is_refused() {
     let json = UpdateJson {
+        metrics: Default::default(),
         worker_id: "old-1".parse().unwrap(),
         round: 7,
         num_samples: 3,
@@ -235,4 +237,32 @@ fn a_header_is_read_once_and_carried() {
     assert_eq!((header.meta(), header.kind()), (&notice, Kind::Notice { reuse: 6 }));
     let both = with_weights(&[0.0; 12], &[("reuse", Some("6"))]);
     assert!(matches!(Header::read(&both), Err(UpdateError::WrongTensors(_))), "a notice carries no tensors");
+}
+
+#[test]
+fn metrics_travel_in_the_metadata_and_are_checked() {
+    let metrics = Metrics::new([("accuracy", 0.5), ("val.loss", 0.1 + 0.2)]).unwrap();
+    let meta = UpdateMeta { metrics: metrics.clone(), ..meta() };
+    let body = update::write_notice(&UpdateMeta { reuse: Some(6), ..meta.clone() }).unwrap();
+    assert_eq!(update::peek_meta(&body).unwrap().metrics, metrics);
+    let json = UpdateJson {
+        metrics: metrics.clone(),
+        ..serde_json::from_str(r#"{"worker_id":"w","round":3,"num_samples":5,"delta":[]}"#).unwrap()
+    };
+    assert_eq!(json.metrics, metrics);
+    for bad in [r#"{"A": 1}"#, r#"{"a": null}"#, "[1]", "x"] {
+        let text = serde_json::json!({ "__metadata__": {
+            "worker_id": "w", "round": "3", "num_samples": "5", "metrics": bad
+        }});
+        let header = text.to_string();
+        let mut body = (header.len() as u64).to_le_bytes().to_vec();
+        body.extend_from_slice(header.as_bytes());
+        let error = update::peek_meta(&body).unwrap_err();
+        assert!(
+            matches!(&error, UpdateError::Malformed(text) if text.contains("`metrics`")),
+            "{bad}: {error}"
+        );
+        let json = format!(r#"{{"worker_id":"w","round":3,"num_samples":5,"delta":[],"metrics":{bad}}}"#);
+        assert!(serde_json::from_str::<UpdateJson>(&json).is_err(), "{bad}");
+    }
 }

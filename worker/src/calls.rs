@@ -10,7 +10,7 @@ use crate::{
     settings::MasterSettings,
 };
 use bytes::Bytes;
-use fl_protocol::{TaskBody, UpdateAck, WorkerId};
+use fl_protocol::{EvaluationJson, TaskBody, UpdateAck, WorkerId};
 use rand::rngs::ChaCha8Rng;
 use std::{
     sync::Arc,
@@ -103,6 +103,22 @@ impl Calls {
                 Err(error) if error.is_norm_too_large() => Ok(Verdict::NormTooLarge(error)),
                 Err(error) if error.is_wrong_round() => Ok(Verdict::WrongRound(error)),
                 Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
+    /// Hands an evaluation in; gives the error if the master has no use for it.
+    pub(crate) async fn evaluation(
+        &mut self,
+        report: &EvaluationJson,
+    ) -> Result<Option<CallError>, Interrupt> {
+        let client = self.client.clone();
+        self.repeat(|| async {
+            match client.evaluation(report).await {
+                Ok(_) => Ok(None),
+                Err(error) if error.is_transient() => Err(error),
+                Err(error) => Ok(Some(error)),
             }
         })
         .await

@@ -3,7 +3,10 @@
 use crate::settings::{Download, MasterSettings};
 use bytes::Bytes;
 use fl_app::{Secret, SettingError};
-use fl_protocol::{ErrorBody, ErrorCode, TaskBody, UpdateAck, WorkerId, headers, limits::MAX_PARAMETERS};
+use fl_protocol::{
+    ErrorBody, ErrorCode, EvaluationAck, EvaluationJson, TaskBody, UpdateAck, WorkerId, headers,
+    limits::MAX_PARAMETERS,
+};
 use reqwest::{Certificate, Client, Identity, RequestBuilder, Response, StatusCode, header};
 use serde::de::DeserializeOwned;
 use std::{
@@ -235,6 +238,22 @@ impl MasterClient {
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .timeout(TRANSFER_TIMEOUT)
             .body(container);
+        json(self.send(request).await?).await
+    }
+
+    /// `POST /evaluation`: hands in what was found of a model.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn evaluation(&self, report: &EvaluationJson) -> Result<EvaluationAck, CallError> {
+        // Names and finite numbers always become JSON.
+        let body = serde_json::to_vec(report).map_err(|error| CallError::BadAnswer(error.to_string()))?;
+        let request = self
+            .http
+            .post(format!("{}/evaluation", self.base))
+            .header(header::CONTENT_TYPE, "application/json")
+            .timeout(TASK_TIMEOUT)
+            .body(body);
         json(self.send(request).await?).await
     }
 

@@ -83,6 +83,8 @@ pub struct ClientState {
     pub seed: u64,
     /// Its training samples.
     pub indices: Vec<u32>,
+    /// Its samples that models are evaluated on; none unless the master asks for evaluations.
+    pub held_out: Vec<u32>,
     /// The state that it carries from round to round.
     pub memory: ClientMemory,
 }
@@ -98,7 +100,7 @@ impl ClientState {
             return Err(SetupError::NoData);
         }
         let (worker_id, seed) = (config.worker_id.clone(), config.seed);
-        Ok(Self { worker_id, seed, indices, memory: ClientMemory::default() })
+        Ok(Self { worker_id, seed, indices, held_out: Vec::new(), memory: ClientMemory::default() })
     }
 }
 

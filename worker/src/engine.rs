@@ -13,10 +13,10 @@ use crate::{
 };
 use fl_datasets::{Dataset, Purpose, Samples, seeded_rng};
 use fl_model::{
-    Batch, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, Parts, PartsError, TensorPattern,
-    spec::describe,
+    Batch, Evaluation, GlobalModel, Layer, Learner, ModelError, ModelSpec, Network, Parts, PartsError,
+    TensorPattern, spec::describe,
 };
-use fl_protocol::{DataNames, ModelLayout, Normalization, TensorLayout, UpdateMeta};
+use fl_protocol::{DataNames, Metrics, ModelLayout, Normalization, TensorLayout, UpdateMeta};
 use rand::RngExt;
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -195,6 +195,34 @@ impl Engine {
         }
     }
 
+    /// Evaluates parameters on the samples that `client` holds out; `None` if there are none.
+    ///
+    /// # Errors
+    /// If the data do not fit the network.
+    pub fn evaluate(
+        &mut self,
+        client: &ClientState,
+        parameters: &[f32],
+    ) -> Result<Option<Evaluation>, ModelError> {
+        if client.held_out.is_empty() {
+            return Ok(None);
+        }
+        self.load(&client.memory, parameters);
+        let held_out = &client.held_out;
+        let Self { learner, data, normalization, classes, batch, .. } = self;
+        let mut chosen = Vec::new();
+        let found = fl_model::evaluate(held_out.len(), |places| {
+            chosen.clear();
+            chosen.extend(places.iter().map(|place| held_out[*place as usize]));
+            data.train.gather(&chosen, normalization, batch);
+            if let Some(classes) = classes {
+                batch.renumber(classes);
+            }
+            learner.evaluate(Batch::new(batch.inputs(), batch.targets()))
+        })?;
+        Ok(Some(found))
+    }
+
     /// Trains `client` from `from` for one round and encodes what changed. With the server's control
     /// variate it trains by SCAFFOLD (Karimireddy et al. 2020, algorithm 1, option II).
     ///
@@ -243,6 +271,7 @@ impl Engine {
             local_steps: Some(steps),
             local_norm: plan.local_norm(steps),
             reuse: None,
+            metrics: Metrics::default(),
         };
         let started = Instant::now();
         let learner = &mut self.learner;

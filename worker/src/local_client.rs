@@ -5,11 +5,12 @@ use crate::{
     engine::{Engine, MakeLearner},
     error::SetupError,
     plan::{Plan, StartingPoint},
+    samples::{hold_out, own_samples},
     settings::Config,
     update::{LocalUpdate, Sent},
 };
 use fl_datasets::Dataset;
-use fl_model::{GlobalModel, ModelError, PartsError};
+use fl_model::{Evaluation, GlobalModel, ModelError, PartsError};
 use fl_protocol::ModelLayout;
 use std::{ops::ControlFlow, sync::Arc};
 
@@ -17,6 +18,8 @@ use std::{ops::ControlFlow, sync::Arc};
 pub struct LocalClient {
     engine: Engine,
     state: ClientState,
+    /// Share of the samples that is held out.
+    local_test: f64,
 }
 
 impl LocalClient {
@@ -43,7 +46,7 @@ impl LocalClient {
 
     fn of(config: &Config, engine: Engine) -> Result<Self, SetupError> {
         let state = ClientState::new(config, engine.data())?;
-        Ok(Self { engine, state })
+        Ok(Self { engine, state, local_test: 0.0 })
     }
 
     /// Whether `global` is of the network and the data that this client was made for.
@@ -90,6 +93,24 @@ impl LocalClient {
     /// If there are not as many parameters as the network has.
     pub fn load(&mut self, parameters: &[f32]) {
         self.engine.load(&self.state.memory, parameters);
+    }
+
+    /// Holds this share of the samples out of the training, for evaluations.
+    pub fn set_local_test(&mut self, config: &Config, share: f64) {
+        if share != self.local_test {
+            let own = own_samples(config, self.engine.data());
+            (self.state.indices, self.state.held_out) =
+                hold_out(own, share, self.state.seed, &self.state.worker_id);
+            self.local_test = share;
+        }
+    }
+
+    /// See [`Engine::evaluate`].
+    ///
+    /// # Errors
+    /// If the data do not fit the network.
+    pub fn evaluate(&mut self, parameters: &[f32]) -> Result<Option<Evaluation>, ModelError> {
+        self.engine.evaluate(&self.state, parameters)
     }
 
     /// See [`Engine::train`].

@@ -5,6 +5,7 @@ use crate::{
     settings::Config,
 };
 use fl_datasets::{Dataset, Purpose, seeded_rng};
+use fl_protocol::WorkerId;
 use rand::{rngs::ChaCha8Rng, seq::SliceRandom};
 
 /// The samples of this worker: the part with `PARTITION_ID`, otherwise a draw from its id.
@@ -21,6 +22,25 @@ pub(crate) fn own_samples(config: &Config, data: &Dataset) -> Vec<u32> {
         own.truncate(limit);
     }
     own
+}
+
+/// Divides the samples of a client into those that it trains on, in their order, and those that it evaluates models on:
+/// `share` of them, at least one and not all; none of a single sample, or with a share of 0. Seed and name of the client
+/// determine which.
+pub fn hold_out(own: Vec<u32>, share: f64, seed: u64, worker: &WorkerId) -> (Vec<u32>, Vec<u32>) {
+    if share <= 0.0 || own.len() < 2 {
+        return (own, Vec::new());
+    }
+    let count = ((share * own.len() as f64).round() as usize).clamp(1, own.len() - 1);
+    let mut places: Vec<u32> = (0..own.len() as u32).collect();
+    places.shuffle(&mut seeded_rng(seed, worker.as_str(), 0, Purpose::LocalTest));
+    let mut is_held = vec![false; own.len()];
+    places.iter().take(count).for_each(|place| is_held[*place as usize] = true);
+    let part = |wanted: bool| {
+        let chosen = own.iter().zip(&is_held).filter(|(_, held)| **held == wanted);
+        chosen.map(|(sample, _)| *sample).collect()
+    };
+    (part(false), part(true))
 }
 
 /// Draws batches without replacement, reshuffling after each pass.
@@ -93,6 +113,26 @@ mod tests {
             all.push(batch.to_vec());
         }
         all
+    }
+
+    #[test]
+    fn a_share_is_held_out_by_seed_and_name_and_a_share_of_zero_changes_nothing() {
+        let held = |share: f64, count: u32, seed, worker: &str| {
+            hold_out((0..count).rev().collect(), share, seed, &worker.parse().unwrap())
+        };
+        let (train, test) = held(0.1, 50, 1, "a");
+        assert_eq!((train.len(), test.len()), (45, 5));
+        assert!(train.is_sorted_by(|a, b| a > b), "the order stays");
+        let mut all = [train.clone(), test.clone()].concat();
+        all.sort_unstable();
+        assert_eq!(all, (0..50).collect::<Vec<_>>());
+        assert_eq!(held(0.1, 50, 1, "a"), (train, test.clone()));
+        assert_ne!(held(0.1, 50, 1, "b").1, test);
+        assert_ne!(held(0.1, 50, 2, "a").1, test);
+        assert_eq!(held(0.0, 3, 1, "a"), (vec![2, 1, 0], vec![]));
+        assert_eq!(held(0.5, 1, 1, "a"), (vec![0], vec![]));
+        let sizes = |share, count| held(share, count, 1, "a").1.len();
+        assert_eq!((sizes(0.1, 2), sizes(0.9, 2), sizes(0.1, 14)), (1, 1, 1));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The loop: ask for work, pull the model, train, push the update.
 
+mod evaluate;
 mod training;
 
 use crate::{
@@ -146,6 +147,8 @@ struct Session {
     state_file: Option<StateFile>,
     /// Whether the file holds anything that must not be restored any more.
     state_is_saved: bool,
+    /// The model that was evaluated last, and its round: most often the one that is trained next.
+    evaluated: Option<(u64, Bytes)>,
     /// Pauses after updates that were dropped.
     drop_backoff: Backoff,
     dropped_in_a_row: u32,
@@ -205,6 +208,7 @@ impl Session {
             trainee: Trainee { local: None, ballast },
             state_file,
             state_is_saved: false,
+            evaluated: None,
             dropped_in_a_row: 0,
             last_round: None,
             stop,
@@ -243,6 +247,7 @@ impl Session {
                     self.wait_log.reset();
                     self.round(&task).await?;
                 }
+                TaskAction::Evaluate => self.evaluate(&task).await?,
             }
         }
         Ok(())
@@ -276,8 +281,43 @@ impl Session {
         }
     }
 
-    /// The model of `round`, as the task names it: pulled ahead, or pulled now.
+    /// Makes a trainee ready for a task: its client, what is left of the last run, and what the task says of data and
+    /// tensors.
+    fn preparation(
+        &self,
+        task: &TaskBody,
+    ) -> impl FnOnce(&mut Trainee, &GlobalModel, &[f32]) -> Result<(), WorkerError> + Send + 'static {
+        let (config, data, make) = (self.config.clone(), self.data.clone(), self.make.clone());
+        let state_file = self.state_file.clone();
+        let (trainable, proposed) = (task.trainable.clone(), task.local_layers.clone());
+        let local_test = self.config.data.local_test(task);
+        move |trainee, global, parameters| {
+            if !trainee.local.as_ref().is_some_and(|local| local.fits(global)) {
+                let mut local = match &make {
+                    Some(make) => {
+                        let global = GlobalModel { parameters: parameters.to_vec(), ..global.clone() };
+                        LocalClient::with_learner(&config, data, &global, make)?
+                    }
+                    None => LocalClient::new(&config, data, global)?,
+                };
+                if let Some(memory) = state_file.and_then(|file| restore(&file, global)) {
+                    *local.memory_mut() = memory;
+                }
+                trainee.local = Some(local);
+            }
+            if let Some(local) = &mut trainee.local {
+                local.set_local_test(&config, local_test);
+                choose_parts(local, &config, trainable.as_deref(), proposed.as_deref())?;
+            }
+            Ok(())
+        }
+    }
+
+    /// The model of `round`, as the task names it: evaluated just now, pulled ahead, or pulled now.
     async fn model(&mut self, round: u64) -> Result<Bytes, Interrupt> {
+        if let Some((_, file)) = self.evaluated.take().filter(|(known, _)| *known == round) {
+            return Ok(file);
+        }
         let ahead = tokio::select! {
             ahead = self.prefetch.take(round) => ahead,
             () = self.stop.wait() => return Err(Interrupt::Stopped),
@@ -297,10 +337,8 @@ impl Session {
     ) -> Result<Trained, WorkerError> {
         let plan = Plan::new(&self.config, task).map_err(|reason| WorkerError::BadTask { reason })?;
         check_optimizer(&self.config, task)?;
-        let (trainable, proposed) = (task.trainable.clone(), task.local_layers.clone());
         let mut trainee = std::mem::take(&mut self.trainee);
-        let (config, data) = (self.config.clone(), self.data.clone());
-        let (state_file, stop, make) = (self.state_file.clone(), self.stop.clone(), self.make.clone());
+        let (prepare, stop) = (self.preparation(task), self.stop.clone());
         let work = move || -> Result<_, WorkerError> {
             // The parameters are used where they lie in the file: a copy would be as large again.
             let view = ModelView::read(&file)?;
@@ -309,22 +347,7 @@ impl Session {
             let control = control.map(|file| GlobalModel::from_safetensors(&file)).transpose()?;
             // Before the clock of `compute_factor` starts: the ballast is not training.
             trainee.ballast.touch();
-            if !trainee.local.as_ref().is_some_and(|local| local.fits(global)) {
-                let mut local = match &make {
-                    Some(make) => {
-                        let global = GlobalModel { parameters: parameters.to_vec(), ..global.clone() };
-                        LocalClient::with_learner(&config, data, &global, make)?
-                    }
-                    None => LocalClient::new(&config, data, global)?,
-                };
-                if let Some(memory) = state_file.and_then(|file| restore(&file, global)) {
-                    *local.memory_mut() = memory;
-                }
-                trainee.local = Some(local);
-            }
-            if let Some(local) = &mut trainee.local {
-                choose_parts(local, &config, trainable.as_deref(), proposed.as_deref())?;
-            }
+            prepare(&mut trainee, global, &parameters)?;
             let from = StartingPoint {
                 round: global.round,
                 parameters: &parameters,

@@ -50,6 +50,7 @@ impl Problem {
             normalization,
             names: data.names.clone(),
             parameters,
+            buffers: fl_model::Buffers::default(),
         };
         let configs: Vec<Config> = (0..CLIENTS)
             .map(|k| {
@@ -65,6 +66,7 @@ impl Problem {
                 worker_id: configs[k].worker_id.clone(),
                 seed: 1,
                 indices: (k as u32..samples).step_by(CLIENTS).take(40 + 30 * k).collect(),
+                held_out: Vec::new(),
                 memory: ClientMemory::default(),
             })
             .collect();

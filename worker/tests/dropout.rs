@@ -28,6 +28,7 @@ fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters: parameters.clone(),
+        buffers: fl_model::Buffers::default(),
     };
     let backend = format!("--backend={backend}");
     let args = ["fl-worker", "--local-steps=1", "--batch-size=1", "--quantizer=none", &backend];
@@ -37,6 +38,7 @@ fn update(backend: &str, seed: u64, worker: &str, round: u64) -> Vec<f32> {
         seed,
         // One sample twice: the order of the batches, which is drawn too, changes nothing.
         indices: vec![3, 3],
+        held_out: Vec::new(),
         memory: ClientMemory::default(),
     };
     let from = StartingPoint { round, parameters: &parameters, control: None };

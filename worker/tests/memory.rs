@@ -18,7 +18,14 @@ fn model(data: &Dataset, preset: &str) -> GlobalModel {
     let spec = ModelSpec::classifier(preset, data.input_shape(), data.num_classes(), 5000).unwrap();
     let parameters = fl_model::init_parameters(&spec, 3);
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
+    GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names,
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    }
 }
 
 fn config(args: &[&str]) -> Config {

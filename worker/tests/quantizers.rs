@@ -19,7 +19,7 @@ fn accuracy(global: &GlobalModel, data: &Dataset) -> f64 {
     let all: Vec<u32> = (0..data.test.len() as u32).collect();
     data.test.gather(&all, &global.normalization, &mut samples);
     let sums: BatchEvaluation = learner.evaluate(Batch::new(samples.inputs(), samples.targets())).unwrap();
-    Evaluation::from(sums).accuracy
+    Evaluation::from(sums).accuracy.unwrap()
 }
 
 /// Trains 40 rounds with a small network and gives the accuracy.
@@ -29,8 +29,14 @@ fn federation(quantizer: &str, bits: u8) -> f64 {
     let parameters = init_parameters(&spec, 1);
     let layout = spec.layout();
     let normalization = data.normalization.clone();
-    let mut global =
-        GlobalModel { round: 0, network: spec.into(), normalization, names: data.names.clone(), parameters };
+    let mut global = GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names: data.names.clone(),
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    };
     let configs: Vec<_> = (0..WORKERS)
         .map(|id| {
             let args = [

@@ -19,7 +19,14 @@ fn model(data: &Dataset) -> GlobalModel {
     let spec = ModelSpec::classifier("mlp", data.input_shape(), data.num_classes(), 20_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    GlobalModel { round: 0, network: spec.into(), normalization, names, parameters }
+    GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names,
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    }
 }
 
 /// Two rounds of a worker with `flags`. Returns the values that the last update decodes to, the change of its control

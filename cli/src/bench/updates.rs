@@ -117,6 +117,7 @@ fn template(layout: &ModelLayout, streams: &[Vec<u8>]) -> anyhow::Result<Templat
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let encoded: Vec<_> = streams.iter().map(|bytes| Encoded::Stream(bytes)).collect();
     let bytes = update::write(&meta, layout, &encoded)?;

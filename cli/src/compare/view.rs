@@ -1,6 +1,6 @@
 //! A comparison as Markdown, for terminals and documents, and as a page. Both have the same cells and sentences.
 
-use super::{Comparison, Curve, Group, names};
+use super::{Comparison, Curve, Group, Metric, names};
 use crate::{
     output::{human_bytes, human_seconds},
     report::{
@@ -33,33 +33,41 @@ impl Comparison {
     }
 
     fn head(&self) -> [String; COLUMNS] {
-        let target = 100.0 * self.target;
+        let (metric, target) = match self.metric {
+            Metric::Accuracy => ("accuracy (%)", format!("{:.1}%", 100.0 * self.target)),
+            Metric::AbsoluteError => ("absolute error", format!("{:.4}", self.target)),
+        };
         [
             "run".to_owned(),
             "seeds".to_owned(),
-            "accuracy (%)".to_owned(),
+            metric.to_owned(),
             "against the first".to_owned(),
             "rounds".to_owned(),
             "sent up".to_owned(),
             "sent down".to_owned(),
             "time".to_owned(),
-            format!("rounds, bytes, time to {target:.1}%"),
+            format!("rounds, bytes, time to {target}"),
             "on this machine".to_owned(),
         ]
     }
 
     fn cells(&self, index: usize, group: &Group) -> [String; COLUMNS] {
-        let accuracy = 100.0 * group.accuracy;
-        let against = match (index, self.groups.first()) {
-            (1.., Some(first)) => signed_points(group.accuracy - first.accuracy),
+        let number = |value: f64| match self.metric {
+            Metric::Accuracy => format!("{:.2}", 100.0 * value),
+            Metric::AbsoluteError => format!("{value:.4}"),
+        };
+        let first = self.groups.first().and_then(|first| first.result);
+        let against = match (index, group.result, first) {
+            (1.., Some(result), Some(first)) => self.signed(result - first),
             _ => "-".to_owned(),
         };
         [
             group.name.clone(),
             group.seeds.to_string(),
-            match group.accuracy_sd {
-                Some(sd) => format!("{accuracy:.2} ± {:.2}", 100.0 * sd),
-                None => format!("{accuracy:.2}"),
+            match (group.result, group.deviation) {
+                (Some(result), Some(deviation)) => format!("{} ± {}", number(result), number(deviation)),
+                (Some(result), None) => number(result),
+                (None, _) => "-".to_owned(),
             },
             against,
             group.rounds.to_string(),
@@ -71,6 +79,14 @@ impl Comparison {
             }),
             human_seconds(group.wall_s),
         ]
+    }
+
+    /// A difference of results, without a sign where it rounds to zero.
+    fn signed(&self, difference: f64) -> String {
+        match self.metric {
+            Metric::Accuracy => signed_points(difference),
+            Metric::AbsoluteError => format!("{difference:+.4}"),
+        }
     }
 
     fn html(&self) -> String {
@@ -99,7 +115,7 @@ impl Comparison {
             escape(&self.verdict),
             table("Runs compared", &head, &rows)
         );
-        if self.groups.iter().any(|group| group.accuracy_sd.is_some()) {
+        if self.groups.iter().any(|group| group.deviation.is_some()) {
             html += "<p class=\"note\">After ±: the standard deviation over the seeds.</p>";
         }
         html + "</section>"
@@ -133,6 +149,7 @@ pub fn write(out: &Path, title: &str, comparison: &Comparison, runs: &[Run]) -> 
     #[derive(Serialize)]
     struct Data<'a> {
         clock: &'static str,
+        metric: Metric,
         groups: Vec<Line<'a>>,
     }
     #[derive(Serialize)]
@@ -157,7 +174,7 @@ pub fn write(out: &Path, title: &str, comparison: &Comparison, runs: &[Run]) -> 
         ),
         results: &comparison.html(),
         runs: &runs.iter().zip(names(&runs.iter().collect::<Vec<_>>())).collect::<Vec<_>>(),
-        data: &Data { clock: clock(runs), groups },
+        data: &Data { clock: clock(runs), metric: comparison.metric, groups },
         script: SCRIPT,
     };
     fs::write(out, page.html()?).with_context(|| format!("cannot write {}", out.display()))

@@ -3,7 +3,7 @@
 use super::{Run, Summary};
 use crate::output::{human_bytes, human_seconds};
 use fl_master::assets::{self, count, escape};
-use fl_protocol::HistoryRecord;
+use fl_protocol::{HistoryRecord, Spread};
 use serde::Serialize;
 use serde_json::Value;
 use std::{collections::BTreeSet, fmt::Write as _};
@@ -120,10 +120,12 @@ fn tiles(run: &Run) -> String {
     let s = &run.summary;
     let best = run.history.iter().filter_map(|record| record.test_accuracy).reduce(f64::max);
     let loss = if s.loss.is_finite() { format!("{:.4}", s.loss) } else { "not a number".to_owned() };
-    let accuracy_note = match best {
-        Some(best) => format!("loss {loss}, best {:.2}%", 100.0 * best),
-        None if s.loss.is_finite() => format!("loss {loss}"),
-        None => "not evaluated".to_owned(),
+    let least = run.history.iter().filter_map(|record| record.test_absolute_error).reduce(f64::min);
+    let accuracy_note = match (best, least) {
+        (Some(best), _) => format!("loss {loss}, best {:.2}%", 100.0 * best),
+        (None, Some(least)) => format!("squared error {loss}, best {least:.4}"),
+        (None, None) if s.loss.is_finite() => format!("loss {loss}"),
+        (None, None) => "not evaluated".to_owned(),
     };
     let smaller = if s.bits_per_param > 0.0 {
         format!("{:.1}× smaller than f32", 32.0 / s.bits_per_param)
@@ -131,18 +133,18 @@ fn tiles(run: &Run) -> String {
         "no update".to_owned()
     };
     let tiles = [
-        (
-            "Test accuracy",
-            s.accuracy.map_or(NONE.to_owned(), |accuracy| format!("{:.2}%", 100.0 * accuracy)),
-            accuracy_note,
-        ),
+        match (s.accuracy, s.absolute_error) {
+            (None, Some(error)) => ("Mean absolute error", format!("{error:.4}"), accuracy_note),
+            (accuracy, _) => ("Test accuracy", accuracy.map_or(NONE.to_owned(), percent), accuracy_note),
+        },
         ("Rounds", s.rounds.to_string(), times(s)),
         ("Update on the wire", human_bytes(s.bytes_up_per_update), smaller),
         ("Round time", human_seconds(s.round_ms_median / 1e3), "median".to_owned()),
         ("Parameters", count(s.params), format!("{:.2} bits each in an update", s.bits_per_param)),
+        client_tile(s),
     ];
     let mut html = String::from("<dl class=\"tiles\">");
-    for (name, value, note) in tiles {
+    for (name, value, note) in tiles.into_iter().filter(|(name, ..)| !name.is_empty()) {
         let _ = write!(
             html,
             "<div class=\"card\"><dt>{name}</dt><dd>{value}</dd><dd class=\"note\">{}</dd></div>",
@@ -150,6 +152,25 @@ fn tiles(run: &Run) -> String {
         );
     }
     html + "</dl>"
+}
+
+/// What the clients found on their own data; without a name if there is nothing.
+fn client_tile(s: &Summary) -> (&'static str, String, String) {
+    let (spread, name, number): (_, _, fn(f64) -> String) =
+        match (&s.client_accuracy, &s.client_absolute_error) {
+            (Some(spread), _) => (spread, "Accuracy on the clients' data", percent),
+            (None, Some(spread)) => {
+                (spread, "Absolute error on the clients' data", |error| format!("{error:.4}"))
+            }
+            (None, None) => return ("", String::new(), String::new()),
+        };
+    let (median, worst) = (number(spread.median), number(spread.worst));
+    let note = format!("worst {worst} ({}), median {median}", spread.worst_client);
+    (name, number(spread.mean), note)
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.2}%", 100.0 * share)
 }
 
 fn times(summary: &Summary) -> String {
@@ -162,10 +183,17 @@ fn times(summary: &Summary) -> String {
 }
 
 fn history_tables(runs: &[(&Run, String)]) -> String {
+    let regressions = runs.iter().filter(|(run, _)| run.summary.absolute_error.is_some()).count();
     let head: String = [
         "Round",
-        "Accuracy",
+        match regressions {
+            0 => "Accuracy",
+            n if n == runs.len() => "Absolute error",
+            _ => "Accuracy or absolute error",
+        },
         "Test loss",
+        "Clients' mean",
+        "Clients' worst",
         "Train loss",
         "Updates",
         "Samples",
@@ -199,9 +227,19 @@ fn titled(run: &Run, name: &str) -> String {
 
 fn row(r: &HistoryRecord) -> String {
     let loss = |value: Option<f64>| value.map_or(NONE.to_owned(), |v| format!("{v:.4}"));
+    let found = r.evaluation.as_ref().map(|evaluation| &evaluation.metrics);
+    let clients = |value: fn(&Spread) -> f64| {
+        let of = |name: &str| found.and_then(|metrics| metrics.get(name)).map(value);
+        of("accuracy").map(percent).unwrap_or_else(|| loss(of("absolute_error")))
+    };
     let cells = [
-        r.test_accuracy.map_or(NONE.to_owned(), |v| format!("{:.2}%", 100.0 * v)),
+        match r.test_absolute_error {
+            Some(error) => format!("{error:.4}"),
+            None => r.test_accuracy.map_or(NONE.to_owned(), percent),
+        },
         loss(r.test_loss),
+        clients(|spread| spread.mean),
+        clients(|spread| spread.worst),
         loss(r.train_loss),
         r.participants.to_string(),
         r.num_samples.to_string(),

@@ -120,6 +120,7 @@ mod tests {
             local_steps: Some(2),
             local_norm: None,
             reuse: None,
+            metrics: Default::default(),
         };
         let body = update::write(&meta, &layout, &[Encoded::F32(&[1.0, -2.0, 0.0, 0.5])]).unwrap();
         let body = tamper(&body, &layout, &Spec::new(Scheme::None, 8), -1.0).unwrap();

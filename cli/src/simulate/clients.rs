@@ -21,6 +21,8 @@ pub struct Clients {
     names: Vec<WorkerId>,
     by_name: HashMap<WorkerId, usize>,
     samples: Vec<Vec<u32>>,
+    /// Samples that each evaluates models on.
+    held_out: Vec<Vec<u32>>,
     hardware: Vec<Hardware>,
     factors: Vec<Option<f32>>,
     store: Mutex<CarriedStore>,
@@ -45,7 +47,11 @@ impl Clients {
         let names = names.map_err(anyhow::Error::msg)?;
         let hardware =
             |(index, name): (usize, &WorkerId)| Hardware::of(&args.network, seed, index, name.as_str());
+        let share = args.federation.held_out();
+        let (samples, held_out) =
+            names.iter().zip(samples).map(|(name, own)| fl_worker::hold_out(own, share, seed, name)).unzip();
         Ok(Self {
+            held_out,
             by_name: names.iter().enumerate().map(|(index, name)| (name.clone(), index)).collect(),
             samples,
             hardware: names.iter().enumerate().map(hardware).collect(),
@@ -124,8 +130,20 @@ impl Clients {
             worker_id: self.names[client].clone(),
             seed: self.seed,
             indices: self.samples[client].clone(),
+            held_out: Vec::new(),
             memory: self.store().get(client)?,
         })
+    }
+
+    /// A client that evaluates models, without what it carries.
+    pub fn evaluator(&self, client: usize) -> ClientState {
+        ClientState {
+            worker_id: self.names[client].clone(),
+            seed: self.seed,
+            indices: Vec::new(),
+            held_out: self.held_out[client].clone(),
+            memory: ClientMemory::default(),
+        }
     }
 
     /// Keeps a client's state after its update was accepted.

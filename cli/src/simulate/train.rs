@@ -4,10 +4,16 @@ use super::{attack::tamper, clients::Clients, server::Server};
 use anyhow::Context;
 use bytes::Bytes;
 use fl_datasets::{Dataset, Samples};
-use fl_master::{Compact, Global, round::Contribution};
+use fl_master::{
+    Compact, Global,
+    evaluation::{EvaluationRules, Reported, spreads},
+    round::Contribution,
+};
 use fl_model::{Batch, BatchEvaluation, Evaluation, GlobalModel, ModelError};
-use fl_worker::{ClientMemory, Download, Engine, Plan, Sent, StartingPoint};
+use fl_protocol::ClientEvaluation;
+use fl_worker::{ClientMemory, Download, Engine, Plan, Sent, StartingPoint, metrics_of};
 use std::{
+    collections::BTreeMap,
     ops::ControlFlow,
     sync::{Mutex, PoisonError},
     thread,
@@ -140,6 +146,36 @@ pub fn train(
     let Some(contribution) = server.add(&body) else { return Ok(Outcome::Diverged) };
     clients.settle(job.client, state.memory).context("the carried state of a client cannot be written")?;
     Ok(Outcome::Counted(contribution))
+}
+
+/// Lets the clients that are chosen evaluate the model that they receive, each on its own data.
+///
+/// # Errors
+/// If the data do not fit the network.
+pub fn evaluate_by_clients(
+    engines: &mut [Engine],
+    base: &Base,
+    clients: &Clients,
+    rules: &EvaluationRules,
+) -> Result<Option<ClientEvaluation>, ModelError> {
+    let round = base.model.round;
+    let parameters = base.received.as_ref().unwrap_or(&base.model.parameters);
+    let chosen = (0..clients.len()).filter(|client| rules.chooses(clients.name(*client), round)).collect();
+    let found = parallel(engines, chosen, |engine, client| {
+        engine.evaluate(&clients.evaluator(client), parameters).map(|found| (client, found))
+    });
+    let mut reports = BTreeMap::new();
+    for result in found {
+        let (client, Some(evaluation)) = result? else { continue };
+        let values = metrics_of(&evaluation).iter().map(|(name, value)| (name.into(), value)).collect();
+        let report = Reported { num_samples: evaluation.samples, values };
+        reports.insert(clients.name(client).clone(), report);
+    }
+    Ok((!reports.is_empty()).then(|| ClientEvaluation {
+        clients: reports.len() as u64,
+        num_samples: reports.values().map(|report| report.num_samples).sum(),
+        metrics: spreads(&reports),
+    }))
 }
 
 /// Evaluates a model on the test set.

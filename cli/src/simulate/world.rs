@@ -8,11 +8,14 @@ use super::{
     SimulateArgs,
     clients::Clients,
     server::Server,
-    train::{Base, Job, Outcome, evaluate, parallel, train},
+    train::{Base, Job, Outcome, evaluate, evaluate_by_clients, parallel, train},
 };
 use bytes::Bytes;
-use fl_master::round::{ClosedRound, Contribution, Decision, Effect, Event, OfferId, RoundState, draw};
-use fl_protocol::{HistoryRecord, Task};
+use fl_master::{
+    round::{ClosedRound, Contribution, Decision, Effect, Event, OfferId, RoundState, draw},
+    setup,
+};
+use fl_protocol::HistoryRecord;
 use fl_worker::{ClientMemory, Engine, Plan};
 use std::{
     cmp::Ordering,
@@ -166,10 +169,14 @@ impl World {
                 let is_last = self.state.finishes_with(record.round);
                 if is_last || (self.eval_every > 0 && record.round.is_multiple_of(self.eval_every)) {
                     let found = evaluate(&mut self.engines, &self.base, &self.server.dataset)?;
-                    record.test_accuracy = found
-                        .filter(|_| !matches!(self.server.dataset.task, Task::Regression { .. }))
-                        .map(|found| found.accuracy);
+                    record.test_accuracy = found.and_then(|found| found.accuracy);
                     record.test_loss = found.map(|found| found.loss);
+                    record.test_absolute_error = found.and_then(|found| found.absolute_error);
+                }
+                let rules = setup::evaluation_rules(&self.server.config);
+                if rules.is_due(record.round) {
+                    let Self { engines, base, clients, .. } = self;
+                    record.evaluation = evaluate_by_clients(engines, base, clients, &rules)?;
                 }
                 record.duration_s = started.elapsed().as_secs_f64();
                 started = Instant::now();

@@ -78,7 +78,12 @@ fn evaluate(file: &str) -> anyhow::Result<()> {
         data.test.gather(indices, &data.normalization, &mut samples);
         learner.evaluate(Batch::new(samples.inputs(), samples.targets()))
     })?;
-    println!("round {}: accuracy {:.4} on {} samples", model.round, found.accuracy, found.samples);
+    println!(
+        "round {}: accuracy {:.4} on {} samples",
+        model.round,
+        found.accuracy.unwrap_or(f64::NAN),
+        found.samples
+    );
     Ok(())
 }
 

@@ -332,6 +332,7 @@ fn contribution(term: &Term<'_>, wire_bytes: u64) -> Contribution {
         loss: meta.loss,
         bytes: wire_bytes,
         reused_bytes: term.reused_bytes,
+        metrics: meta.metrics.clone(),
     }
 }
 

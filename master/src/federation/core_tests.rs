@@ -18,6 +18,7 @@ fn core(settings: AggregationSettings) -> Core {
         normalization,
         names: fl_protocol::DataNames::default(),
         parameters,
+        buffers: fl_model::Buffers::default(),
     };
     Core::new(spec.layout(), settings, Snapshot::initial(model.to_safetensors().unwrap().into())).unwrap()
 }
@@ -34,6 +35,7 @@ fn body(worker: &str, round: u64, value: f32) -> Bytes {
         local_steps: Some(5),
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let values = vec![value; layout.parameters()];
     let tensors: Vec<_> = layout.tensors().iter().map(|t| Encoded::F32(&values[..t.len])).collect();

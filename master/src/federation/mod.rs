@@ -3,6 +3,7 @@
 
 pub mod aggregate;
 mod core;
+pub mod evaluation;
 pub mod intake;
 pub mod model;
 pub mod round;

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::memory;
 use bytes::Bytes;
-use fl_model::{GlobalModel, ModelError, ModelView};
+use fl_model::{Buffers, GlobalModel, ModelError, ModelView};
 use fl_quant::{Scheme, Spec};
 use sha2::{Digest, Sha256};
-use std::fmt;
+use std::{fmt, ops::Range};
 
 /// A round's model, ready to be sent.
 #[derive(Debug, Clone)]
@@ -62,7 +62,8 @@ impl Global {
     ) -> Result<Self, ModelError> {
         self.lazy_below = settings.lazy.map(|factor| lazy::threshold(factor, &server.squared_steps));
         if settings.strategy.uses_control() {
-            let model = ModelView::read(&self.bytes)?.model;
+            // The buffers are the model's alone.
+            let model = GlobalModel { buffers: Buffers::default(), ..ModelView::read(&self.bytes)?.model };
             let mut file = new_file(&model)?;
             for (value, control) in file.values().iter_mut().zip(server.control().unwrap_or_default()) {
                 *value = control.to_le_bytes();
@@ -141,20 +142,23 @@ fn canonical(file: &Bytes) -> Result<Bytes, ModelError> {
 /// A model file whose parameters are being written.
 struct NewFile {
     bytes: Vec<u8>,
-    header_len: usize,
+    /// Where the parameters are.
+    parameters: Range<usize>,
 }
 
 /// The file of `model` with parameters of zero. A large one takes memory as they are written.
 fn new_file(model: &GlobalModel) -> Result<NewFile, ModelError> {
-    let header = model.exact_header()?;
-    let mut bytes = memory::zeros(header.len() + size_of::<f32>() * model.network.layout().parameters());
+    let (header, after) = (model.exact_header()?, model.buffers.after());
+    let end = header.len() + size_of::<f32>() * model.network.layout().parameters();
+    let mut bytes = memory::zeros(end + after.len());
     bytes[..header.len()].copy_from_slice(&header);
-    Ok(NewFile { bytes, header_len: header.len() })
+    bytes[end..].copy_from_slice(&after);
+    Ok(NewFile { bytes, parameters: header.len()..end })
 }
 
 impl NewFile {
     fn values(&mut self) -> &mut FileValues {
-        self.bytes[self.header_len..].as_chunks_mut().0
+        self.bytes[self.parameters.clone()].as_chunks_mut().0
     }
 }
 

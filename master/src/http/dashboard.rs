@@ -12,9 +12,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use fl_protocol::{HistoryRecord, WorkerStatus};
+use fl_protocol::{HistoryRecord, LastEvaluation, Spread, WorkerStatus};
 use format::{NONE, age, bytes, count, duration, escape, known, loss, median, percent, plural, row, three};
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 /// Finished rounds in the table.
 const MAX_ROWS: usize = 20;
@@ -169,11 +169,24 @@ fn history_value(name: &str, view: &Snapshot, history: &[HistoryRecord]) -> Opti
             || "the initial model".to_owned(),
             |record| format!("finished {}", age(view.now_ts - record.finished_ts)),
         ),
-        "accuracy" => {
-            let evaluation = view.status.last_evaluation.filter(|_| !is_regression(history));
-            percent(evaluation.map(|evaluation| evaluation.accuracy))
-        }
+        "accuracy_title" => match view.status.last_evaluation.and_then(|found| found.absolute_error) {
+            Some(_) => "Mean absolute error".to_owned(),
+            None => "Test accuracy".to_owned(),
+        },
+        "accuracy_column" => match view.status.last_evaluation.and_then(|found| found.absolute_error) {
+            Some(_) => "Absolute error".to_owned(),
+            None => "Accuracy".to_owned(),
+        },
+        "accuracy" => match view.status.last_evaluation {
+            Some(LastEvaluation { absolute_error: error @ Some(_), .. }) => loss(error),
+            evaluation => percent(evaluation.and_then(|evaluation| evaluation.accuracy)),
+        },
         "accuracy_note" => accuracy_note(view, history),
+        "clients_hidden" => match view.status.client_evaluation {
+            Some(_) => String::new(),
+            None => " hidden".to_owned(),
+        },
+        "clients_title" | "clients" | "clients_note" => clients(name, view),
         "update_size" => last.filter(|record| record.participants > 0).map_or_else(
             || NONE.to_owned(),
             |record| bytes(record.bytes_up as f64 / record.participants as f64),
@@ -194,21 +207,64 @@ fn history_value(name: &str, view: &Snapshot, history: &[HistoryRecord]) -> Opti
     })
 }
 
-/// Whether the last evaluated round has a loss alone.
-fn is_regression(history: &[HistoryRecord]) -> bool {
-    let evaluated = history.iter().rev().find(|record| record.test_loss.is_some());
-    evaluated.is_some_and(|record| record.test_accuracy.is_none())
-}
-
 fn accuracy_note(view: &Snapshot, history: &[HistoryRecord]) -> String {
     let Some(evaluation) = view.status.last_evaluation else {
         return "not evaluated yet".to_owned();
     };
     let evaluated: Vec<f64> = history.iter().filter_map(|record| record.test_accuracy).collect();
-    let loss = loss(Some(evaluation.loss));
-    match evaluated.iter().copied().reduce(f64::max) {
-        Some(best) if evaluated.len() > 1 => format!("loss {loss}, best {}", percent(Some(best))),
-        _ => format!("loss {loss}"),
+    let last = loss(Some(evaluation.loss));
+    let errors: Vec<f64> = history.iter().filter_map(|record| record.test_absolute_error).collect();
+    let (least, best) = (errors.iter().copied().reduce(f64::min), evaluated.iter().copied().reduce(f64::max));
+    match (least, best) {
+        (least @ Some(_), _) if errors.len() > 1 => format!("squared error {last}, best {}", loss(least)),
+        (Some(_), _) => format!("squared error {last}"),
+        (None, best @ Some(_)) if evaluated.len() > 1 => format!("loss {last}, best {}", percent(best)),
+        _ => format!("loss {last}"),
+    }
+}
+
+/// What the workers found of the newest model that they evaluated: `assets/app.js` says the same.
+fn clients(name: &str, view: &Snapshot) -> String {
+    let shown = view.status.client_evaluation.as_ref().and_then(|last| {
+        let (metric, spread) = main_metric(&last.found.metrics)?;
+        Some((last, metric, spread))
+    });
+    let Some((last, metric, spread)) = shown else { return NONE.to_owned() };
+    let number = |value| if metric == "accuracy" { percent(Some(value)) } else { loss(Some(value)) };
+    match name {
+        "clients_title" => format!("{} on the workers' data", title_of(metric)),
+        "clients" => number(spread.mean),
+        _ => format!(
+            "round {}, {}, worst {} ({})",
+            count(last.round),
+            plural(spread.clients, "worker", "workers"),
+            number(spread.worst),
+            spread.worst_client
+        ),
+    }
+}
+
+/// The metric that is shown of several.
+fn main_metric(metrics: &BTreeMap<String, Spread>) -> Option<(&str, &Spread)> {
+    let named = |name: &str| metrics.get_key_value(name);
+    let first = || metrics.first_key_value();
+    let (name, spread) =
+        named("accuracy").or_else(|| named("absolute_error")).or_else(|| named("loss")).or_else(first)?;
+    Some((name, spread))
+}
+
+/// A metric's name as the head of a figure.
+fn title_of(metric: &str) -> String {
+    let text = metric.replace('_', " ");
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// The accuracy of a round, or the mean absolute error of a regression.
+fn accuracy_or_error(record: &HistoryRecord) -> String {
+    match record.test_absolute_error {
+        error @ Some(_) => loss(error),
+        None => percent(record.test_accuracy),
     }
 }
 
@@ -278,7 +334,7 @@ fn round_rows(view: &Snapshot, history: &[HistoryRecord]) -> String {
         let cells = [
             ("n", count(record.round)),
             ("", age(view.now_ts - record.finished_ts)),
-            ("n", percent(record.test_accuracy)),
+            ("n", accuracy_or_error(record)),
             ("n", loss(record.test_loss)),
             ("n", loss(record.train_loss)),
             ("n", count(record.participants)),

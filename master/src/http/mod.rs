@@ -11,7 +11,7 @@ use crate::{
     metrics::Series,
     service::{Peer, job::Job},
 };
-use api::{events, global, openapi, status, task, update};
+use api::{evaluation, events, global, openapi, status, task, update};
 use axum::{
     Router,
     extract::{FromRequestParts, State},
@@ -72,6 +72,7 @@ pub fn router(app: AppState) -> Router {
     let panicked = app.clone();
     Router::new()
         .route("/update", post(update::post_update))
+        .route("/evaluation", post(evaluation::post_evaluation))
         .route("/task", get(task::get_task))
         .route("/status", get(status::get_status))
         .route("/history", get(status::get_history))

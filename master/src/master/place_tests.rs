@@ -57,6 +57,7 @@ impl Held {
             local_steps: None,
             local_norm: None,
             reuse: None,
+            metrics: Default::default(),
         };
         let layout = self.master.job.core.layout();
         let values = vec![value; layout.parameters()];

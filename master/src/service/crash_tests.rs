@@ -357,6 +357,7 @@ fn body(source: &ModelSource, worker: &WorkerId, round: u64) -> Bytes {
         local_steps: None,
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let tensors: Vec<_> =
         source.layout.tensors().iter().map(|t| Encoded::F32(&delta[t.offset..t.offset + t.len])).collect();

@@ -3,7 +3,7 @@
 use crate::{federation::Global, settings::ModelConfig};
 use fl_datasets::{Dataset, Samples};
 use fl_model::{Batch, Evaluation, Learner, ModelError, ModelSpec, ModelView};
-use fl_protocol::{HistoryRecord, Task};
+use fl_protocol::HistoryRecord;
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
@@ -32,7 +32,7 @@ struct Queue {
 /// The result of an evaluation, and its duration.
 #[derive(Debug, Clone, Copy)]
 pub struct Evaluated {
-    /// Accuracy and loss.
+    /// Loss and metrics.
     pub evaluation: Evaluation,
     /// Time of the evaluation.
     pub took: Duration,
@@ -63,8 +63,6 @@ impl Evaluator {
     ) -> anyhow::Result<Self> {
         let every = if dataset.test.is_empty() { 0 } else { config.eval_every };
         // Tensors without a network cannot be evaluated here.
-        // Numbers are near or far, not right or wrong.
-        let has_accuracy = !matches!(dataset.task, Task::Regression { .. });
         let mut learner = match spec {
             Some(spec) if every > 0 => Some(spec.learner(config.backend, 1)?),
             _ => None,
@@ -79,9 +77,10 @@ impl Evaluator {
                         .ok(),
                     _ => None,
                 };
-                if let Some(evaluation) = &evaluation {
-                    record.test_accuracy = has_accuracy.then_some(evaluation.evaluation.accuracy);
-                    record.test_loss = Some(evaluation.evaluation.loss);
+                if let Some(Evaluated { evaluation, .. }) = &evaluation {
+                    record.test_accuracy = evaluation.accuracy;
+                    record.test_loss = Some(evaluation.loss);
+                    record.test_absolute_error = evaluation.absolute_error;
                 }
                 done(record, evaluation);
             }

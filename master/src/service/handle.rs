@@ -210,6 +210,7 @@ mod tests {
             loss: None,
             bytes: 1,
             reused_bytes: None,
+            metrics: Default::default(),
         };
         let status = WorkerStatus {
             ip: "::1".into(),

@@ -6,11 +6,13 @@ use super::{
     handle::ActorHandle,
     host::Host,
     metrics::JobMetrics,
+    reports::Reports,
     view::StatusView,
 };
 use crate::{
     federation::{Core, Global, Strategy},
     settings::Config,
+    setup,
     store::Durable,
 };
 use fl_datasets::Dataset;
@@ -59,6 +61,8 @@ pub struct Job {
     events: broadcast::Sender<MasterEvent>,
     view: Mutex<StatusView>,
     evaluator: OnceLock<Evaluator>,
+    /// What workers find of the models.
+    pub(super) reports: Reports,
     /// Whether a round waits until its close can be written to disk.
     pub(super) close_is_stuck: AtomicBool,
     /// Bytes of models sent since the round opened.
@@ -88,6 +92,7 @@ impl Job {
     pub(crate) fn new(parts: Parts) -> Self {
         let finished = parts.published.borrow().finished;
         let strategies = [parts.config.aggregation.strategy, parts.core.settings().strategy];
+        let reports = Reports::new(setup::evaluation_rules(&parts.config));
         Self {
             takes_control: strategies.into_iter().any(Strategy::uses_control),
             host: parts.host,
@@ -104,6 +109,7 @@ impl Job {
             events: broadcast::channel(BROADCAST).0,
             view: Mutex::new(parts.view),
             evaluator: OnceLock::new(),
+            reports,
             close_is_stuck: AtomicBool::new(false),
             bytes_down: AtomicU64::new(0),
         }
@@ -149,23 +155,19 @@ impl Job {
     }
 
     /// A round's record is complete: it is shown, kept, and published.
-    pub(crate) fn evaluated(&self, record: HistoryRecord, evaluated: Option<Evaluated>) {
+    pub(crate) fn evaluated(&self, mut record: HistoryRecord, evaluated: Option<Evaluated>) {
         {
             let mut view = self.view();
             view.record(record.clone());
+            record.evaluation = view.record_of(record.round).and_then(|record| record.evaluation.clone());
             if let Some(Evaluated { evaluation, took }) = evaluated {
-                let Evaluation { accuracy, loss, samples, .. } = evaluation;
-                view.last_evaluation = Some(LastEvaluation { round: record.round, accuracy, loss, samples });
-                if let Some(accuracy) = record.test_accuracy {
-                    self.metrics.test_accuracy.set(accuracy);
-                }
-                self.metrics.test_loss.set(loss);
-                self.metrics.evaluate_seconds.observe(took.as_secs_f64());
+                let Evaluation { accuracy, loss, absolute_error, samples } = evaluation;
+                view.last_evaluation =
+                    Some(LastEvaluation { round: record.round, accuracy, loss, absolute_error, samples });
+                self.metrics.evaluated(&evaluation, took);
             }
         }
-        if let Some(durable) = &self.durable {
-            durable.writer.evaluated(record.clone());
-        }
+        self.write_record(record.round);
         let rounds = self.config.round.rounds;
         let is_last = rounds > 0 && record.round >= rounds;
         self.publish(MasterEvent::RoundRecorded { record: record.clone() });
@@ -238,6 +240,8 @@ impl Job {
     pub fn status_with(&self, max_workers: usize) -> StatusBody {
         let published = self.published.borrow().clone();
         let waiting = self.waiting();
+        self.show_evaluations();
+        let client_evaluation = self.client_evaluation();
         let view = self.view();
         let saved = |f: fn(&HistoryRecord) -> u64| view.history().iter().map(f).sum();
         StatusBody {
@@ -252,6 +256,7 @@ impl Job {
             dataset: self.config.model.dataset.to_string(),
             strategy: self.config.aggregation.strategy.to_string(),
             last_evaluation: view.last_evaluation,
+            client_evaluation,
             rejected_updates: view.rejected().map(|(code, n)| (code.to_owned(), n)).collect(),
             reused_updates: saved(|record| record.reused),
             bytes_saved: saved(|record| record.bytes_saved),
@@ -263,6 +268,7 @@ impl Job {
 
     /// The body of `GET /history`.
     pub fn history(&self) -> Vec<HistoryRecord> {
+        self.show_evaluations();
         self.view().history().iter().cloned().collect()
     }
 }

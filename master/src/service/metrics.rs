@@ -1,7 +1,8 @@
 //! What a running federation counts.
 
 use crate::{metrics::Series, settings::MetricsConfig};
-use fl_protocol::{WorkerId, WorkerStatus};
+use fl_model::Evaluation;
+use fl_protocol::{ClientEvaluation, Task, WorkerId, WorkerStatus};
 use prometheus::{Gauge, GaugeVec, Histogram, IntCounter, IntGauge, exponential_buckets};
 use std::{
     collections::HashSet,
@@ -22,10 +23,14 @@ pub struct JobMetrics {
     pub global_round: IntGauge,
     /// Updates accepted for the open round.
     pub pending_updates: IntGauge,
-    /// Accuracy of the last evaluation.
-    pub test_accuracy: Gauge,
-    /// Loss of the last evaluation.
-    pub test_loss: Gauge,
+    /// Accuracy of the last evaluation; a series only where the task has one.
+    test_accuracy: GaugeVec,
+    test_loss: Gauge,
+    /// The same for a regression.
+    test_absolute_error: GaugeVec,
+    /// Evaluations by workers that were taken in.
+    pub client_evaluations: IntCounter,
+    client_metric: GaugeVec,
     updates: IntCounter,
     /// Retries of accepted updates.
     pub duplicates: IntCounter,
@@ -38,8 +43,7 @@ pub struct JobMetrics {
     pub decode_seconds: Histogram,
     /// Times to make a round's model.
     pub aggregate_seconds: Histogram,
-    /// Times to evaluate a model.
-    pub evaluate_seconds: Histogram,
+    evaluate_seconds: Histogram,
     journal_seconds: Histogram,
     journal_records: Histogram,
 }
@@ -69,9 +73,27 @@ impl JobMetrics {
             )?,
             global_round: series.gauge("fl_global_round", "Finished aggregations so far.")?,
             pending_updates: series.gauge("fl_pending_updates", "Updates accepted for the open round.")?,
-            test_accuracy: series
-                .add(Gauge::new("fl_test_accuracy_ratio", "Accuracy on the test set, 0 to 1.")?)?,
-            test_loss: series.add(Gauge::new("fl_test_loss", "Cross-entropy on the test set, in nats.")?)?,
+            test_accuracy: series.gauges_of(
+                "fl_test_accuracy_ratio",
+                "Accuracy on the test set, 0 to 1; absent for a regression.",
+                &[],
+            )?,
+            test_loss: series.add(Gauge::new(
+                "fl_test_loss",
+                "Loss on the test set: cross-entropy in nats, or the squared error of a regression.",
+            )?)?,
+            test_absolute_error: series.gauges_of(
+                "fl_test_absolute_error",
+                "Mean absolute error of a regression on the test set.",
+                &[],
+            )?,
+            client_evaluations: series
+                .counter("fl_client_evaluations_total", "Evaluations by workers on data of their own.")?,
+            client_metric: series.gauges_of(
+                "fl_client_metric",
+                "Newest evaluation by workers: mean (weighted by samples), p10, median and worst of each metric.",
+                &["metric", "statistic"],
+            )?,
             updates: series.counter("fl_updates_total", "Accepted updates.")?,
             duplicates: series
                 .counter("fl_duplicate_updates_total", "Retries of updates that were accepted before.")?,
@@ -123,6 +145,45 @@ impl JobMetrics {
             known_workers: Mutex::default(),
             config,
         })
+    }
+
+    /// Shows the series of what will be evaluated by `task` from the start.
+    pub fn expect(&self, task: &Task) {
+        match task {
+            Task::Regression { .. } => &self.test_absolute_error,
+            _ => &self.test_accuracy,
+        }
+        .with_label_values::<&str>(&[]);
+    }
+
+    /// Notes an evaluation on the test set.
+    pub fn evaluated(&self, evaluation: &Evaluation, took: Duration) {
+        let set = |gauge: &GaugeVec, value: Option<f64>| {
+            if let Some(value) = value {
+                gauge.with_label_values::<&str>(&[]).set(value);
+            }
+        };
+        set(&self.test_accuracy, evaluation.accuracy);
+        set(&self.test_absolute_error, evaluation.absolute_error);
+        self.test_loss.set(evaluation.loss);
+        self.evaluate_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Notes the newest evaluation by workers.
+    pub fn evaluated_by_workers(&self, found: &ClientEvaluation) {
+        // Names come from outside: those of earlier models must not stay.
+        self.client_metric.reset();
+        for (name, spread) in &found.metrics {
+            let values = [
+                ("mean", spread.mean),
+                ("p10", spread.p10),
+                ("median", spread.median),
+                ("worst", spread.worst),
+            ];
+            for (statistic, value) in values {
+                self.client_metric.with_label_values(&[name.as_str(), statistic]).set(value);
+            }
+        }
     }
 
     /// Counts an accepted update.

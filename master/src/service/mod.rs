@@ -6,6 +6,7 @@ pub(crate) mod closing;
 #[cfg(test)]
 mod crash_tests;
 mod evaluate;
+mod evaluations;
 pub(crate) mod events;
 pub(crate) mod handle;
 pub(crate) mod host;
@@ -14,6 +15,7 @@ pub(crate) mod job;
 pub(crate) mod metrics;
 pub(crate) mod pool;
 pub(crate) mod recover;
+mod reports;
 mod view;
 
 pub use events::MasterEvent;

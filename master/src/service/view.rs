@@ -1,6 +1,9 @@
 //! The public state of a federation: workers, history, refusals, what the open round waits for.
 
-use fl_protocol::{ErrorCode, HistoryRecord, LastEvaluation, MissingWorker, Waiting, WorkerId, WorkerStatus};
+use fl_protocol::{
+    ClientEvaluation, ErrorCode, HistoryRecord, LastClientEvaluation, LastEvaluation, MissingWorker, Waiting,
+    WorkerId, WorkerStatus,
+};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Workers that `GET /status` knows; beyond that the one unheard for longest is forgotten. It bounds what
@@ -39,9 +42,13 @@ impl StatusView {
     /// A view of earlier rounds.
     pub fn new(history: Vec<HistoryRecord>, opened_ts: f64) -> Self {
         let last_evaluation = history.iter().rev().find_map(|record| {
-            // A regression has a loss alone.
-            let (accuracy, loss) = (record.test_accuracy.unwrap_or(0.0), record.test_loss?);
-            Some(LastEvaluation { round: record.round, accuracy, loss, samples: 0 })
+            Some(LastEvaluation {
+                round: record.round,
+                accuracy: record.test_accuracy,
+                loss: record.test_loss?,
+                absolute_error: record.test_absolute_error,
+                samples: 0,
+            })
         });
         Self { history: history.into(), last_evaluation, opened_ts, ..Self::default() }
     }
@@ -150,16 +157,42 @@ impl StatusView {
         *self.rejected.entry(code.as_str()).or_default() += 1;
     }
 
-    /// Adds a finished round, or completes the one with the same number.
-    pub fn record(&mut self, record: HistoryRecord) {
+    /// Adds a finished round, or completes the one with the same number: what workers found of its model stays.
+    pub fn record(&mut self, mut record: HistoryRecord) {
         let known = self.history.iter_mut().rev().find(|known| known.round == record.round);
         match known {
-            Some(known) => *known = record,
+            Some(known) => {
+                record.evaluation = record.evaluation.or(known.evaluation.take());
+                *known = record;
+            }
             None => self.history.push_back(record),
         }
         while self.history.len() > crate::store::MAX_RECORDS {
             self.history.pop_front();
         }
+    }
+
+    /// The record of a round.
+    pub fn record_of(&self, round: u64) -> Option<&HistoryRecord> {
+        self.history.iter().rev().find(|record| record.round == round)
+    }
+
+    /// Notes what workers found of a round's model, and gives the round's record. Nothing is noted where more workers
+    /// had been heard before a restart, whose single results are forgotten.
+    pub fn evaluated_by_workers(&mut self, round: u64, found: &ClientEvaluation) -> Option<HistoryRecord> {
+        let record = self.history.iter_mut().rev().find(|record| record.round == round)?;
+        if record.evaluation.as_ref().is_some_and(|earlier| earlier.clients > found.clients) {
+            return None;
+        }
+        record.evaluation = Some(found.clone());
+        Some(record.clone())
+    }
+
+    /// The newest evaluation by workers.
+    pub fn client_evaluation(&self) -> Option<LastClientEvaluation> {
+        self.history.iter().rev().find_map(|record| {
+            Some(LastClientEvaluation { round: record.round, found: record.evaluation.clone()? })
+        })
     }
 
     /// Refused updates by error code.
@@ -245,6 +278,20 @@ mod tests {
         view.round_closed(122.0);
         assert_eq!((reason(&view, 131.9, 2), view.pending_updates()), (None, 0));
         assert!(reason(&view, 132.0, 2).is_some());
+    }
+
+    #[test]
+    fn what_workers_found_stays_when_the_master_has_evaluated_and_when_fewer_report_after_a_restart() {
+        let record = crate::store::sample_history(3);
+        let mut view = StatusView::new(vec![record.clone()], 0.0);
+        let found = |clients| ClientEvaluation { clients, ..ClientEvaluation::default() };
+        assert_eq!(view.evaluated_by_workers(4, &found(1)), None, "there is no such round");
+        assert_eq!(view.evaluated_by_workers(3, &found(2)).unwrap().evaluation, Some(found(2)));
+        view.record(HistoryRecord { test_loss: Some(0.5), ..record });
+        assert_eq!(view.record_of(3).unwrap().evaluation, Some(found(2)));
+        assert_eq!(view.evaluated_by_workers(3, &found(1)), None);
+        let record = view.evaluated_by_workers(3, &found(3)).unwrap();
+        assert_eq!((record.test_loss, view.client_evaluation().unwrap().round), (Some(0.5), 3));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! between groups is checked here, what concerns one group in its file.
 
 mod aggregation;
+mod evaluation;
 mod limits;
 mod model;
 mod observe;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use crate::federation::{AggregationSettings as AggregationConfig, NormAction};
 pub use aggregation::AggregationArgs;
+pub use evaluation::EvaluationConfig;
 pub use fl_app::{Secret, SettingError};
 pub use limits::{LimitArgs, Limits};
 pub(crate) use model::TENSORS;
@@ -67,6 +69,9 @@ pub struct Args {
     /// Proposals to workers.
     #[command(flatten)]
     pub task: TaskArgs,
+    /// Evaluation by workers.
+    #[command(flatten)]
+    pub evaluation: EvaluationConfig,
     /// State on disk.
     #[command(flatten)]
     pub store: StoreConfig,
@@ -99,6 +104,7 @@ impl Args {
             round: self.round.resolve(aggregation.strategy),
             aggregation,
             task: self.task.resolve()?,
+            evaluation: self.evaluation,
             store: self.store,
             token,
             tls,
@@ -125,6 +131,8 @@ pub struct Config {
     pub aggregation: AggregationConfig,
     /// Proposals to the workers.
     pub task: TaskHints,
+    /// Evaluation by workers.
+    pub evaluation: EvaluationConfig,
     /// The state on disk.
     pub store: StoreConfig,
     /// `FL_TOKEN`: bearer token that every call but the health probes needs.
@@ -165,6 +173,7 @@ impl Config {
         }
         self.limits.check()?;
         self.metrics.check()?;
+        self.evaluation.check()?;
         self.task.check()
     }
 

@@ -18,7 +18,8 @@ pub(crate) const TENSORS: &str = "safetensors:";
 #[command(next_help_heading = "Model and data")]
 pub struct ModelArgs {
     /// Network: softmax, mlp, cnn, mcmahan_cnn, resnet20, vgg11, mobilenet_small, char_lstm, tiny_transformer,
-    /// linear_regression, the path of a network in JSON, or safetensors:FILE for tensors without a network
+    /// linear_regression, the path of a network in JSON, or safetensors:FILE for tensors without a network (F32, F16
+    /// and BF16 are trained in f32, integers are carried along)
     #[arg(long, env, default_value = "mlp")]
     pub model: String,
     /// Parameter budget of the mlp preset, 1 to 268435456; its hidden width is the largest that fits

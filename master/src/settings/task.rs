@@ -5,8 +5,9 @@ use fl_app::{
     SettingError,
     setting::{filled, number, parse, whole},
 };
-use fl_protocol::LrSchedule;
+use fl_protocol::{LrSchedule, limits::MAX_CLIENT_CONFIG_BYTES};
 use fl_quant::{Bits, Scheme};
+use serde_json::{Map, Value};
 
 /// The flags of this group, as typed.
 #[derive(Debug, Clone, Args)]
@@ -43,6 +44,10 @@ pub struct TaskArgs {
     /// each worker makes the best of its share
     #[arg(long, env, default_value_t = 0.0)]
     pub uplink_mbit: f64,
+    /// JSON object for clients of your own, at most 16384 bytes: it is the field `config` of every task to train or to
+    /// evaluate
+    #[arg(long, env, value_name = "JSON")]
+    pub client_config: Option<String>,
 }
 
 impl TaskArgs {
@@ -58,6 +63,7 @@ impl TaskArgs {
             bits: filled(self.bits).map(|bits| parse("BITS", &bits)).transpose()?,
             target_nmse: self.target_nmse,
             uplink_mbit: (self.uplink_mbit != 0.0).then_some(self.uplink_mbit),
+            client_config: filled(self.client_config).map(|json| client_config(&json)).transpose()?,
         })
     }
 }
@@ -85,6 +91,22 @@ pub struct TaskHints {
     pub target_nmse: f64,
     /// `UPLINK_MBIT`: what all updates of a round may take together, in megabits; `None` = no limit.
     pub uplink_mbit: Option<f64>,
+    /// `CLIENT_CONFIG`: handed to every client.
+    pub client_config: Option<Map<String, Value>>,
+}
+
+fn client_config(json: &str) -> Result<Map<String, Value>, SettingError> {
+    // The value may be long: the sentence has its beginning.
+    let shown =
+        || format!("{}{}", &json[..json.floor_char_boundary(40)], if json.len() > 40 { "..." } else { "" });
+    let refused = |reason: String| SettingError::new("CLIENT_CONFIG", shown(), reason);
+    if json.len() > MAX_CLIENT_CONFIG_BYTES {
+        return Err(refused(format!(
+            "it has {} bytes, at most {MAX_CLIENT_CONFIG_BYTES} are sent",
+            json.len()
+        )));
+    }
+    serde_json::from_str(json).map_err(|error| refused(format!("it is not a JSON object: {error}")))
 }
 
 impl TaskHints {

@@ -25,6 +25,8 @@ pub use error::StoreError;
 pub use journal::Journal;
 #[cfg(test)]
 pub(crate) use journal::RoundLog;
+#[cfg(test)]
+pub(crate) use record::sample_history;
 pub use record::{Closed, Record, RecordMeta, Replayed};
 pub use traits::{Content, Log, Snapshots, StoredSnapshot, Visit};
 pub(crate) use writer::Keeper;

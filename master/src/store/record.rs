@@ -96,7 +96,7 @@ pub(super) fn sample_update(number: u64) -> Record {
 
 /// The history's record of a round.
 #[cfg(test)]
-pub(super) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
+pub(crate) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
     fl_protocol::HistoryRecord {
         round,
         started_ts: 1.0,
@@ -107,6 +107,9 @@ pub(super) fn sample_history(round: u64) -> fl_protocol::HistoryRecord {
         train_loss: None,
         test_accuracy: None,
         test_loss: None,
+        test_absolute_error: None,
+        evaluation: None,
+        update_metrics: Default::default(),
         bytes_up: 4,
         reused: 0,
         bytes_saved: 0,

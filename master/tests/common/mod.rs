@@ -53,6 +53,7 @@ pub fn body_of(worker: &str, round: u64, num_samples: u64, delta: &[f32]) -> Vec
         local_steps: None,
         local_norm: None,
         reuse: None,
+        metrics: Default::default(),
     };
     let layout = layout();
     let tensors: Vec<_> =

@@ -73,7 +73,7 @@ mod tests {
         let sums = learner.evaluate(samples.batch()).unwrap();
         LEVEL.set(Level::Widest);
         let values = gradient.iter().chain([&loss]).map(|value| u64::from(value.to_bits()));
-        values.chain([sums.loss_sum.to_bits(), sums.correct]).collect()
+        values.chain([sums.loss_sum.to_bits(), sums.correct.unwrap_or(0)]).collect()
     }
 
     fn same_at_every_level(spec: &ModelSpec, batch: usize, seed: u64) {

@@ -4,6 +4,7 @@ use super::{Update, UpdateError, read_payloads};
 use crate::{
     layout::ModelLayout,
     limits::{MAX_CONTAINER_HEADER_BYTES, MAX_NUM_SAMPLES},
+    metrics::Metrics,
     worker_id::WorkerId,
 };
 use safetensors::{
@@ -41,6 +42,8 @@ pub struct UpdateMeta {
     /// Lazy upload: the round of this worker's last accepted update, which counts once more. The container
     /// is then a notice without tensors.
     pub reuse: Option<u64>,
+    /// What the worker found of its training; displayed, not used.
+    pub metrics: Metrics,
 }
 
 /// What a container asks the master to count.
@@ -185,6 +188,7 @@ fn read_meta(map: &HashMap<String, String>) -> Result<UpdateMeta, UpdateError> {
         local_steps: optional(map, "local_steps")?,
         local_norm: optional(map, "local_norm")?,
         reuse: optional(map, "reuse")?,
+        metrics: read_metrics(map)?,
     };
     for (key, value) in [
         ("loss", meta.loss),
@@ -205,6 +209,12 @@ pub fn check_num_samples(num_samples: u64) -> Result<(), UpdateError> {
         return Err(UpdateError::BadNumSamples(num_samples));
     }
     Ok(())
+}
+
+/// The metadata `metrics`: a JSON object.
+fn read_metrics(map: &HashMap<String, String>) -> Result<Metrics, UpdateError> {
+    let bad = |error| UpdateError::Malformed(format!("its metadata `metrics` cannot be read: {error}"));
+    map.get("metrics").map_or(Ok(Metrics::default()), |text| text.parse().map_err(bad))
 }
 
 fn required<T: FromStr>(map: &HashMap<String, String>, key: &str) -> Result<T, UpdateError> {

@@ -65,6 +65,11 @@ fn meta_to_map(meta: &UpdateMeta) -> HashMap<String, String> {
     put("local_steps", meta.local_steps.map(|v| v.to_string()));
     put("local_norm", meta.local_norm.map(|v| v.to_string()));
     put("reuse", meta.reuse.map(|v| v.to_string()));
+    // Names and finite numbers always become JSON.
+    put(
+        "metrics",
+        (!meta.metrics.is_empty()).then(|| serde_json::to_string(&meta.metrics).unwrap_or_default()),
+    );
     map
 }
 
@@ -91,6 +96,7 @@ pub fn from_json(update: &crate::UpdateJson, layout: &ModelLayout) -> Result<Vec
         local_steps: None,
         local_norm: None,
         reuse: None,
+        metrics: update.metrics.clone(),
     };
     let tensors: Vec<_> = layout
         .tensors()

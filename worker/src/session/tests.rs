@@ -6,7 +6,7 @@ use crate::Args;
 use clap::Parser;
 use fl_datasets::{DatasetSpec, Part};
 use fl_model::ModelSpec;
-use fl_protocol::{ErrorBody, ErrorCode, Update};
+use fl_protocol::{ErrorBody, ErrorCode, EvaluationJson, Update};
 use std::{collections::VecDeque, path::Path};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -47,6 +47,12 @@ struct Script {
     asked: usize,
     /// Every body that was posted.
     posted: Vec<Vec<u8>>,
+    /// Whether the workers evaluate models, and what the master answers to what they find.
+    evaluated: Option<Answer>,
+    /// What they found.
+    found: Vec<EvaluationJson>,
+    /// Models that were pulled.
+    models: usize,
 }
 
 impl Script {
@@ -59,6 +65,9 @@ impl Script {
             poisoned: 0..0,
             asked: 0,
             posted: Vec::new(),
+            evaluated: None,
+            found: Vec::new(),
+            models: 0,
         }
     }
 
@@ -68,10 +77,13 @@ impl Script {
                 self.asked += 1;
                 let (action, round) = (next(&mut self.task), self.round);
                 let lazy = if self.lazy { ",\"lazy_below\":1e30" } else { "" };
-                let task = format!("{{\"action\":\"{action}\",\"round\":{round},\"etag\":\"x\"{lazy}}}");
+                let every = if self.evaluated.is_some() { ",\"evaluate_every\":1" } else { "" };
+                let task =
+                    format!("{{\"action\":\"{action}\",\"round\":{round},\"etag\":\"x\"{lazy}{every}}}");
                 (200, task.into_bytes(), None)
             }
             "/global" => {
+                self.models += 1;
                 let mut model = model(self.round);
                 if self.poisoned.contains(&self.round) {
                     model.parameters.fill(f32::MAX);
@@ -82,6 +94,11 @@ impl Script {
                 self.posted.push(body.to_vec());
                 let answer = next(&mut self.update);
                 self.round += u64::from(answer.status == 200);
+                (answer.status, answer.body.into_bytes(), answer.retry_after)
+            }
+            "/evaluation" => {
+                self.found.push(serde_json::from_slice(body).unwrap());
+                let answer = self.evaluated.clone().unwrap();
                 (answer.status, answer.body.into_bytes(), answer.retry_after)
             }
             other => panic!("{other} is asked for"),
@@ -121,6 +138,7 @@ fn model(round: u64) -> GlobalModel {
         normalization: data.normalization.clone(),
         names: data.names.clone(),
         parameters,
+        buffers: fl_model::Buffers::default(),
     }
 }
 
@@ -211,6 +229,31 @@ async fn an_update_of_the_wrong_round_is_dropped_and_the_next_one_made() {
     let summary = played.ended.unwrap();
     assert_eq!((summary.rounds, summary.refused, played.script.asked), (1, 2, 4));
     assert!(played.pauses.is_empty());
+}
+
+#[tokio::test]
+async fn a_model_is_pulled_once_to_be_evaluated_and_trained_from() {
+    let taken = r#"{"status":"ok","global_round":0,"duplicate":false}"#;
+    let taken = Answer { status: 200, body: taken.into(), retry_after: None };
+    for answer in [taken, problem(ErrorCode::StaleRound), problem(ErrorCode::Malformed)] {
+        let evaluated = Some(answer);
+        let script = Script { evaluated, ..Script::new(&["evaluate", "train", "stop"], &[ack()]) };
+        let played = play(script, &["--partition-id=0", "--num-partitions=10"]).await;
+        assert_eq!(played.ended.unwrap().rounds, 1, "whatever the master thinks of the evaluation");
+        let script = played.script;
+        assert_eq!((script.models, script.found.len()), (1, 1));
+        let found = &script.found[0];
+        assert_eq!((found.round, found.worker_id.as_str()), (0, "w"));
+        // A network of zeros finds all classes equally likely.
+        assert!((found.metrics.get("loss").unwrap() - 10f64.ln()).abs() < 1e-5, "{found:?}");
+        let layout = model(0).network.layout().into_owned();
+        let trained = Update::parse(&script.posted[0], &layout).unwrap().meta.num_samples;
+        assert!(found.num_samples == 14 && trained + found.num_samples > 140, "{trained} and {found:?}");
+    }
+    let evaluated = Some(ack());
+    let script = Script { evaluated, ..Script::new(&["evaluate", "train", "stop"], &[ack()]) };
+    let played = play(script, &["--local-test=0"]).await;
+    assert_eq!((played.ended.unwrap().rounds, played.script.found.len()), (1, 0), "it takes no part");
 }
 
 #[tokio::test]

@@ -3,9 +3,10 @@
 use clap::{ArgAction, Args};
 use fl_app::{
     SettingError,
-    setting::{dataset, filled, parse, whole},
+    setting::{dataset, filled, number, parse, whole},
 };
 use fl_datasets::{DatasetSpec, Part, Partition};
+use fl_protocol::TaskBody;
 use std::path::PathBuf;
 
 /// As given.
@@ -39,6 +40,11 @@ pub struct DataArgs {
     /// tenth of a text): it is what a master with the same file tests on [default: true with NUM_PARTITIONS, else false]
     #[arg(long, env = "HOLD_OUT", action = ArgAction::Set)]
     pub hold_out: Option<bool>,
+    /// Share of the local samples that is held out of the training and on which this worker evaluates the models that
+    /// the master asks it to, 0 to 0.9; 0 = it takes no part in evaluations [default: 0.1 if the master asks for
+    /// evaluations (EVALUATE_EVERY), else 0]
+    #[arg(long, env = "LOCAL_TEST", value_name = "SHARE")]
+    pub local_test: Option<f64>,
 }
 
 /// Checked.
@@ -56,6 +62,19 @@ pub struct DataSettings {
     pub share: Option<Share>,
     /// `HOLD_OUT`: which samples of the files are loaded.
     pub part: Part,
+    /// `LOCAL_TEST`: share of the samples that is held out for evaluations.
+    pub local_test: Option<f64>,
+}
+
+/// Share that is held out by default where the master asks for evaluations.
+const DEFAULT_LOCAL_TEST: f64 = 0.1;
+
+impl DataSettings {
+    /// The share that is held out for evaluations under `task`.
+    pub fn local_test(&self, task: &TaskBody) -> f64 {
+        let default = if task.evaluate_every.is_some() { DEFAULT_LOCAL_TEST } else { 0.0 };
+        self.local_test.unwrap_or(default)
+    }
 }
 
 /// One of several disjoint parts of a data set.
@@ -73,7 +92,11 @@ impl DataArgs {
         let share = share(self.partition_id, self.num_partitions)?;
         // Parts of one file: the master tests on the rest of the same file.
         let hold_out = self.hold_out.unwrap_or(share.is_some());
+        if let Some(share) = self.local_test {
+            number("LOCAL_TEST", share, 0.0, 0.9)?;
+        }
         Ok(DataSettings {
+            local_test: self.local_test,
             dataset: dataset(&self.dataset, self.target)?,
             data_dir: filled(self.data_dir).map(PathBuf::from),
             dataset_size: self.dataset_size,

@@ -140,6 +140,7 @@ mod tests {
             local_steps: None,
             local_norm: None,
             reuse,
+            metrics: Default::default(),
         }
     }
 

@@ -1,8 +1,11 @@
 //! A round that is over.
 
 use super::{Contribution, RoundState};
-use crate::federation::step::UpdateWeight;
-use fl_protocol::{HistoryRecord, WorkerId};
+use crate::federation::{
+    evaluation::{Reported, spreads},
+    step::UpdateWeight,
+};
+use fl_protocol::{HistoryRecord, Spread, WorkerId};
 use std::collections::BTreeMap;
 
 /// The input of a round's close besides the sums. The same updates give the same value in whatever order
@@ -63,6 +66,17 @@ impl ClosedRound {
         self.updates.iter().map(|(_, update)| update.weight()).collect()
     }
 
+    /// The metrics of the updates, over the workers that sent them.
+    fn update_metrics(&self) -> BTreeMap<String, Spread> {
+        let reported = |(worker, update): &(WorkerId, Contribution)| {
+            let values = update.metrics.iter().map(|(name, value)| (name.into(), value)).collect();
+            let reported = Reported { num_samples: update.num_samples, values };
+            (!update.metrics.is_empty()).then(|| (worker.clone(), reported))
+        };
+        let reports: Vec<_> = self.updates.iter().filter_map(reported).collect();
+        spreads(reports.iter().map(|(worker, report)| (worker, report)))
+    }
+
     /// The record of the round for a model of `parameters` parameters, not evaluated yet.
     pub fn record(&self, parameters: usize) -> HistoryRecord {
         let updates = || self.updates.iter().map(|(_, update)| update);
@@ -82,6 +96,9 @@ impl ClosedRound {
             train_loss: (weight > 0.0).then(|| loss / weight),
             test_accuracy: None,
             test_loss: None,
+            test_absolute_error: None,
+            evaluation: None,
+            update_metrics: self.update_metrics(),
             bytes_up,
             reused: updates().filter(|update| update.reused_bytes.is_some()).count() as u64,
             bytes_saved: updates()

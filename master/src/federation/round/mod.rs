@@ -15,7 +15,7 @@ mod tests;
 
 use super::step::UpdateWeight;
 pub use closed::ClosedRound;
-use fl_protocol::WorkerId;
+use fl_protocol::{Metrics, WorkerId};
 pub use rules::Rules;
 pub use sampling::draw;
 pub use state::RoundState;
@@ -37,6 +37,8 @@ pub struct Contribution {
     pub bytes: u64,
     /// Size of the worker's last update, if that counts again in place of a new one.
     pub reused_bytes: Option<u64>,
+    /// What the worker found of its training.
+    pub metrics: Metrics,
 }
 
 impl Contribution {

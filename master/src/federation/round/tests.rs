@@ -42,6 +42,7 @@ pub(super) fn commit_by(worker: WorkerId, base: u64) -> Event {
         loss: None,
         bytes: 1,
         reused_bytes: None,
+        metrics: Default::default(),
     };
     Event::Commit { worker, contribution }
 }

@@ -1,5 +1,6 @@
 //! The endpoints of workers and observers.
 
+pub(super) mod evaluation;
 pub(super) mod events;
 pub(super) mod global;
 pub(super) mod openapi;

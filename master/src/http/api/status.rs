@@ -19,6 +19,7 @@ pub(in crate::http) async fn get_history(State(app): State<AppState>) -> Json<Ve
 }
 
 pub(in crate::http) async fn get_metrics(State(app): State<AppState>) -> Response {
+    app.job.show_evaluations();
     match app.series.render() {
         Ok(page) => {
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response()

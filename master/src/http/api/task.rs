@@ -46,6 +46,9 @@ pub(in crate::http) async fn get_task(
         }
         published.borrow_and_update();
         invitations.borrow_and_update();
+        if let Some(global) = app.job.asks_to_evaluate(&worker) {
+            return Ok(Json(setup::evaluation_task(&app.job.config, &global)));
+        }
         let (_, decision) = app.job.actor.ask(worker.clone()).await.map_err(|_| {
             Problem::new(&app, ErrorCode::Draining, "the master is shutting down: try again later")
         })?;

@@ -1,5 +1,5 @@
 use super::*;
-use fl_protocol::{LastEvaluation, MissingWorker, StatusBody, Waiting};
+use fl_protocol::{ClientEvaluation, LastClientEvaluation, MissingWorker, StatusBody, Waiting};
 use std::collections::BTreeMap;
 
 fn worker(round: u64, last_update_ts: f64) -> WorkerStatus {
@@ -26,7 +26,14 @@ fn status(workers: BTreeMap<String, WorkerStatus>) -> StatusBody {
         num_parameters: 99_910,
         dataset: "digits".to_owned(),
         strategy: "fedavg".to_owned(),
-        last_evaluation: Some(LastEvaluation { round: 7, accuracy: 0.9722, loss: 0.1123, samples: 360 }),
+        last_evaluation: Some(LastEvaluation {
+            round: 7,
+            accuracy: Some(0.9722),
+            loss: 0.1123,
+            absolute_error: None,
+            samples: 360,
+        }),
+        client_evaluation: None,
         rejected_updates: BTreeMap::from([("stale_round".to_owned(), 2)]),
         reused_updates: 0,
         bytes_saved: 0,
@@ -51,6 +58,9 @@ fn record(round: u64) -> HistoryRecord {
         train_loss: Some(0.2),
         test_accuracy: Some(0.97),
         test_loss: Some(0.11),
+        test_absolute_error: None,
+        evaluation: None,
+        update_metrics: Default::default(),
         bytes_up: 10_864,
         reused: 0,
         bytes_saved: 0,
@@ -101,6 +111,46 @@ fn the_numbers_are_there_without_a_script() {
     {
         assert!(fresh.contains(text), "{text} is missing");
     }
+}
+
+#[test]
+fn a_regression_shows_its_absolute_error_and_no_accuracy() {
+    let last_evaluation =
+        LastEvaluation { round: 7, accuracy: None, loss: 0.25, absolute_error: Some(0.4217), samples: 9 };
+    let status = StatusBody { last_evaluation: Some(last_evaluation), ..status(BTreeMap::new()) };
+    let record = |round, error| HistoryRecord {
+        test_accuracy: None,
+        test_loss: Some(0.25),
+        test_absolute_error: Some(error),
+        ..record(round)
+    };
+    let page = page(&view(status, 100.0), &[record(6, 0.5), record(7, 0.4217)], "http://localhost:5000");
+    for text in ["Mean absolute error", ">0.4217<", "squared error 0.2500, best 0.4217"] {
+        assert!(page.contains(text), "{text} is missing");
+    }
+    assert!(!page.contains("0.0%"), "there is no accuracy");
+}
+
+#[test]
+fn what_workers_found_is_shown_with_the_worst_of_them() {
+    let spread = Spread {
+        mean: 0.951,
+        p10: 0.9,
+        median: 0.96,
+        worst: 0.88,
+        worst_client: "edge3".parse().unwrap(),
+        clients: 4,
+    };
+    let metrics = BTreeMap::from([("accuracy".to_owned(), spread.clone()), ("a_b".to_owned(), spread)]);
+    let found = ClientEvaluation { clients: 4, num_samples: 90, metrics };
+    let client_evaluation = Some(LastClientEvaluation { round: 7, found });
+    let status = StatusBody { client_evaluation, ..status(BTreeMap::new()) };
+    let shown = page(&view(status, 100.0), &[], "http://localhost:5000");
+    for text in ["Accuracy on the workers&#39; data", "95.1%", "round 7, 4 workers, worst 88.0% (edge3)"] {
+        assert!(shown.contains(text), "{text} is missing");
+    }
+    assert!(shown.contains("id=\"clients-tile\">") && sample().contains("id=\"clients-tile\" hidden>"));
+    assert_eq!(title_of("a_b"), "A b");
 }
 
 #[test]

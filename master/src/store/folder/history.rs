@@ -11,7 +11,7 @@ use std::{
 pub(super) const NAME: &str = "history.jsonl";
 
 /// Lines beyond which the file is written anew, with the newest [`MAX_RECORDS`] alone. A line is about 300
-/// bytes, and a round has two.
+/// bytes, and a round has two, or some more if workers evaluate its model.
 const MAX_LINES: usize = MAX_RECORDS + MAX_RECORDS / 2;
 
 /// What is known of the file.
