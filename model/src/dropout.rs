@@ -37,6 +37,7 @@ pub(crate) struct Mask {
 
 impl Mask {
     /// The factor of the pass's value at `index`.
+    #[inline(always)]
     pub(crate) fn at(&self, index: usize) -> f32 {
         let place = self.first.wrapping_add(index as u64 + 1);
         let draw = mix(self.state.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
@@ -45,6 +46,7 @@ impl Mask {
 }
 
 /// The output function of SplitMix64 (Steele, Lea and Flood 2014).
+#[inline(always)]
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

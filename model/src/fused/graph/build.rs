@@ -136,7 +136,12 @@ impl Builder {
                 start..self.parameters
             })
             .collect();
-        let steps = operations(layer, number, Dim::of(&state.shape), Dim::of(&shape), &tensors)?;
+        let input = match (layer, state.shape.as_slice()) {
+            // Its mask goes over channels first in every image; one of height 1 must not pass for a sequence.
+            (Layer::Dropout { .. }, &[channels, 1, width]) => Dim { height: width, width: 1, channels },
+            _ => Dim::of(&state.shape),
+        };
+        let steps = operations(layer, number, input, Dim::of(&shape), &tensors)?;
         let mut value = state.value;
         for step in steps {
             let output = self.value(step.output.len());

@@ -14,7 +14,10 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-use super::parallel::Threads;
+use super::{
+    kernels::{joining, loss},
+    parallel::Threads,
+};
 use crate::{
     dropout::MaskSeed,
     error::ModelError,
@@ -123,7 +126,6 @@ impl GraphLearner {
         let Self { graph, buffers, parameters, scratch, .. } = self;
         let plan = if training { &self.training } else { &self.evaluation };
         let context = Context {
-            samples,
             parameters,
             threads,
             masks: training.then_some(self.masks),
@@ -184,7 +186,6 @@ impl GraphLearner {
                     node.operation.descend(own, lr, x, y, dy, dx, scratch, threads);
                 } else {
                     let context = Context {
-                        samples,
                         parameters,
                         threads,
                         masks: Some(self.masks),
@@ -232,7 +233,7 @@ impl GraphLearner {
         let threads = std::mem::replace(&mut self.threads, Threads::none());
         let loss = threads.enter(|| {
             self.forward(batch.inputs, samples, true, &threads);
-            let loss = self.loss(batch, samples);
+            let loss = self.loss(batch, samples, &threads);
             if loss.is_finite() {
                 self.backward(batch.inputs, samples, descent, &threads);
             }
@@ -269,7 +270,7 @@ impl GraphLearner {
     }
 
     /// Mean loss; its gradient goes to where the backward pass begins.
-    fn loss(&mut self, batch: Batch<'_>, samples: usize) -> f32 {
+    fn loss(&mut self, batch: Batch<'_>, samples: usize, threads: &Threads) -> f32 {
         let Some(slot) = self.training.values[self.graph.output] else { return f32::NAN };
         let gradient = self.training.backward.first().map_or(slot, |step| step.output);
         let len = self.graph.sizes[self.graph.output] * samples;
@@ -279,7 +280,7 @@ impl GraphLearner {
             self.buffers[slot] = output;
         }
         let output = &mut self.buffers[gradient][..len];
-        tasks::loss_and_gradient(&self.batches.task, output, self.batches.classes, batch.targets)
+        loss::loss_and_gradient(&self.batches.task, output, self.batches.classes, batch.targets, threads)
     }
 }
 
@@ -309,10 +310,7 @@ fn value<'a>(
 /// Adds buffer `from` to buffer `to`.
 fn add(buffers: &mut [Vec<f32>], from: Slot, to: Slot, len: usize, threads: &Threads) {
     let mut sum = std::mem::take(&mut buffers[to]);
-    let other = &buffers[from];
-    threads.rows(&mut sum[..len], 1, 8, |first, sum| {
-        sum.iter_mut().zip(&other[first..]).for_each(|(sum, value)| *sum += value);
-    });
+    joining::add(&buffers[from][..len], &mut sum[..len], threads);
     buffers[to] = sum;
 }
 

@@ -37,7 +37,8 @@ impl Activation {
     /// What one value takes, in multiply-adds: for cutting work over threads.
     fn cost(self) -> usize {
         match self {
-            Self::Relu | Self::LeakyRelu { .. } => 1,
+            // Bound by memory.
+            Self::Relu | Self::LeakyRelu { .. } => 4,
             Self::Gelu | Self::GeluTanh | Self::Silu | Self::Tanh | Self::Sigmoid => 8,
         }
     }

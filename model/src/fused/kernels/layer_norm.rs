@@ -1,6 +1,6 @@
 //! Layer normalisation (Ba, Kiros and Hinton 2016) of rows of features.
 //!
-//! A row's sums are made in 16 lanes, whatever the width of a vector. Threads take rows; the gradients of
+//! A row's sums are made in 64 lanes, whatever the width of a vector. Threads take rows; the gradients of
 //! weight and bias are summed over pieces of rows that depend on the shape only.
 
 use super::{
@@ -10,8 +10,8 @@ use super::{
 use crate::fused::{parallel::Threads, simd};
 use pulp::{Simd, WithSimd};
 
-/// Lanes of a sum.
-const LANES: usize = 16;
+/// Lanes of a sum: several of the widest vectors, so that none waits for the one before it.
+const LANES: usize = 64;
 
 /// Most pieces that the rows are cut into.
 const MAX_PIECES: usize = 64;
@@ -32,6 +32,64 @@ fn total(mut lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
+}
+
+/// Calls `$pass::<S, VECTORS>` with as many vectors as the lanes fill.
+macro_rules! with_vectors {
+    ($pass:ident($($argument:expr),*)) => {
+        if const { S::F32_LANES == 16 } {
+            $pass::<S, 4>($($argument),*)
+        } else if const { S::F32_LANES == 8 } {
+            $pass::<S, 8>($($argument),*)
+        } else if const { S::F32_LANES == 4 } {
+            $pass::<S, 16>($($argument),*)
+        } else {
+            $pass::<S, LANES>($($argument),*)
+        }
+    };
+}
+
+#[inline(always)]
+fn lanes_of<S: Simd, const VECTORS: usize>(vectors: [S::f32s; VECTORS]) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    let (places, _) = S::as_mut_simd_f32s(&mut lanes);
+    places[..VECTORS].copy_from_slice(&vectors);
+    lanes
+}
+
+#[inline(always)]
+fn sum<S: Simd, const VECTORS: usize>(simd: S, x: &[f32]) -> f32 {
+    let (whole, rest) = x.split_at(x.len() - x.len() % LANES);
+    let mut sums = [simd.splat_f32s(0.0); VECTORS];
+    for block in S::as_simd_f32s(whole).0.chunks_exact(VECTORS) {
+        for v in 0..VECTORS {
+            sums[v] = simd.add_f32s(sums[v], block[v]);
+        }
+    }
+    let mut lanes = lanes_of::<S, VECTORS>(sums);
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += x;
+    }
+    total(lanes)
+}
+
+#[inline(always)]
+fn squares<S: Simd, const VECTORS: usize>(simd: S, x: &[f32], mean: f32) -> f32 {
+    let (whole, rest) = x.split_at(x.len() - x.len() % LANES);
+    let mut sums = [simd.splat_f32s(0.0); VECTORS];
+    let means = simd.splat_f32s(mean);
+    for block in S::as_simd_f32s(whole).0.chunks_exact(VECTORS) {
+        for v in 0..VECTORS {
+            let d = simd.sub_f32s(block[v], means);
+            sums[v] = simd.mul_add_f32s(d, d, sums[v]);
+        }
+    }
+    let mut lanes = lanes_of::<S, VECTORS>(sums);
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        let d = x - mean;
+        *lane = d.mul_add(d, *lane);
+    }
+    total(lanes)
 }
 
 /// Writes `y` of `x [rows, features]`, and each row's mean and reciprocal standard deviation to `saved`.
@@ -69,46 +127,24 @@ impl WithSimd for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, y, means, scales, settings } = self;
         let Settings { weight, bias, eps, relu } = settings;
         let features = weight.len();
-        let whole = features - features % LANES;
+        let bias = &bias[..features];
         for row in 0..means.len() {
             let x = &x[row * features..][..features];
             let y = &mut y[row * features..][..features];
-            let mut lanes = [0.0f32; LANES];
-            let mut c = 0;
-            while c < whole {
-                let x = &x[c..][..LANES];
-                for l in 0..LANES {
-                    lanes[l] += x[l];
-                }
-                c += LANES;
-            }
-            for c in whole..features {
-                lanes[c - whole] += x[c];
-            }
-            let mean = total(lanes) / features as f32;
-            let mut lanes = [0.0f32; LANES];
-            let mut c = 0;
-            while c < whole {
-                let x = &x[c..][..LANES];
-                for l in 0..LANES {
-                    let d = x[l] - mean;
-                    lanes[l] = d.mul_add(d, lanes[l]);
-                }
-                c += LANES;
-            }
-            for c in whole..features {
-                let d = x[c] - mean;
-                lanes[c - whole] = d.mul_add(d, lanes[c - whole]);
-            }
-            let variance = f64::from(total(lanes)) / features as f64;
+            let mean = with_vectors!(sum(simd, x)) / features as f32;
+            let variance = f64::from(with_vectors!(squares(simd, x, mean))) / features as f64;
             let scale = (variance + eps).sqrt().recip() as f32;
             for c in 0..features {
-                let value = ((x[c] - mean) * scale).mul_add(weight[c], bias[c]);
-                y[c] = if relu && value < 0.0 { 0.0 } else { value };
+                y[c] = ((x[c] - mean) * scale).mul_add(weight[c], bias[c]);
+            }
+            if relu {
+                for y in y {
+                    *y = if *y < 0.0 { 0.0 } else { *y };
+                }
             }
             means[row] = mean;
             scales[row] = scale;
@@ -136,12 +172,9 @@ pub(crate) fn backward(
     threads.each(&mut pieces, |k, (dx, sums)| {
         let range = k * piece * features..k * piece * features + dx.len();
         let first = k * piece;
-        let x = &x[range.clone()];
-        if let Some(dy) = dy {
-            dx.copy_from_slice(&dy[range]);
-        }
+        let (x, dy) = (&x[range.clone()], dy.map(|dy| &dy[range]));
         let (means, scales) = (&saved.mean[first..], &saved.scale[first..]);
-        simd::run(Backward { x, dx, means, scales, settings, sums });
+        simd::run(Backward { x, dy, dx, means, scales, settings, sums });
     });
     d_weight.fill(0.0);
     d_bias.fill(0.0);
@@ -154,7 +187,8 @@ pub(crate) fn backward(
 
 struct Backward<'a> {
     x: &'a [f32],
-    /// Holds `dy`.
+    /// Else `dx` holds it.
+    dy: Option<&'a [f32]>,
     dx: &'a mut [f32],
     means: &'a [f32],
     scales: &'a [f32],
@@ -167,16 +201,19 @@ impl WithSimd for Backward<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, dx, means, scales, settings, sums } = self;
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, dy, dx, means, scales, settings, sums } = self;
         let Settings { weight, bias, relu, .. } = settings;
         let features = weight.len();
-        let whole = features - features % LANES;
+        let bias = &bias[..features];
         let (d_weight, d_bias) = sums.split_at_mut(features);
+        let d_bias = &mut d_bias[..features];
         for row in 0..x.len() / features {
             let x = &x[row * features..][..features];
             let dx = &mut dx[row * features..][..features];
-            let (d_weight, d_bias) = (&mut d_weight[..features], &mut d_bias[..features]);
+            if let Some(dy) = dy {
+                dx.copy_from_slice(&dy[row * features..][..features]);
+            }
             let (mean, scale) = (means[row], scales[row]);
             if relu {
                 for c in 0..features {
@@ -185,32 +222,61 @@ impl WithSimd for Backward<'_> {
                     dx[c] = if open { dx[c] } else { 0.0 };
                 }
             }
-            for c in 0..features {
-                d_weight[c] = dx[c].mul_add((x[c] - mean) * scale, d_weight[c]);
-                d_bias[c] += dx[c];
-            }
-            let (mut inner, mut normed) = ([0.0f32; LANES], [0.0f32; LANES]);
-            let mut c = 0;
-            while c < whole {
-                let (x, dx, weight) = (&x[c..][..LANES], &dx[c..][..LANES], &weight[c..][..LANES]);
-                for l in 0..LANES {
-                    let d = dx[l] * weight[l];
-                    inner[l] += d;
-                    normed[l] = d.mul_add((x[l] - mean) * scale, normed[l]);
-                }
-                c += LANES;
-            }
-            for c in whole..features {
-                let d = dx[c] * weight[c];
-                inner[c - whole] += d;
-                normed[c - whole] = d.mul_add((x[c] - mean) * scale, normed[c - whole]);
-            }
-            let inner = total(inner) / features as f32;
-            let normed = total(normed) / features as f32;
+            let moments = (mean, scale);
+            let [inner, normed] = with_vectors!(row_sums(simd, x, dx, weight, moments, d_weight, d_bias));
+            let (inner, normed) = (inner / features as f32, normed / features as f32);
             for c in 0..features {
                 let centred = dx[c].mul_add(weight[c], -inner);
                 dx[c] = ((x[c] - mean) * scale).mul_add(-normed, centred) * scale;
             }
         }
     }
+}
+
+/// Adds a row to the gradients of weight and bias; gives the sums of `dy * weight`, and of that times the
+/// normalised `x`.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
+fn row_sums<S: Simd, const VECTORS: usize>(
+    simd: S,
+    x: &[f32],
+    dy: &[f32],
+    weight: &[f32],
+    (mean, scale): (f32, f32),
+    d_weight: &mut [f32],
+    d_bias: &mut [f32],
+) -> [f32; 2] {
+    let whole = x.len() - x.len() % LANES;
+    let zero = simd.splat_f32s(0.0);
+    let (means, scales) = (simd.splat_f32s(mean), simd.splat_f32s(scale));
+    let (mut inner, mut normed) = ([zero; VECTORS], [zero; VECTORS]);
+    let d_weights = S::as_mut_simd_f32s(&mut d_weight[..whole]).0.chunks_exact_mut(VECTORS);
+    let d_biases = S::as_mut_simd_f32s(&mut d_bias[..whole]).0.chunks_exact_mut(VECTORS);
+    let given = S::as_simd_f32s(&x[..whole]).0.chunks_exact(VECTORS);
+    let given = given.zip(S::as_simd_f32s(&dy[..whole]).0.chunks_exact(VECTORS));
+    let given = given.zip(S::as_simd_f32s(&weight[..whole]).0.chunks_exact(VECTORS));
+    for (((x, dy), weight), (d_weight, d_bias)) in given.zip(d_weights.zip(d_biases)) {
+        for v in 0..VECTORS {
+            let normal = simd.mul_f32s(simd.sub_f32s(x[v], means), scales);
+            d_weight[v] = simd.mul_add_f32s(dy[v], normal, d_weight[v]);
+            d_bias[v] = simd.add_f32s(d_bias[v], dy[v]);
+            let d = simd.mul_f32s(dy[v], weight[v]);
+            inner[v] = simd.add_f32s(inner[v], d);
+            normed[v] = simd.mul_add_f32s(d, normal, normed[v]);
+        }
+    }
+    let (mut inner, mut normed) = (lanes_of::<S, VECTORS>(inner), lanes_of::<S, VECTORS>(normed));
+    let rest = x.len() - whole;
+    let (x, dy, weight) = (&x[whole..][..rest], &dy[whole..][..rest], &weight[whole..][..rest]);
+    let (d_weight, d_bias) = (&mut d_weight[whole..][..rest], &mut d_bias[whole..][..rest]);
+    let (inner_rest, normed_rest) = (&mut inner[..rest], &mut normed[..rest]);
+    for c in 0..rest {
+        let normal = (x[c] - mean) * scale;
+        d_weight[c] = dy[c].mul_add(normal, d_weight[c]);
+        d_bias[c] += dy[c];
+        let d = dy[c] * weight[c];
+        inner_rest[c] += d;
+        normed_rest[c] = d.mul_add(normal, normed_rest[c]);
+    }
+    [total(inner), total(normed)]
 }

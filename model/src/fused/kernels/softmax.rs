@@ -27,7 +27,7 @@ fn larger(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn largest(row: &[f32]) -> f32 {
+pub(super) fn largest(row: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut chunks = row.chunks_exact(LANES);
     for chunk in &mut chunks {
@@ -42,7 +42,7 @@ fn largest(row: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn sum(row: &[f32]) -> f32 {
+pub(super) fn sum(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let mut chunks = row.chunks_exact(LANES);
     for chunk in &mut chunks {

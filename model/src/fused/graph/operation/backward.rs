@@ -1,10 +1,10 @@
 //! The backward passes.
 
 use super::{
-    Context, Operation, OwnGradient, Scratch, attention_weights, drop_some, mask, permute, recurrent_weights,
-    settings, split,
+    Context, Operation, OwnGradient, Scratch, attention_weights, drop_some, mask, recurrent_weights, settings,
+    split,
 };
-use crate::fused::kernels::{activation, attention, embedding, layer_norm, norm, recurrent};
+use crate::fused::kernels::{activation, attention, embedding, joining, layer_norm, norm, recurrent};
 use crate::fused::parallel::Threads;
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ impl Operation {
         OwnGradient { values: gradient, wanted }: OwnGradient<'_>,
         scratch: &mut Scratch,
     ) {
-        let &Context { parameters, threads, masks, samples, .. } = context;
+        let &Context { parameters, threads, masks, .. } = context;
         let x = xs.first().copied().unwrap_or(&[]);
         let [dx, ..] = dxs else { return };
         match self {
@@ -76,7 +76,7 @@ impl Operation {
                     embedding::positions_gradient(dy, *len, gradient);
                 }
                 if let Some(dx) = dx {
-                    dx.copy_from_slice(dy);
+                    joining::copy(dy, dx, threads);
                 }
             }
             Self::Recurrent { layer, length } => {
@@ -168,35 +168,33 @@ impl Operation {
             Self::Dropout { p, layer, dim } => {
                 let Some(dx) = dx else { return };
                 match masks {
-                    None => dx.copy_from_slice(dy),
-                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer, dim.len())),
+                    None => joining::copy(dy, dx, threads),
+                    Some(seed) => drop_some(dy, dx, *dim, seed.mask(*p, *layer, dim.len()), threads),
                 }
             }
             Self::Add { relu } => {
                 if *relu {
                     mask(dy, y, threads);
                 }
-                dxs.iter_mut().flatten().for_each(|dx| dx.copy_from_slice(dy));
+                dxs.iter_mut().flatten().for_each(|dx| joining::copy(dy, dx, threads));
             }
             Self::Concat { channels } => {
                 let width: usize = channels.iter().sum();
                 let mut at = 0;
                 for (dx, own) in dxs.iter_mut().zip(channels.iter()) {
                     if let Some(dx) = dx {
-                        for (dy, dx) in dy.chunks_exact(width).zip(dx.chunks_exact_mut(*own)) {
-                            dx.copy_from_slice(&dy[at..at + own]);
-                        }
+                        joining::columns(dy, width, at, *own, dx, threads);
                     }
                     at += own;
                 }
             }
             Self::ToChannelsLast(dim) => {
                 let Some(dx) = dx else { return };
-                permute(dy, dx, samples, dim.pixels(), dim.channels);
+                joining::permute(dy, dx, dim.pixels(), dim.channels, threads);
             }
             Self::ToChannelsFirst(dim) => {
                 let Some(dx) = dx else { return };
-                permute(dy, dx, samples, dim.channels, dim.pixels());
+                joining::permute(dy, dx, dim.channels, dim.pixels(), threads);
             }
         }
     }

@@ -1,11 +1,10 @@
 //! The forward passes.
 
 use super::{
-    BatchNorm, Context, Operation, Scratch, attention_weights, drop_some, permute, recurrent_weights,
-    settings,
+    BatchNorm, Context, Operation, Scratch, attention_weights, drop_some, recurrent_weights, settings,
 };
 use crate::fused::kernels::{
-    activation, embedding, layer_norm,
+    activation, embedding, joining, layer_norm,
     norm::{self, Running},
 };
 use std::ops::Range;
@@ -20,7 +19,7 @@ impl Operation {
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let &Context { parameters, threads, masks, samples, training, .. } = context;
+        let &Context { parameters, threads, masks, training, .. } = context;
         let x = xs.first().copied().unwrap_or(&[]);
         match self {
             Self::Linear { layer, bias, relu } => {
@@ -69,30 +68,13 @@ impl Operation {
             Self::BatchNorm(norm) => norm.forward(context, tensors, x, y),
             Self::Activation(kind) => activation::forward(*kind, x, y, threads),
             Self::Dropout { p, layer, dim } => match masks {
-                None => y.copy_from_slice(x),
-                Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer, dim.len())),
+                None => joining::copy(x, y, threads),
+                Some(seed) => drop_some(x, y, *dim, seed.mask(*p, *layer, dim.len()), threads),
             },
-            Self::Add { relu } => {
-                y.copy_from_slice(x);
-                for x in &xs[1..] {
-                    y.iter_mut().zip(*x).for_each(|(y, x)| *y += x);
-                }
-                if *relu {
-                    y.iter_mut().for_each(|y| *y = if *y < 0.0 { 0.0 } else { *y });
-                }
-            }
-            Self::Concat { channels } => {
-                let width: usize = channels.iter().sum();
-                let mut at = 0;
-                for (x, own) in xs.iter().zip(channels.iter()) {
-                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(*own)) {
-                        y[at..at + own].copy_from_slice(x);
-                    }
-                    at += own;
-                }
-            }
-            Self::ToChannelsLast(dim) => permute(x, y, samples, dim.channels, dim.pixels()),
-            Self::ToChannelsFirst(dim) => permute(x, y, samples, dim.pixels(), dim.channels),
+            Self::Add { relu } => joining::sum(xs, *relu, y, threads),
+            Self::Concat { channels } => joining::concat(xs, channels, y, threads),
+            Self::ToChannelsLast(dim) => joining::permute(x, y, dim.channels, dim.pixels(), threads),
+            Self::ToChannelsFirst(dim) => joining::permute(x, y, dim.pixels(), dim.channels, threads),
         }
     }
 }

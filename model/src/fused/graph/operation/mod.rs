@@ -8,13 +8,13 @@ pub(super) use layers::operations;
 
 use super::dim::Dim;
 use crate::{
-    dropout::MaskSeed,
+    dropout::{Mask, MaskSeed},
     fused::{
         kernels::{
             activation::{self, Activation},
             attention::{self, Attention},
             conv::{self, Conv},
-            depthwise,
+            depthwise, dropping,
             linear::Linear,
             norm::{self, GroupNorm, Saved, Settings},
             pool::{AveragePool, MaxPool, Tap},
@@ -28,8 +28,6 @@ use std::ops::Range;
 
 /// What every operation of a pass sees.
 pub(super) struct Context<'a> {
-    /// Samples of the batch.
-    pub(super) samples: usize,
     /// The whole flat vector.
     pub(super) parameters: &'a [f32],
     pub(super) threads: &'a Threads,
@@ -264,24 +262,9 @@ fn mask(dy: &mut [f32], y: &[f32], threads: &Threads) {
     activation::backward_in_place(Activation::Relu, y, dy, threads);
 }
 
-fn drop_some(x: &[f32], y: &mut [f32], dim: Dim, mask: crate::dropout::Mask) {
-    for (at, (y, x)) in y.iter_mut().zip(x).enumerate() {
-        let (row, channel) = (at / dim.channels, at % dim.channels);
-        let index = match dim.height {
-            1 => at,
-            _ => (row / dim.pixels() * dim.channels + channel) * dim.pixels() + row % dim.pixels(),
-        };
-        *y = x * mask.at(index);
-    }
-}
-
-/// Transposes each sample's `rows x columns` matrix.
-fn permute(x: &[f32], y: &mut [f32], samples: usize, rows: usize, columns: usize) {
-    for (x, y) in x.chunks_exact(rows * columns).zip(y.chunks_exact_mut(rows * columns)).take(samples) {
-        for (r, row) in x.chunks_exact(columns).enumerate() {
-            for (c, value) in row.iter().enumerate() {
-                y[c * rows + r] = *value;
-            }
-        }
-    }
+/// Dropout of values of shape `dim`.
+fn drop_some(x: &[f32], y: &mut [f32], dim: Dim, mask: Mask, threads: &Threads) {
+    // The mask goes over images channel by channel, over sequences and vectors as they lie.
+    let pixels = if dim.height == 1 { 1 } else { dim.pixels() };
+    dropping::apply(mask, pixels, dim.channels, x, y, threads);
 }
