@@ -44,13 +44,13 @@ def encode(
     values = as_array("array", array)
     if values.dtype.kind not in "fiub":
         raise CodecError(f"the array has the type {values.dtype}: give numbers")
-    values = np.ascontiguousarray(values, "<f4")
+    values = np.asarray(values, "<f4", order="C")
     try:
         plan = _native.Plan(
             quantizer=quantizer, bits=str(bits), entropy=entropy, rdo=rdo, target_nmse=target_nmse,
             update_bytes=update_bytes,
         )
-        return _native.compress(values.tobytes(), list(np.shape(array)), plan, seed)
+        return _native.compress(values.tobytes(), list(values.shape), plan, seed)
     except (ValueError, OverflowError, TypeError) as error:
         raise CodecError(str(error)) from None
 

@@ -57,7 +57,7 @@ def as_floats(name: str, value: object, shape: tuple) -> np.ndarray:
         raise StateError(f"`{name}` has the shape {list(array.shape)}, the master's model {list(shape)}")
     # Larger numbers of f64 become infinite, which is found and named when the delta is made.
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(array, "<f4")
+        return np.asarray(array, "<f4", order="C")
 
 
 def is_integer(name: str, value: object) -> bool:
@@ -159,7 +159,7 @@ def check_metrics(metrics: object) -> Dict[str, float]:
     for name in metrics:
         if not isinstance(name, str) or not METRIC_NAME.match(name):
             raise MetricError(f"a metric is called {name!r}: use 1 to 64 of a-z 0-9 _ .")
-    return {name: check_number(name, value) for name, value in metrics.items()}
+    return {name: check_number(name, "None" if value is None else value) for name, value in metrics.items()}
 
 
 def metadata(values: Dict[str, object]) -> Dict[str, str]:
