@@ -138,7 +138,7 @@ def check_number(name: str, value: object) -> Optional[float]:
     if value is None:
         return None
     try:
-        number = float(value)  # also of numpy and PyTorch
+        number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError):
         raise MetricError(f"`{name}` is {value!r}: give a number") from None
     if not math.isfinite(number):

@@ -57,7 +57,9 @@ impl Plan {
             false => Err(value_error(format!("target_nmse is {value}: use 1e-9 to 0.9"))),
         };
         let (bits, target) = match (bits, task_update_bytes, task_target_nmse, task_bits) {
-            (Some(Bits::Auto), ..) => (8, update_bytes.map_or_else(|| nmse(target_nmse), |n| Ok(Target::Bytes(n)))?),
+            (Some(Bits::Auto), ..) => {
+                (8, update_bytes.map_or_else(|| nmse(target_nmse), |n| Ok(Target::Bytes(n)))?)
+            }
             (Some(Bits::Width(bits)), ..) | (None, None, None, Some(bits)) => (bits, Target::Width),
             (None, Some(bytes), ..) => (8, Target::Bytes(bytes)),
             (None, None, Some(value), _) => (8, nmse(value)?),

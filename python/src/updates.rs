@@ -52,7 +52,14 @@ impl UpdateEncoder {
 
     /// Sets the delta of tensor `index`: `local` minus what `model` has from byte `start` on. Returns whether all values
     /// are finite.
-    fn set(&mut self, py: Python<'_>, index: usize, local: &[u8], model: &[u8], start: usize) -> PyResult<bool> {
+    fn set(
+        &mut self,
+        py: Python<'_>,
+        index: usize,
+        local: &[u8],
+        model: &[u8],
+        start: usize,
+    ) -> PyResult<bool> {
         let tensor = self.layout.tensors().get(index).ok_or_else(|| value_error("no such tensor"))?;
         let wrong = || value_error(format!("`{}` has {} values", tensor.name, tensor.len));
         let out = &mut self.delta[tensor.offset..tensor.offset + tensor.len];
@@ -149,7 +156,8 @@ impl UpdateEncoder {
             // A residual of rounds in which the tensor was trained is dropped with it.
             self.delta[tensor.offset..tensor.offset + tensor.len].fill(0.0);
         }
-        encode_update(&mut self.encoder, &self.delta, &self.shapes, &spec, &mut self.streams).map_err(value_error)?;
+        encode_update(&mut self.encoder, &self.delta, &self.shapes, &spec, &mut self.streams)
+            .map_err(value_error)?;
         for &index in frozen {
             self.shorten(index)?;
         }
@@ -203,7 +211,8 @@ impl UpdateEncoder {
         let mut change = 0.0;
         self.decode(|at, values| {
             let before = &before[at..at + values.len()];
-            change += values.iter().zip(before).map(|(v, b)| (f64::from(*v) - f64::from(*b)).powi(2)).sum::<f64>();
+            change +=
+                values.iter().zip(before).map(|(v, b)| (f64::from(*v) - f64::from(*b)).powi(2)).sum::<f64>();
         });
         change
     }
@@ -232,26 +241,4 @@ fn write(layout: &ModelLayout, streams: &[&[u8]], meta: HashMap<String, String>)
         return Err(value_error(format!("names and metadata take {declared} bytes, 1 MiB is allowed")));
     }
     Ok(body)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fl_protocol::Update;
-
-    #[test]
-    fn the_container_is_one_that_the_master_reads() {
-        let layout = ModelLayout::new([("a".to_owned(), vec![40, 50]), ("b".to_owned(), vec![7])]);
-        let values: Vec<f32> = (0..2007).map(|i| (i as f32 * 0.37).sin()).collect();
-        let (mut encoder, mut streams) = (Encoder::default(), Vec::new());
-        encode_update(&mut encoder, &values, &layout.shapes(), &Spec::default(), &mut streams).unwrap();
-        let streams: Vec<&[u8]> = streams.iter().map(Vec::as_slice).collect();
-        let meta = [("worker_id", "w"), ("round", "3"), ("num_samples", "5"), ("metrics", "{\"loss\":0.5}")];
-        let meta = meta.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let body = write(&layout, &streams, meta).unwrap();
-        let update = Update::parse(&body, &layout).unwrap();
-        assert_eq!((update.meta.round, update.meta.num_samples), (3, 5));
-        let error: f32 = update.to_flat().iter().zip(&values).map(|(a, b)| (a - b).powi(2)).sum();
-        assert!(error < 0.011 * values.iter().map(|v| v * v).sum::<f32>());
-    }
 }

@@ -46,8 +46,8 @@ def test_types_and_devices(softmax_file):
                 round.send({**state, "1.bias": torch.zeros(10, dtype=torch.int64)}, num_samples=1)
             assert master.updates == []
         kind = [torch.bfloat16, torch.float16, torch.float64, torch.float32][count]
-        values = {name: value.to(kind).requires_grad_().T for name, value in state.items()}
-        assert round.send({name: value.T for name, value in values.items()}, num_samples=1).accepted
+        values = {name: value.to(kind).requires_grad_().t() for name, value in state.items()}
+        assert round.send({name: value.t() for name, value in values.items()}, num_samples=1).accepted
     master.close()
     assert len(master.updates) == 4
 
