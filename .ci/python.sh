@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The Python package in a new virtual environment: installed from source, its tests, the examples that need no PyTorch,
+# The Python package in a new virtual environment: installed from source, its types, its tests, the examples that need no PyTorch,
 # and the notebook, with the programs of target/release (or FL_BIN). Fails beyond four minutes of installation, 8 MB of
 # wheel and 0.3 s of import.
 set -euo pipefail
@@ -41,7 +41,8 @@ PY
 )
 
 (cd python && cargo fmt --check && cargo clippy --release --locked -- -D warnings)
-"$VENV/bin/pip" install -q pytest scikit-learn matplotlib nbclient ipykernel
+"$VENV/bin/pip" install -q pytest scikit-learn matplotlib nbclient ipykernel mypy typing_extensions
+(cd python && "$VENV/bin/mypy" --ignore-missing-imports fl_client)
 (cd python && "$VENV/bin/python" -m pytest -q -p no:cacheprovider tests)
 examples/flower/run.sh
 examples/sklearn/run.sh

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -40,12 +40,10 @@ class Model:
         buffers: the file's integer tensors, which no one averages.
     """
 
-    def __init__(self, round, metadata, tensors, data, buffers):
-        self.round: int = round
-        self.metadata: Dict[str, str] = metadata
-        self.tensors: List[Tensor] = tensors
-        self.data: bytes = data
-        self.buffers: Dict[str, np.ndarray] = buffers
+    def __init__(
+        self, round: int, metadata: Dict[str, str], tensors: List[Tensor], data: bytes, buffers: Dict[str, np.ndarray]
+    ):
+        self.round, self.metadata, self.tensors, self.data, self.buffers = round, metadata, tensors, data, buffers
 
     @property
     def layout(self) -> List[Tuple[str, List[int]]]:
@@ -87,7 +85,10 @@ def _read(file: bytes, known: Optional[Model]) -> Model:
     metadata = header.pop("__metadata__", {})
     base = 8 + length
     shapes = {tensor.name: tensor.shape for tensor in known.tensors} if known else {}
-    tensors, buffers, decoded, at = [], {}, [], 0
+    tensors: List[Tensor] = []
+    buffers: Dict[str, np.ndarray] = {}
+    decoded: List[bytearray] = []
+    at = 0
     for name, entry in sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
         begin, end = (base + offset for offset in entry["data_offsets"])
         shape, dtype = tuple(entry["shape"]), entry["dtype"]
@@ -116,7 +117,8 @@ def _read(file: bytes, known: Optional[Model]) -> Model:
 
 def write(path, arrays: Dict[str, np.ndarray]) -> None:
     """Writes f32 arrays as a safetensors file, in the order of the dictionary."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
+    header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, array in arrays.items():
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
         end += array.nbytes

@@ -18,7 +18,7 @@ log = logging.getLogger("fl_client")
 
 
 def _path(settings: Settings) -> str:
-    return os.path.join(settings.state_dir, f"{settings.worker_id}.residual.npz")
+    return os.path.join(settings.state_dir or "", f"{settings.worker_id}.residual.npz")
 
 
 def _layout(model: Model) -> str:
@@ -33,7 +33,7 @@ def save(settings: Settings, model: Model, residual: bytes) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, layout=_layout(model), round=model.round, residual=np.frombuffer(residual, "<f4"))
     try:
-        os.makedirs(settings.state_dir, exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         descriptor = os.open(path + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getbuffer())

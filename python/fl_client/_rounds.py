@@ -163,11 +163,11 @@ class Round:
             "worker_id": self._session.settings.worker_id,
             "round": self.number,
             "num_samples": _state.check_samples(num_samples),
-            "loss": _state.check_number("loss", loss),
-            "accuracy": _state.check_number("accuracy", accuracy),
+            "loss": _state.check_optional("loss", loss),
+            "accuracy": _state.check_optional("accuracy", accuracy),
             "compute_factor": round(_state.check_number("compute_factor", compute_factor), 6),
             "local_steps": None if local_steps is None else int(local_steps),
-            "local_norm": _state.check_number("local_norm", local_norm),
+            "local_norm": _state.check_optional("local_norm", local_norm),
             "metrics": None if metrics is None else _state.check_metrics(metrics),
         }
         sent = self._session.send(self, self._model, state, _state.metadata(meta))
@@ -286,7 +286,7 @@ class Session:
             self._drop_backoff.reset()
             if self.settings.state_dir:
                 _residual.save(self.settings, model, encoder.residual())
-            ack = verdict.ack
+            ack = verdict.ack or {}
             return Sent(
                 True, "", bool(ack.get("aggregated")), bool(ack.get("duplicate")), ack.get("global_round"), len(data),
                 notice is not None,

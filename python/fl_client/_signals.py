@@ -8,8 +8,10 @@ what was trained of a round that is not sent is of no use to anyone.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+from typing import Callable, Iterator, Optional
 
 
 class Stopped(BaseException):
@@ -21,20 +23,20 @@ class Stop:
 
     def __init__(self, drain_s: float = 10.0):
         self.requested = False
-        self._drain_s, self._previous = drain_s, None
-        self._is_installed = False
+        self._drain_s = drain_s
+        self._is_installed, self._process = False, os.getpid()
         # What a signal does now: "train" ends the process, "wait" the waiting, "upload" nothing for a while.
         self._mode = "train"
-        self._abort = None
-        self._timer = None
+        self._abort: Callable[[], None] = lambda: None
+        self._timer: Optional[threading.Timer] = None
 
-    def install(self, abort) -> None:
+    def install(self, abort: Callable[[], None]) -> None:
         """Catches SIGTERM, unless the program does so itself. `abort` ends an upload that takes too long."""
         self._abort = abort
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            self._previous = signal.signal(signal.SIGTERM, self._caught)
+            signal.signal(signal.SIGTERM, self._caught)
             self._is_installed = True
 
     def restore(self) -> None:
@@ -42,7 +44,7 @@ class Stop:
         if self._timer is not None:
             self._timer.cancel()
         if self._is_installed:
-            signal.signal(signal.SIGTERM, self._previous)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._is_installed = False
 
     def check(self) -> None:
@@ -51,7 +53,7 @@ class Stop:
             raise Stopped
 
     @contextlib.contextmanager
-    def in_mode(self, mode: str):
+    def in_mode(self, mode: str) -> Iterator[None]:
         """What a signal does within the block."""
         before, self._mode = self._mode, mode
         try:
@@ -67,7 +69,12 @@ class Stop:
         """For a pause: a signal ends it."""
         return self.in_mode("wait")
 
-    def _caught(self, _signal, _frame) -> None:
+    def _caught(self, number, _frame) -> None:
+        if os.getpid() != self._process:
+            # A forked child, such as a worker of a data loader: ends as it would without this package.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         self.requested = True
         if self._mode == "wait":
             raise Stopped

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional, Union
 
 import numpy as np
 
@@ -21,7 +22,7 @@ METRIC_NAME = re.compile(r"[a-z0-9_.]{1,64}\Z")
 MAX_METRICS = 32
 
 
-def as_array(name: str, value: object) -> np.ndarray:
+def as_array(name: str, value: Any) -> np.ndarray:
     """A numpy array of a tensor or an array-like, without a copy where that is possible.
 
     Raises:
@@ -44,7 +45,7 @@ def as_array(name: str, value: object) -> np.ndarray:
         raise StateError(f"`{name}` is a {type(value).__name__}, not an array of numbers: {error}") from None
 
 
-def as_floats(name: str, value: object, shape: tuple) -> np.ndarray:
+def as_floats(name: str, value: Any, shape: tuple) -> np.ndarray:
     """A contiguous little-endian f32 array of exactly this shape.
 
     Raises:
@@ -60,7 +61,7 @@ def as_floats(name: str, value: object, shape: tuple) -> np.ndarray:
         return np.asarray(array, "<f4", order="C")
 
 
-def is_integer(name: str, value: object) -> bool:
+def is_integer(name: str, value: Any) -> bool:
     """Whether a value is a buffer such as `num_batches_tracked`, which is not averaged."""
     return as_array(name, value).dtype.kind in "iub"
 
@@ -114,7 +115,7 @@ def frozen(model: Model, trainable: Optional[str]) -> List[int]:
     return [index for index, tensor in enumerate(model.tensors) if not pattern.search(tensor.name)]
 
 
-def check_samples(num_samples: object) -> int:
+def check_samples(num_samples: Any) -> int:
     """The weight of an update or an evaluation.
 
     Raises:
@@ -129,14 +130,17 @@ def check_samples(num_samples: object) -> int:
     return number
 
 
-def check_number(name: str, value: object) -> Optional[float]:
-    """A finite number, or none.
+def check_optional(name: str, value: Any) -> Optional[float]:
+    """A finite number, or none."""
+    return None if value is None else check_number(name, value)
+
+
+def check_number(name: str, value: Any) -> float:
+    """A finite number.
 
     Raises:
         MetricError
     """
-    if value is None:
-        return None
     try:
         number = float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError):
@@ -146,7 +150,7 @@ def check_number(name: str, value: object) -> Optional[float]:
     return number
 
 
-def check_metrics(metrics: object) -> Dict[str, float]:
+def check_metrics(metrics: Any) -> Dict[str, float]:
     """Metrics as the master takes them: at most 32, names of a-z 0-9 _ . with 1 to 64 characters, finite values.
 
     Raises:
@@ -159,10 +163,10 @@ def check_metrics(metrics: object) -> Dict[str, float]:
     for name in metrics:
         if not isinstance(name, str) or not METRIC_NAME.match(name):
             raise MetricError(f"a metric is called {name!r}: use 1 to 64 of a-z 0-9 _ .")
-    return {name: check_number(name, "None" if value is None else value) for name, value in metrics.items()}
+    return {name: check_number(name, value) for name, value in metrics.items()}
 
 
-def metadata(values: Dict[str, object]) -> Dict[str, str]:
+def metadata(values: Dict[str, Any]) -> Dict[str, str]:
     """The container's metadata: strings, without what is none."""
     metrics = values.pop("metrics", None)
     texts = {name: repr(value) if isinstance(value, float) else str(value) for name, value in values.items() if value is not None}
@@ -171,7 +175,7 @@ def metadata(values: Dict[str, object]) -> Dict[str, str]:
     return texts
 
 
-def save(path, state) -> int:
+def save(path: Union[str, os.PathLike], state: Mapping[str, Any]) -> int:
     """Writes the first model of a federation, for a master with `MODEL=safetensors:PATH`.
 
     Keeps the order of `state` and writes its floating-point tensors as f32. Integer buffers, such as

@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import signal
+import threading
 
 import fl_client
 import numpy as np
@@ -243,6 +246,34 @@ def test_a_model_that_is_here_is_not_downloaded_again(scripted):
             assert np.isfinite(round.state["1.bias"]).all()
             round.send(round.state, num_samples=1)
     assert master.paths("GET").count("/global") == 1
+
+
+def test_sigterm_is_given_back_and_ends_forked_children(scripted):
+    before = signal.getsignal(signal.SIGTERM)
+    master = scripted(Answer())
+    for round in fl_client.rounds(master.url, "w"):
+        assert signal.getsignal(signal.SIGTERM) != before
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+        round.send(round.state, num_samples=1)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_client_can_run_in_a_thread(start_master):
+    master = start_master(MODEL="softmax", AGG_MIN_CLIENTS="3", ROUNDS="4")
+    sent = []
+
+    def work(name):
+        for round in fl_client.rounds(master.url, name):
+            sent.append(round.send(round.state, num_samples=1).accepted)
+
+    threads = [threading.Thread(target=work, args=(f"w{index}",)) for index in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert sent == [True] * 12
 
 
 def test_a_strategy_with_control_variates_is_refused_in_a_sentence(start_master):

@@ -108,6 +108,17 @@ def test_sigterm_ends_the_waiting_for_work(kind, scripted, spawn):
     assert master.updates == []
 
 
+def test_sigterm_interrupts_a_training(kind, scripted, spawn):
+    master = scripted(Answer())
+    client = spawn(kind, master.url, TRAIN_S="60", LOCAL_STEPS="1000000")
+    wait_until(lambda: "/global" in master.paths("GET"), "the download", client)
+    # The training has begun, or will in a moment.
+    time.sleep(0.3)
+    client.send_signal(signal.SIGTERM)
+    assert ended(client) == 0
+    assert master.updates == []
+
+
 def test_sigterm_lets_an_upload_finish(kind, scripted, spawn):
     master = scripted(Answer(delay_s=1.0), Answer())
     client = spawn(kind, master.url)
