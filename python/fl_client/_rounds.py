@@ -14,7 +14,7 @@ from . import _model, _native, _residual, _state
 from ._calls import Backoff, Calls
 from ._settings import Settings, check
 from ._signals import Stop, Stopped
-from .errors import CodecError, Error, Refused, SettingError, TaskError
+from .errors import CodecError, DivergedError, Refused, SettingError, TaskError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -265,7 +265,13 @@ class Session:
         try:
             body, notice = encoder.encode(plan, self._seed(model.round), model.round, meta, frozen)
         except ValueError as error:
-            raise CodecError(f"the update cannot be encoded: {error}") from None
+            index = encoder.non_finite()
+            if index is None:
+                raise CodecError(f"the update cannot be encoded: {error}") from None
+            raise DivergedError(
+                f"`{model.tensors[index].name}` has values that are not finite: the training diverged (a lower learning "
+                "rate or clipped gradients may help)"
+            ) from None
         try:
             with self.stop.in_mode("upload"):
                 return self._hand_in(encoder, model, body, notice)

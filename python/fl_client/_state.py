@@ -16,6 +16,8 @@ from . import _native
 from ._model import Model, write
 from .errors import DivergedError, MetricError, SettingError, StateError
 
+#: Values that are handed to Rust at a time: small enough to stay in the cache.
+PIECE = 16_384
 #: Names that a message lists.
 LISTED = 3
 METRIC_NAME = re.compile(r"[a-z0-9_.]{1,64}\Z")
@@ -71,7 +73,6 @@ def fill(encoder, model: Model, state: object, frozen: List[int]) -> None:
 
     Raises:
         StateError: names, shapes or types are not the model's.
-        DivergedError: a value is not finite.
     """
     if not isinstance(state, Mapping):
         hint = ": give module.state_dict()" if hasattr(state, "state_dict") else ""
@@ -93,12 +94,9 @@ def fill(encoder, model: Model, state: object, frozen: List[int]) -> None:
         if tensor.name in skipped:
             encoder.set_zero(index)
             continue
-        local = as_floats(tensor.name, state[tensor.name], tensor.shape)
-        if not encoder.set(index, local.tobytes(), model.data, tensor.start):
-            raise DivergedError(
-                f"`{tensor.name}` has values that are not finite: the training diverged (a lower learning rate or "
-                "clipped gradients may help)"
-            )
+        values = as_floats(tensor.name, state[tensor.name], tensor.shape).reshape(-1)
+        for at in range(0, tensor.size, PIECE):
+            encoder.set(index, at, values[at : at + PIECE].tobytes(), model.data, tensor.start + 4 * at)
 
 
 def _list(names) -> str:

@@ -50,32 +50,20 @@ impl UpdateEncoder {
         })
     }
 
-    /// Sets the delta of tensor `index`: `local` minus what `model` has from byte `start` on. Returns whether all values
-    /// are finite.
-    fn set(
-        &mut self,
-        py: Python<'_>,
-        index: usize,
-        local: &[u8],
-        model: &[u8],
-        start: usize,
-    ) -> PyResult<bool> {
+    /// Sets the delta of tensor `index` from element `at` on: `local` minus what `model` has from byte `start` on.
+    /// Called for a few thousand values at a time, so that copies stay in the cache.
+    fn set(&mut self, index: usize, at: usize, local: &[u8], model: &[u8], start: usize) -> PyResult<()> {
+        let local = floats(local)?;
         let tensor = self.layout.tensors().get(index).ok_or_else(|| value_error("no such tensor"))?;
         let wrong = || value_error(format!("`{}` has {} values", tensor.name, tensor.len));
-        let out = &mut self.delta[tensor.offset..tensor.offset + tensor.len];
-        py.detach(|| {
-            let end = start.checked_add(4 * tensor.len).ok_or_else(wrong)?;
-            let (local, global) = (floats(local)?, floats(model.get(start..end).ok_or_else(wrong)?)?);
-            if local.len() != tensor.len {
-                return Err(wrong());
-            }
-            let mut is_finite = true;
-            for ((out, local), global) in out.iter_mut().zip(local).zip(global) {
-                *out = local - global;
-                is_finite &= out.is_finite();
-            }
-            Ok(is_finite)
-        })
+        let end = at.checked_add(local.len()).filter(|end| *end <= tensor.len).ok_or_else(wrong)?;
+        let bytes = start.checked_add(4 * local.len()).and_then(|end| model.get(start..end));
+        let global = floats(bytes.ok_or_else(wrong)?)?;
+        let out = &mut self.delta[tensor.offset + at..tensor.offset + end];
+        for ((out, local), global) in out.iter_mut().zip(local).zip(global) {
+            *out = local - global;
+        }
+        Ok(())
     }
 
     /// Sets the delta of tensor `index` to zero.
@@ -98,6 +86,12 @@ impl UpdateEncoder {
     ) -> PyResult<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>)> {
         let (body, notice) = py.detach(|| self.encode_parts(plan, seed, round, meta, &frozen))?;
         Ok((PyBytes::new(py, &body), notice.map(|notice| PyBytes::new(py, &notice))))
+    }
+
+    /// The tensor whose delta holds a value that is not finite; `encode` refuses those.
+    fn non_finite(&self) -> Option<usize> {
+        let position = self.delta.iter().position(|value| !value.is_finite())?;
+        self.layout.tensors().iter().position(|tensor| position < tensor.offset + tensor.len)
     }
 
     /// The last update counts: `notice` tells that its notice was posted in its place.
