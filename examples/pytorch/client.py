@@ -4,8 +4,8 @@
     client.py init first.safetensors                    # for a master with MODEL=safetensors:first.safetensors
     client.py train http://127.0.0.1:5000 --part 0 --parts 3
 
-Running means and variances travel and are averaged like weights; the counters `num_batches_tracked` stay here. Needs
-fl_client, torch and numpy. The data are the repository's digits, 8 x 8 pixels.
+Running means and variances travel and are averaged like weights; the counters `num_batches_tracked` are carried in the
+master's file. Needs fl_client, torch and numpy. The data are the repository's digits, 8 x 8 pixels.
 """
 import argparse
 import gzip

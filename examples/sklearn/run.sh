@@ -24,8 +24,12 @@ for client in $clients; do
 done
 clients=
 cat "$dir"/client*
-"$python" - "$dir"/client* <<'PY'
-import re, sys
-found = [float(re.search(r"accuracy ([\d.]+)", open(path).read())[1]) for path in sys.argv[1:]]
-sys.exit(not sum(found) / len(found) >= 0.9)
+"$python" - "http://127.0.0.1:$port" <<'PY'
+import sys
+import fl_client
+
+record = fl_client.history(sys.argv[1])[-1]
+accuracy = record["evaluation"]["metrics"]["accuracy"]
+print(f"{record['round']} rounds: mean accuracy {accuracy['mean']:.4f}, worst {accuracy['worst']:.4f} of {accuracy['worst_client']}")
+assert accuracy["clients"] == 3 and accuracy["mean"] >= 0.9
 PY

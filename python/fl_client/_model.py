@@ -11,9 +11,11 @@ import numpy as np
 from . import _native
 from .errors import NotAMaster
 
-#: Types of tensors that are averaged, and of those that are only carried.
-FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
-INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1", "U16": "<u2", "U32": "<u4"}
+#: Types of tensors that are carried and not averaged.
+INTEGERS = {
+    "BOOL": "|b1", "I8": "|i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8",
+}
 
 
 class Tensor(NamedTuple):
@@ -116,11 +118,12 @@ def _read(file: bytes, known: Optional[Model]) -> Model:
 
 
 def write(path, arrays: Dict[str, np.ndarray]) -> None:
-    """Writes f32 arrays as a safetensors file, in the order of the dictionary."""
+    """Writes f32 and integer arrays as a safetensors file, in the order of the dictionary."""
     header: Dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
+    types = {numpy_type: name for name, numpy_type in {"F32": "<f4", **INTEGERS}.items()}
     for name, array in arrays.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        header[name] = {"dtype": types[array.dtype.str], "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
         end += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

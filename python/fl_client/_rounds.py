@@ -232,6 +232,8 @@ class Session:
                             continue
                     model = self._pull(task)
                 last = this
+                if task["action"] == "evaluate" and model.round != task["round"]:
+                    continue  # the master is further by now: there is nothing to evaluate
                 yield Round(self, task, model)
         except Stopped:
             log.info("stopping: SIGTERM")

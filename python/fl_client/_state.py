@@ -176,15 +176,16 @@ def metadata(values: Dict[str, Any]) -> Dict[str, str]:
 def save(path: Union[str, os.PathLike], state: Mapping[str, Any]) -> int:
     """Writes the first model of a federation, for a master with `MODEL=safetensors:PATH`.
 
-    Keeps the order of `state` and writes its floating-point tensors as f32. Integer buffers, such as
-    `num_batches_tracked` of PyTorch's batch normalisation, stay with the clients and are left out.
+    Keeps the order of `state` and writes its floating-point tensors as f32. Integer and boolean buffers, such as
+    `num_batches_tracked` of PyTorch's batch normalisation, are written as they are: the master hands them to every client
+    unchanged, and no one averages them.
 
     Args:
         path: where to write; replaced if it is there.
         state: arrays or CPU tensors by name, such as `module.state_dict()`.
 
     Returns:
-        The number of parameters in the file.
+        The number of parameters in the file, without buffers.
 
     Raises:
         StateError: a value is no array of numbers, is on a GPU, or is not finite; or no tensor is left.
@@ -195,11 +196,13 @@ def save(path: Union[str, os.PathLike], state: Mapping[str, Any]) -> int:
     for name, value in state.items():
         array = as_array(str(name), value)
         if array.dtype.kind in "iub":
+            arrays[str(name)] = array.astype(array.dtype.newbyteorder("<"))
             continue
         arrays[str(name)] = as_floats(str(name), value, array.shape)
         if not np.isfinite(arrays[str(name)]).all():
             raise DivergedError(f"`{name}` has values that are not finite")
-    if not arrays:
+    parameters = sum(array.size for array in arrays.values() if array.dtype.kind == "f")
+    if not parameters:
         raise StateError("the state has no tensor of floating-point numbers")
     write(path, arrays)
-    return sum(array.size for array in arrays.values())
+    return parameters

@@ -84,6 +84,13 @@ def binaries():
 
 
 @pytest.fixture
+def evaluating(binaries):
+    """Skips a test for a master without evaluation by the clients."""
+    if "--evaluate-every" not in subprocess.run([BIN / "fl-master", "--help"], capture_output=True, text=True).stdout:
+        pytest.skip("this fl-master has no EVALUATE_EVERY")
+
+
+@pytest.fixture
 def start_master(binaries, tmp_path):
     """A function that starts a master with the given settings."""
     masters = []

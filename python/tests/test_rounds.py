@@ -83,7 +83,7 @@ def test_a_class_is_driven_by_run(start_master):
 
 
 def test_any_tensors_without_a_network(start_master, tmp_path):
-    first = {"b.scalar": np.float32(2.0), "a": np.zeros((3, 4), np.float64), "steps": np.int64(5), "empty_dim": np.ones((1, 7))}
+    first = {"b.scalar": np.float32(2.0), "a": np.zeros((3, 4), np.float64), "empty_dim": np.ones((1, 7))}
     assert fl_client.save(tmp_path / "init.safetensors", first) == 20
     master = start_master(MODEL=f"safetensors:{tmp_path}/init.safetensors", AGG_MIN_CLIENTS="1", ROUNDS="2")
     for round in fl_client.rounds(master.url, "w", quantizer="none"):
@@ -92,6 +92,56 @@ def test_any_tensors_without_a_network(start_master, tmp_path):
         round.send({**{name: array + 1 for name, array in round.state.items()}, "steps": np.int64(6)}, num_samples=1)
     state = fl_client.download(master.url)
     assert state["b.scalar"] == 4 and (state["a"] == 2).all() and (state["empty_dim"] == 3).all()
+
+
+@pytest.mark.parametrize("down_bits", [0, 4])
+def test_integer_buffers_come_from_the_masters_file(evaluating, down_bits, start_master, tmp_path):
+    first = {
+        "w": np.zeros((30, 4), np.float32), "steps": np.int64(5), "mask": np.array([[True, False]]), "b": np.zeros(3),
+        "bytes": np.arange(4, dtype=np.uint8), "halves": np.ones(2, np.float16),
+    }
+    assert fl_client.save(tmp_path / "init.safetensors", first) == 125
+    master = start_master(MODEL=f"safetensors:{tmp_path}/init.safetensors", AGG_MIN_CLIENTS="1", ROUNDS="3")
+    for round in fl_client.rounds(master.url, "w", quantizer="none", down_bits=down_bits):
+        state = round.state
+        assert state["steps"] == 5 and state["steps"].dtype == np.int64 and state["mask"].tolist() == [[True, False]]
+        assert state["bytes"].tolist() == [0, 1, 2, 3] and state["halves"].dtype == np.float32
+        for name in ("w", "b", "halves"):
+            state[name] += 1
+        state["steps"] += 7  # carried from the file, not from here
+        assert round.send(state, num_samples=1).accepted
+    state = fl_client.download(master.url)
+    assert np.allclose(state["w"], 3) and np.allclose(state["halves"], 4) and state["steps"] == 5
+
+
+def test_clients_evaluate_and_report_metrics(evaluating, start_master):
+    master = start_master(
+        MODEL="softmax", AGG_MIN_CLIENTS="2", ROUNDS="3", EVALUATE_EVERY="1", CLIENT_CONFIG='{"local_epochs": 2, "deep": {"a": [1]}}'
+    )
+
+    class Mine(fl_client.Client):
+        def __init__(self, accuracy):
+            self.accuracy = accuracy
+
+        def train(self, state, config):
+            assert config["local_epochs"] == 2 and config["deep"] == {"a": [1]}
+            return state, 10, {"f1": self.accuracy}, 0.5
+
+        def evaluate(self, state, config):
+            assert config["local_epochs"] == 2
+            return 10, {"accuracy": self.accuracy}
+
+    accepted = []
+    threads = [
+        threading.Thread(target=lambda a=a: accepted.append(fl_client.run(Mine(a), master.url, f"w{a}"))) for a in (0.5, 1.0)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join(60) for thread in threads]
+    assert accepted == [3, 3]
+    last = fl_client.history(master.url)[-1]
+    assert last["evaluation"]["metrics"]["accuracy"]["mean"] == 0.75
+    assert last["evaluation"]["metrics"]["accuracy"]["worst_client"] == "w0.5"
+    assert last["update_metrics"]["f1"]["mean"] == 0.75
 
 
 def test_a_quantized_download_is_what_the_update_starts_from(start_master):
