@@ -14,7 +14,7 @@ from . import _model, _native, _residual, _state
 from ._calls import Backoff, Calls
 from ._settings import Settings, check
 from ._signals import Stop, Stopped
-from .errors import CodecError, DivergedError, Refused, SettingError, TaskError
+from .errors import CodecError, DivergedError, MetricError, Refused, SettingError, TaskError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -166,7 +166,7 @@ class Round:
             "loss": _state.check_optional("loss", loss),
             "accuracy": _state.check_optional("accuracy", accuracy),
             "compute_factor": round(_state.check_number("compute_factor", compute_factor), 6),
-            "local_steps": None if local_steps is None else int(local_steps),
+            "local_steps": None if local_steps is None else _state.check_steps(local_steps),
             "local_norm": _state.check_optional("local_norm", local_norm),
             "metrics": None if metrics is None else _state.check_metrics(metrics),
         }
@@ -191,6 +191,8 @@ class Round:
         if self.action != "evaluate":
             raise SettingError("this round asks for training: call send(state, num_samples=...)")
         checked = _state.check_metrics(metrics)
+        if not checked:
+            raise MetricError("there are no metrics: give at least one, such as {'accuracy': 0.9}")
         body = {"worker_id": self._session.settings.worker_id, "round": self.number}
         body.update(num_samples=_state.check_samples(num_samples), metrics=checked)
         self._is_done = True

@@ -128,6 +128,21 @@ def check_samples(num_samples: Any) -> int:
     return number
 
 
+def check_steps(steps: Any) -> int:
+    """A number of optimizer steps.
+
+    Raises:
+        SettingError: it is no whole number from 0 to 2^32-1.
+    """
+    try:
+        number = int(steps)
+    except (TypeError, ValueError):
+        number = -1
+    if number != steps or not 0 <= number < 2**32:
+        raise SettingError(f"local_steps={steps!r}: give a whole number")
+    return number
+
+
 def check_optional(name: str, value: Any) -> Optional[float]:
     """A finite number, or none."""
     return None if value is None else check_number(name, value)

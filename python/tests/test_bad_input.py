@@ -90,6 +90,23 @@ def test_a_number_of_samples_that_is_none(refused, num_samples):
     assert isinstance(refused(lambda state: None, num_samples=num_samples), fl_client.SettingError)
 
 
+@pytest.mark.parametrize("steps", [-1, 1.5, "many"])
+def test_a_number_of_steps_that_is_none(refused, steps):
+    assert isinstance(refused(lambda state: None, local_steps=steps), fl_client.SettingError)
+
+
+def test_an_evaluation_without_metrics(softmax_file):
+    master = ScriptedMaster(softmax_file, [], tasks=[{"action": "evaluate", "round": 0, "etag": ""}])
+    for round in fl_client.rounds(master.url, "w", evaluate=True):
+        for metrics in ({}, {"A": 1.0}):
+            with pytest.raises(fl_client.MetricError):
+                round.report(num_samples=1, metrics=metrics)
+        with pytest.raises(fl_client.SettingError, match="report"):
+            round.send(round.state, num_samples=1)
+    master.close()
+    assert master.evaluations == []
+
+
 def test_a_loss_that_is_not_finite(refused):
     assert isinstance(refused(lambda state: None, loss=float("inf")), fl_client.MetricError)
 
