@@ -43,7 +43,8 @@ PY
 (cd python && cargo fmt --check && cargo clippy --release --locked -- -D warnings)
 "$VENV/bin/pip" install -q pytest scikit-learn matplotlib nbclient ipykernel mypy typing_extensions
 (cd python && "$VENV/bin/mypy" --ignore-missing-imports fl_client)
-(cd python && "$VENV/bin/python" -m pytest -q -p no:cacheprovider tests)
+# Not `python -m pytest` in python/: the installed package is what is tested.
+"$VENV/bin/pytest" -q -p no:cacheprovider python/tests
 examples/flower/run.sh
 examples/sklearn/run.sh
 "$VENV/bin/python" - <<'PY'
