@@ -25,6 +25,12 @@ checked:
 backends:
     .ci/run backends
 
+python:
+    .ci/run python
+
+trackers:
+    .ci/run trackers
+
 # A federation on the bundled digits.
 run *ARGS:
     cargo run --release -- run {{ARGS}}
