@@ -208,7 +208,10 @@ pub fn as_text<T: ToString, S: serde::Serializer>(value: &T, serializer: S) -> R
 }
 
 /// As [`as_text`], for a value that may be missing.
-pub fn option_as_text<T: ToString, S: serde::Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+pub fn option_as_text<T: ToString, S: serde::Serializer>(
+    value: &Option<T>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     match value {
         Some(value) => serializer.serialize_str(&value.to_string()),
         None => serializer.serialize_none(),

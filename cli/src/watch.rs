@@ -48,7 +48,12 @@ pub struct WatchArgs {
 pub fn run(args: &WatchArgs, json: bool) -> anyhow::Result<()> {
     number("--every", args.every, 0.1, 3600.0)?;
     if !RemoteArgs::is_address(&args.url) {
-        return Err(SettingError::new("URL", &args.url, "give an address that starts with http:// or https://").into());
+        return Err(SettingError::new(
+            "URL",
+            &args.url,
+            "give an address that starts with http:// or https://",
+        )
+        .into());
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         tokio::select! {
@@ -122,7 +127,8 @@ fn line_of(record: &HistoryRecord) -> String {
     if let Some(accuracy) = record.test_accuracy {
         let _ = write!(line, ", accuracy {:.2}%", 100.0 * accuracy);
     }
-    let _ = write!(line, ", {} up, {}", human_bytes(record.bytes_up as f64), human_seconds(record.duration_s));
+    let _ =
+        write!(line, ", {} up, {}", human_bytes(record.bytes_up as f64), human_seconds(record.duration_s));
     line
 }
 
@@ -141,14 +147,21 @@ fn draw(picture: &str, once: bool) -> anyhow::Result<()> {
 
 /// Everything at a glance.
 fn picture(url: &str, status: &StatusBody, records: &[HistoryRecord]) -> String {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     let mut text = String::new();
     let parameters = status.num_parameters;
-    let _ = writeln!(text, "{url}  {} {} {}, {parameters} parameters", status.strategy, status.dataset, status.model);
+    let _ = writeln!(
+        text,
+        "{url}  {} {} {}, {parameters} parameters",
+        status.strategy, status.dataset, status.model
+    );
     let state = match (&status.waiting, status.finished) {
         (_, true) => "finished".to_owned(),
         (Some(waiting), _) => waiting.reason.clone(),
-        (None, _) => format!("{} of {} updates of the open round", status.pending_updates, status.min_clients),
+        (None, _) => {
+            format!("{} of {} updates of the open round", status.pending_updates, status.min_clients)
+        }
     };
     let _ = writeln!(text, "round {}: {state}", status.global_round);
     if let Some(last) = records.last() {
@@ -168,7 +181,11 @@ fn picture(url: &str, status: &StatusBody, records: &[HistoryRecord]) -> String 
     let mut workers: Vec<_> = status.workers.iter().collect();
     workers.sort_by(|a, b| b.1.last_update_ts.total_cmp(&a.1.last_update_ts));
     if !workers.is_empty() {
-        let _ = writeln!(text, "\n{:<24} {:>6} {:>9} {:>9} {:>9} {:>8}", "worker", "round", "samples", "loss", "bytes", "ago");
+        let _ = writeln!(
+            text,
+            "\n{:<24} {:>6} {:>9} {:>9} {:>9} {:>8}",
+            "worker", "round", "samples", "loss", "bytes", "ago"
+        );
     }
     for (id, worker) in workers.iter().take(WORKERS) {
         let _ = writeln!(
@@ -202,7 +219,8 @@ fn curve(values: &[f64]) -> Option<String> {
         return None;
     }
     let span = if high > low { high - low } else { 1.0 };
-    let bars: String = values.iter().map(|v| LEVELS[(((v - low) / span) * 7.0).round() as usize % 8]).collect();
+    let bars: String =
+        values.iter().map(|v| LEVELS[(((v - low) / span) * 7.0).round() as usize % 8]).collect();
     Some(format!("{bars}  {low:.4} to {high:.4}"))
 }
 

@@ -136,7 +136,14 @@ fn client(
     let spec = ModelSpec::classifier("mlp", data.input_shape(), data.num_classes(), 20_000).unwrap();
     let parameters = init_parameters(&spec, 1);
     let (normalization, names) = (data.normalization.clone(), data.names.clone());
-    let global = GlobalModel { round: 0, network: spec.into(), normalization, names, parameters, buffers: fl_model::Buffers::default() };
+    let global = GlobalModel {
+        round: 0,
+        network: spec.into(),
+        normalization,
+        names,
+        parameters,
+        buffers: fl_model::Buffers::default(),
+    };
     let layout = global.network.layout().into_owned();
     let common = ["fl-worker", "--worker-id=w", "--local-steps=3", "--mem-mb=0"];
     let config = Args::parse_from(common.iter().chain(flags)).check().unwrap();

@@ -70,7 +70,8 @@ impl Mlflow {
         parameters: &[(String, String)],
     ) -> anyhow::Result<()> {
         let experiment_id = self.experiment(experiment).await?;
-        let run = json!({"experiment_id": experiment_id, "run_name": name, "start_time": milliseconds(begin)});
+        let run =
+            json!({"experiment_id": experiment_id, "run_name": name, "start_time": milliseconds(begin)});
         let answer = self.post("runs/create", &run).await?;
         self.run_id = text(&answer, "/run/info/run_id")?;
         for part in parameters.chunks(PARAMETERS_A_CALL) {

@@ -183,8 +183,9 @@ impl Source {
                     .context("this is not the status of a master of this system")?;
                 let keep = ["model", "dataset", "strategy", "num_parameters", "min_clients", "version"];
                 let about = status.as_object().into_iter().flatten();
-                let about =
-                    about.filter(|(key, _)| keep.contains(&key.as_str())).map(|(k, v)| (k.clone(), v.clone()));
+                let about = about
+                    .filter(|(key, _)| keep.contains(&key.as_str()))
+                    .map(|(k, v)| (k.clone(), v.clone()));
                 Ok(Course {
                     name: format!("{} {} {}", known.strategy, known.dataset, known.model),
                     about: about.collect(),

@@ -45,7 +45,8 @@ impl EventFile {
     pub fn append(&mut self, points: &[Point]) -> anyhow::Result<()> {
         let mut records = Vec::new();
         for point in points {
-            let (mut value, mut summary, mut event) = (Message::default(), Message::default(), Message::default());
+            let (mut value, mut summary, mut event) =
+                (Message::default(), Message::default(), Message::default());
             value.bytes(1, point.series.as_bytes()).float(2, point.value as f32);
             summary.bytes(1, &value.0);
             event.double(1, point.time).integer(2, point.step as u64).bytes(5, &summary.0);

@@ -1,8 +1,8 @@
 //! The backward passes.
 
 use super::{
-    Context, Operation, OwnGradient, Scratch, attention_weights, drop_some, mask, recurrent_weights, settings,
-    split,
+    Context, Operation, OwnGradient, Scratch, attention_weights, drop_some, mask, recurrent_weights,
+    settings, split,
 };
 use crate::fused::kernels::{activation, attention, embedding, joining, layer_norm, norm, recurrent};
 use crate::fused::parallel::Threads;
