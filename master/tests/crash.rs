@@ -8,7 +8,7 @@
 mod common;
 
 use common::{Fixture, Running, body, client, config, free_port, setting};
-use fl_protocol::{ErrorBody, UpdateAck};
+use fl_protocol::{ErrorBody, HistoryRecord, UpdateAck};
 use std::{
     sync::{
         Arc,
@@ -114,6 +114,10 @@ async fn kills_at_random_moments_lose_nothing() {
         retries += worker.await.unwrap();
     }
     let crashed = model_of(&url, rounds).await;
+    let history = client().get(format!("{url}/history")).send().await.unwrap().bytes().await.unwrap();
+    let history: Vec<HistoryRecord> = serde_json::from_slice(&history).unwrap();
+    let recorded: Vec<u64> = history.iter().map(|record| record.round).collect();
+    assert_eq!(recorded, (1..=rounds).collect::<Vec<_>>(), "rounds of the history");
     child.kill();
 
     let quiet = tempfile::tempdir().unwrap();

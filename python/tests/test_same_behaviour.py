@@ -155,6 +155,4 @@ def test_a_master_that_is_killed_and_started_again_is_waited_for(kind, spawn, st
     assert before >= 5, "what was acknowledged is still there"
     assert ended(client) == 0
     assert master.get("/status")["global_round"] == 30 and master.get("/status")["finished"]
-    # Whether every record of a round survives SIGKILL is the master's matter, and tested there.
-    history = [record["round"] for record in master.get("/history")]
-    assert history == sorted(set(history)) and len(history) >= 28
+    assert [record["round"] for record in master.get("/history")] == list(range(1, 31))

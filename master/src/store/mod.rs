@@ -135,11 +135,11 @@ impl Store {
     /// # Errors
     /// If the checkpoint cannot be written.
     pub fn write_remade(&self, checkpoint: &Checkpoint, record: &HistoryRecord) -> Result<(), StoreError> {
-        self.write_checkpoint(checkpoint)?;
+        // As the writer does: the line first.
         if let Err(error) = self.snapshots.append_history(record) {
             warn!("{error}");
         }
-        Ok(())
+        self.write_checkpoint(checkpoint)
     }
 
     /// A round's checkpoint; `None` if there is none.

@@ -136,11 +136,13 @@ impl Keeper {
         Self { snapshots, fingerprint, keep_rounds }
     }
 
-    /// Appends to the history, where a line that is lost loses no update.
-    pub(crate) fn record(&self, record: &HistoryRecord) {
-        if let Err(error) = self.snapshots.append_history(record) {
+    /// Appends to the history, where a line that is lost loses no update. Returns whether that worked.
+    pub(crate) fn record(&self, record: &HistoryRecord) -> bool {
+        let appended = self.snapshots.append_history(record);
+        if let Err(error) = &appended {
             warn!("{error}");
         }
+        appended.is_ok()
     }
 
     pub(crate) fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
@@ -180,15 +182,19 @@ impl Worker {
                     drop(checkpoint);
                     self.state.queued.send_modify(|queued| *queued -= size);
                 }
-                Command::Evaluated(record) => self.keeper.record(&record),
+                Command::Evaluated(record) => {
+                    self.keeper.record(&record);
+                }
             }
         }
     }
 
     fn checkpoint(&mut self, checkpoint: &Checkpoint, record: &HistoryRecord) {
+        // Before the checkpoint: a round without a checkpoint is made again, and its line with it.
+        let recorded = self.keeper.record(record);
         // A later checkpoint would remove the logs of the rounds that were given up and be the only one.
         self.behind = self.behind || !self.persist(checkpoint);
-        if !self.behind {
+        if !recorded && !self.behind {
             self.keeper.record(record);
         }
     }
