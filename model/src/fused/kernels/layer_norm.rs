@@ -236,7 +236,6 @@ impl WithSimd for Backward<'_> {
 /// Adds a row to the gradients of weight and bias; gives the sums of `dy * weight`, and of that times the
 /// normalised `x`.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a pass has that many tensors")]
 fn row_sums<S: Simd, const VECTORS: usize>(
     simd: S,
     x: &[f32],
