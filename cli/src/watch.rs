@@ -168,13 +168,13 @@ fn picture(url: &str, status: &StatusBody, records: &[HistoryRecord]) -> String 
         let _ = writeln!(text, "last {}", line_of(last));
     }
     let recent = &records[records.len().saturating_sub(ROUNDS)..];
-    let curves: [(&str, fn(&HistoryRecord) -> Option<f64>); 3] = [
-        ("accuracy", |record| record.test_accuracy),
-        ("test loss", |record| record.test_loss),
-        ("train loss", |record| record.train_loss),
+    let curves = [
+        ("accuracy", recent.iter().filter_map(|record| record.test_accuracy).collect()),
+        ("test loss", recent.iter().filter_map(|record| record.test_loss).collect()),
+        ("train loss", recent.iter().filter_map(|record| record.train_loss).collect::<Vec<_>>()),
     ];
-    for (name, value) in curves {
-        if let Some(curve) = curve(&recent.iter().filter_map(value).collect::<Vec<_>>()) {
+    for (name, values) in curves {
+        if let Some(curve) = curve(&values) {
             let _ = writeln!(text, "{name:>10} {curve}");
         }
     }

@@ -119,10 +119,11 @@ mod tests {
             Personal { pattern: pattern.to_owned(), values }.put_over(&layout, local, &mut parameters);
             parameters
         };
-        assert_eq!(put("^1", 3, &[3..6]), [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(put("bias", 2, &[3..6]), [0.0, 0.0, 0.0, 0.0, 0.0, 2.0]);
+        let last = std::slice::from_ref(&(3..6));
+        assert_eq!(put("^1", 3, last), [0.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(put("bias", 2, last), [0.0, 0.0, 0.0, 0.0, 0.0, 2.0]);
         assert_eq!(put(".", 6, &[2..3, 5..6]), [0.0, 0.0, 3.0, 0.0, 0.0, 6.0]);
-        assert_eq!(put("^1", 2, &[3..6]), [0.0; 6], "values of another model");
-        assert_eq!(put("^2", 3, &[3..6]), [0.0; 6]);
+        assert_eq!(put("^1", 2, last), [0.0; 6], "values of another model");
+        assert_eq!(put("^2", 3, last), [0.0; 6]);
     }
 }
