@@ -75,7 +75,10 @@ fn quantile(values: &[Value<'_>], share: f64) -> f64 {
 mod tests {
     use super::*;
 
-    fn of(reports: &[(&str, u64, &[(&str, f64)])]) -> BTreeMap<String, Spread> {
+    /// A worker, its samples, and its metrics.
+    type Report<'a> = (&'a str, u64, &'a [(&'a str, f64)]);
+
+    fn of(reports: &[Report<'_>]) -> BTreeMap<String, Spread> {
         let reports: BTreeMap<WorkerId, Reported> = reports
             .iter()
             .map(|(worker, num_samples, values)| {
