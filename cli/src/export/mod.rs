@@ -99,24 +99,20 @@ pub fn run(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
 
 async fn export(args: &ExportArgs, json: bool) -> anyhow::Result<()> {
     let source = Source::new(args)?;
+    let mut mlflow = args.mlflow.as_deref().map(Mlflow::new).transpose()?;
     let mut course = source.read().await?;
+    let begin = series::begin(&course.rounds);
     let mut events = match &args.tensorboard {
-        Some(dir) => Some(EventFile::create(dir, series::begin(&course.rounds))?),
+        Some(dir) => Some(EventFile::create(dir, begin)?),
         None => None,
     };
-    let mut mlflow = match &args.mlflow {
-        Some(url) => {
-            let name = args.run_name.as_deref().unwrap_or(&course.name);
-            let mut mlflow = Mlflow::new(url)?;
-            let begin = series::begin(&course.rounds);
-            match &args.run_id {
-                Some(id) => mlflow.resume(id).await?,
-                None => mlflow.create_run(&args.experiment, name, begin, &parameters(&course.about)).await?,
-            }
-            Some(mlflow)
+    if let Some(mlflow) = &mut mlflow {
+        let name = args.run_name.as_deref().unwrap_or(&course.name);
+        match &args.run_id {
+            Some(id) => mlflow.resume(id).await?,
+            None => mlflow.create_run(&args.experiment, name, begin, &parameters(&course.about)).await?,
         }
-        None => None,
-    };
+    }
     let (mut fresh, mut values) = (Fresh::default(), 0);
     loop {
         let points = fresh.take(&course.rounds);
