@@ -70,9 +70,9 @@ fn ndarray_learns_the_digits() {
     assert!(accuracy >= 0.94, "{accuracy}");
 }
 
-#[cfg(feature = "ndarray")]
-#[test]
-fn a_step_of_resnet20_on_ndarray_is_that_on_flex() {
+/// One step of resnet20 on `backend` is that of the fused engine.
+#[cfg(any(feature = "ndarray", feature = "wgpu"))]
+fn assert_a_step_of_resnet20_is_fuseds(backend: Backend) {
     let spec = ModelSpec::classifier("resnet20", &[3, 16, 16], 10, 0).unwrap();
     let samples = noise(&spec, 4, 1);
     let start = parameters(&spec, 1);
@@ -84,10 +84,16 @@ fn a_step_of_resnet20_on_ndarray_is_that_on_flex() {
             read(&*learner).iter().zip(&start).map(|(after, before)| after - before).collect();
         (loss, moved)
     };
-    let ((loss, moved), (expected_loss, expected)) = (run(Backend::NdArray), run(Backend::Flex));
+    let ((loss, moved), (expected_loss, expected)) = (run(backend), run(Backend::Fused));
     assert!((loss - expected_loss).abs() < 1e-5 * expected_loss, "{loss} {expected_loss}");
     let error = relative_error(&moved, &expected);
     assert!(error < 1e-3, "{error:e}");
+}
+
+#[cfg(feature = "ndarray")]
+#[test]
+fn ndarray_steps_as_fused_does() {
+    assert_a_step_of_resnet20_is_fuseds(Backend::NdArray);
 }
 
 /// Needs a graphics adapter or Mesa's software driver: `mesa-vulkan-drivers`.
@@ -97,6 +103,13 @@ fn wgpu_learns_the_digits() {
     let spec = ModelSpec::classifier("mlp", &[1, 8, 8], 10, 10_000).unwrap();
     let accuracy = train_digits(Backend::Wgpu, &spec, 42, 5);
     assert!(accuracy >= 0.94, "{accuracy}");
+}
+
+/// Needs what the test above needs.
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_steps_as_fused_does() {
+    assert_a_step_of_resnet20_is_fuseds(Backend::Wgpu);
 }
 
 #[test]
