@@ -166,3 +166,42 @@ impl LogSum {
         self.top + self.sum.ln()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// mpmath, 30 digits: `log(quad(((1-q) + q e^((2z-1)/(2 s^2)))^a npdf(z, 0, s)))`.
+    #[test]
+    fn moments_have_all_their_digits() {
+        for (sigma, q, order, expected) in [
+            (2.5, 0.01, 1.5, 6.500_708_971_880_397_1e-6),
+            (0.3, 0.5, 1.1, 0.291_178_189_695_595_71),
+            (0.3, 0.001, 9.7, 401.828_107_127_206_6),
+            (20.0, 1e-6, 3.3, 9.499_369_294_929_67e-15),
+            (1.0, 0.999, 2.5, 1.873_057_231_301_836_7),
+            (0.05, 1e-4, 1.7, 222.342_421_367_640_49),
+            (1000.0, 0.5, 10.9, 1.348_878_507_083_512_8e-5),
+            (0.8, 0.01, 33.0, 673.029_383_862_392_98),
+            (2.0, 1e-9, 40.0, 2.215_398_276_338_851_3e-16),
+            (1.1, 0.02, -7.3, 0.012_210_025_048_685_883),
+            (1.1, 0.3, 0.4, -0.009_524_214_559_842_951_3),
+            (0.5, 1e-3, -40.5, 0.010_059_984_720_508_526),
+        ] {
+            let found = log_moment(&Mechanism::new(sigma, q).unwrap(), order);
+            assert!((found / expected - 1.0).abs() < 1e-10, "{sigma} {q} {order}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_quadrature_agrees_with_the_sum() {
+        for sigma in [0.05, 0.3, 1.0, 7.0, 1e4] {
+            for q in [1e-9, 1e-3, 0.3, 0.999] {
+                for order in [2.0, 3.0, 17.0] {
+                    let (sum, quadrature) = (integer(sigma, q, order), quadrature(sigma, q, order));
+                    assert!((quadrature / sum - 1.0).abs() < 1e-9, "{sigma} {q} {order}: {quadrature} {sum}");
+                }
+            }
+        }
+    }
+}

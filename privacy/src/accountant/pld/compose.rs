@@ -51,10 +51,18 @@ impl Composed {
                 }
             }
             transform.process_with_scratch(&mut buffer, &mut scratch);
-            for (product, value) in product.iter_mut().zip(&buffer) {
-                let (radius, angle) = value.to_polar();
-                *product *= Complex64::from_polar((count * radius.ln()).exp(), count * angle);
+            // The distribution is real: the upper half of the spectrum mirrors the lower.
+            for (product, value) in product[..=points / 2].iter_mut().zip(&buffer) {
+                let log_radius = 0.5 * count * value.norm_sqr().ln();
+                *product *= if log_radius < -700.0 {
+                    Complex64::default()
+                } else {
+                    Complex64::from_polar(log_radius.exp(), count * value.arg())
+                };
             }
+        }
+        for index in 1..points / 2 {
+            product[points - index] = product[index].conj();
         }
         drop((buffer, scratch));
         let inverse = FftPlanner::new().plan_fft_inverse(points);

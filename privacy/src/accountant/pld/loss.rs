@@ -35,19 +35,20 @@ pub struct Losses {
 }
 
 impl Losses {
+    /// Difference of the greatest and the least loss on a grid.
+    pub fn span(mechanism: &Mechanism, direction: Direction, tail: f64) -> f64 {
+        let (least, greatest) = Round::new(mechanism, direction).losses(tail);
+        greatest - least
+    }
+
     /// Discretises one round; at most `tail` of the probability is off the grid at each end.
     ///
     /// # Errors
     /// The losses need more than [`MAX_LOSSES`] grid points.
     pub fn new(mechanism: &Mechanism, direction: Direction, step: f64, tail: f64) -> Result<Self, PrivacyError> {
         let round = Round::new(mechanism, direction);
-        let reach = distance(tail) * round.sigma;
-        // Of a mixture's tails, one belongs to the client's component around 1.
-        let (from, to) = match direction {
-            Direction::Remove => (-reach, 1.0 + reach),
-            Direction::Add => (reach, -reach),
-        };
-        let (low, high) = ((round.loss(from) / step).floor(), (round.loss(to) / step).ceil());
+        let (least, greatest) = round.losses(tail);
+        let (low, high) = ((least / step).floor(), (greatest / step).ceil());
         if !(high - low <= MAX_LOSSES && low.abs() < 1e15 && high.abs() < 1e15) {
             return Err(PrivacyError::NotComputable("the loss of one round spans too many steps of the grid"));
         }
@@ -84,6 +85,17 @@ impl Round {
             Direction::Add => (f64::INFINITY, f64::NEG_INFINITY),
         };
         Self { sigma, q, direction, least, greatest }
+    }
+
+    /// Least and greatest loss; beyond each there is at most `tail` of the probability.
+    fn losses(&self, tail: f64) -> (f64, f64) {
+        let reach = distance(tail) * self.sigma;
+        // Of a mixture's tails, one belongs to the client's component around 1.
+        let (from, to) = match self.direction {
+            Direction::Remove => (-reach, 1.0 + reach),
+            Direction::Add => (reach, -reach),
+        };
+        (self.loss(from), self.loss(to))
     }
 
     /// Loss of the output z.

@@ -9,7 +9,7 @@ mod compose;
 mod loss;
 mod tuning;
 
-use super::{Rounds, checked_delta, gaussian, merged};
+use super::{Rounds, checked_delta, gaussian, merged, rdp};
 use crate::{PrivacyError, error::in_range};
 use compose::Composed;
 use tuning::Plan;
@@ -23,20 +23,24 @@ pub(crate) enum Direction {
     Add,
 }
 
-/// Epsilon of all rounds together at `delta`: an upper bound, typically less than 1e-3 above the exact value.
+/// Epsilon of all rounds together at `delta`: an upper bound, typically 1e-4 above the exact value, and never above the
+/// bound of [`rdp::epsilon()`].
 ///
 /// # Errors
-/// A delta outside `1e-30..1`, too many rounds or different mechanisms, losses that no grid of bounded size holds.
+/// A delta outside `1e-30..1`, too many rounds or different mechanisms.
 pub fn epsilon(rounds: &[Rounds], delta: f64) -> Result<f64, PrivacyError> {
     checked_delta(delta)?;
     let rounds = merged(rounds)?;
     match only_gaussian(&rounds) {
         Some(None) => Ok(0.0),
         Some(Some(sigma)) => Ok(gaussian::epsilon(sigma, delta)),
-        None => both(|direction| {
-            let plan = Plan::for_delta(&rounds, direction, delta)?;
-            Composed::new(&rounds, direction, &plan)?.epsilon(delta)
-        }),
+        None => {
+            let composed = both(|direction| {
+                let plan = Plan::for_delta(&rounds, direction, delta)?;
+                Composed::new(&rounds, direction, &plan)?.epsilon(delta)
+            });
+            or_bound(composed, rdp::epsilon(&rounds, delta)?.epsilon)
+        }
     }
 }
 
@@ -50,10 +54,23 @@ pub fn delta(rounds: &[Rounds], epsilon: f64) -> Result<f64, PrivacyError> {
     match only_gaussian(&rounds) {
         Some(None) => Ok(0.0),
         Some(Some(sigma)) => Ok(gaussian::delta(sigma, epsilon)),
-        None => both(|direction| {
-            let plan = Plan::for_epsilon(&rounds, direction, epsilon)?;
-            Ok(Composed::new(&rounds, direction, &plan)?.delta(epsilon))
-        }),
+        None => {
+            let composed = both(|direction| {
+                let plan = Plan::for_epsilon(&rounds, direction, epsilon)?;
+                Ok(Composed::new(&rounds, direction, &plan)?.delta(epsilon))
+            });
+            or_bound(composed, rdp::delta(&rounds, epsilon)?)
+        }
+    }
+}
+
+/// The lower of two upper bounds. Where losses are so large that no grid holds them (an epsilon of millions), that by
+/// Renyi divergences is all there is.
+fn or_bound(composed: Result<f64, PrivacyError>, bound: f64) -> Result<f64, PrivacyError> {
+    match composed {
+        Ok(composed) => Ok(composed.min(bound)),
+        Err(PrivacyError::NotComputable(_)) if bound.is_finite() => Ok(bound),
+        Err(error) => Err(error),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where the composed loss is computed: tilt, window and grid. Nothing here affects whether the result is a bound,
 //! only how tight it is.
 
-use super::Direction;
+use super::{Direction, loss::Losses};
 use crate::{
     PrivacyError,
     accountant::{MIN_DELTA, Rounds, moment::log_moment},
@@ -13,8 +13,10 @@ const MAX_POINTS: usize = 1 << 21;
 pub const MAX_LOSSES: f64 = 4e6;
 /// Part of delta that tails cut off may take.
 const TAIL_SHARE: f64 = 1e-6;
+/// Part of the tilted mass that may be outside the window at each end.
+const WRAPPED_SHARE: f64 = 1e-9;
 /// Aim for the error of epsilon, relative below 1 and above 10.
-const TOLERANCE: f64 = 5e-5;
+const TOLERANCE: f64 = 1e-4;
 
 /// Tilt, window and grid of one composition.
 #[derive(Debug, Clone, Copy)]
@@ -91,13 +93,17 @@ impl Plan {
 
     fn new(cumulant: &Cumulant, tilt: f64, center: f64, delta: f64) -> Result<Self, PrivacyError> {
         let at_tilt = cumulant.at(tilt);
-        // Chernoff: above `high` there is less than a share of delta, below `low` less than that of the tilted mass.
-        let (mut high, mut low) = (f64::INFINITY, f64::NEG_INFINITY);
+        // Chernoff: outside `low..high` there is less than a share of the tilted mass, which the circular transform
+        // would move to the other end and there scale up, and above `high` less than a share of delta.
+        let (mut high, mut tilted_high, mut low) = (f64::INFINITY, f64::INFINITY, f64::NEG_INFINITY);
         for quarter in -24..=12 {
             let more = tilt * (f64::from(quarter) / 4.0).exp2();
-            high = high.min((cumulant.at(tilt + more) - (TAIL_SHARE * delta).ln()) / (tilt + more));
-            low = low.max((TAIL_SHARE.ln() + at_tilt - cumulant.at(tilt - more)) / more);
+            let above = cumulant.at(tilt + more);
+            high = high.min((above - (TAIL_SHARE * delta).ln()) / (tilt + more));
+            tilted_high = tilted_high.min((above - at_tilt - WRAPPED_SHARE.ln()) / more);
+            low = low.max((WRAPPED_SHARE.ln() + at_tilt - cumulant.at(tilt - more)) / more);
         }
+        let high = high.max(tilted_high);
         if !(high - low).is_finite() {
             return Err(PrivacyError::NotComputable("the losses are too large"));
         }
@@ -108,10 +114,13 @@ impl Plan {
         // Splitting a loss onto two grid points adds at most `step^2 / 4` to its variance, `step^2 / 6` on average;
         // that moves epsilon by about half of `tilt + 1` times the sum.
         let aim = TOLERANCE * center.abs().clamp(1e-6, 1.0).max(0.1 * center.abs());
-        let finest = (12.0 * aim / (total * (1.0 + tilt))).sqrt();
-        let wanted = ((high - low) / finest.min((high - low) / 4096.0)).min(MAX_POINTS as f64);
-        let points = (wanted.ceil() as usize).next_power_of_two().clamp(4096, MAX_POINTS);
         let tail = TAIL_SHARE * delta / total;
-        Ok(Self { tilt, center, low, step: (high - low) / points as f64, points, tail })
+        let span = |group: &Rounds| Losses::span(&group.mechanism, cumulant.1, tail);
+        let coarsest = cumulant.0.iter().map(span).fold(0.0, f64::max) / (0.99 * MAX_LOSSES);
+        let finest = (12.0 * aim / (total * (1.0 + tilt))).sqrt().max(coarsest);
+        let wanted = ((high - low) / finest).clamp(4096.0, MAX_POINTS as f64);
+        let points = (wanted.ceil() as usize).next_power_of_two().min(MAX_POINTS);
+        let step = ((high - low) / points as f64).max(coarsest);
+        Ok(Self { tilt, center, low, step, points, tail })
     }
 }
