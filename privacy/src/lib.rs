@@ -25,5 +25,7 @@
 mod accountant;
 mod error;
 
-pub use accountant::{Ledger, MAX_ROUNDS, MAX_SIGMA, MIN_DELTA, MIN_RATE, MIN_SIGMA, Mechanism, Rounds, pld, plan, rdp};
+pub use accountant::{
+    Ledger, MAX_ROUNDS, MAX_SIGMA, MIN_DELTA, MIN_RATE, MIN_SIGMA, Mechanism, Rounds, plan, pld, rdp,
+};
 pub use error::PrivacyError;

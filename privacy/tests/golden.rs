@@ -57,7 +57,13 @@ fn figures_from_absolute_series_are_above_the_exact_ones() {
         (2.5, 0.01, 1.5, 50.0, 6.705_797_41e-4),
         (2.5, 0.01, 2.5, 50.0, 1.085_487_10e-3),
         // Epsilon 3.2392676 at delta 1e-5, converted back to the divergence.
-        (0.7, 0.01, 4.4, 120.0, 3.239_267_649_500_794 - (1.0f64 - 1.0 / 4.4).ln() + (1e-5f64 * 4.4).ln() / 3.4),
+        (
+            0.7,
+            0.01,
+            4.4,
+            120.0,
+            3.239_267_649_500_794 - (1.0f64 - 1.0 / 4.4).ln() + (1e-5f64 * 4.4).ln() / 3.4,
+        ),
     ] {
         let bound = count * absolute_series(sigma, q, order).ln() / (order - 1.0);
         close(bound, expected, 5e-9, &format!("order {order}"));
@@ -74,8 +80,10 @@ fn absolute_series(sigma: f64, q: f64, order: f64) -> f64 {
     for i in 0..1000 {
         let i = f64::from(i);
         let j = order - i;
-        let left = q.powf(i) * (1.0 - q).powf(j) * ((i * i - i) / (2.0 * variance)).exp() * half_erfc(i - split);
-        let right = q.powf(j) * (1.0 - q).powf(i) * ((j * j - j) / (2.0 * variance)).exp() * half_erfc(split - j);
+        let left =
+            q.powf(i) * (1.0 - q).powf(j) * ((i * i - i) / (2.0 * variance)).exp() * half_erfc(i - split);
+        let right =
+            q.powf(j) * (1.0 - q).powf(i) * ((j * j - j) / (2.0 * variance)).exp() * half_erfc(split - j);
         let term = binomial.abs() * (left + right);
         if !term.is_finite() || term < 1e-18 * sum {
             break;
@@ -114,5 +122,41 @@ fn pld_epsilons_are_those_of_other_libraries() {
     ] {
         let found = pld::epsilon(&rounds(sigma, q, count), delta).unwrap();
         assert!(found < upper && upper - found < 0.0105, "{sigma} {q} {count}: {found}, upper end {upper}");
+    }
+}
+
+/// Neighbours of the published values. RDP at whole orders: dp-accounting 0.6.0 with the orders 2 to 63, 128, 256, 512
+/// and 1024. PLD: estimate of prv-accountant 0.2.0 with `eps_error=0.001`, `delta_error=delta/1000`. Delta at epsilon 1:
+/// `PLDAccountant` of dp-accounting with steps of 1e-4 (1e-5 for up to 100 rounds).
+#[test]
+fn neighbours_of_the_published_values() {
+    for (sigma, q, count, delta, by_rdp, by_pld, delta_at_one) in [
+        (0.6, 0.005, 500, 1e-6, 6.357_597_923_024_326, 4.444_206_937_538_523, 0.008_183_620_828_756_73),
+        (0.9, 0.05, 300, 1e-5, 8.111_779_594_862_238, 7.187_956_338_546_015, 0.226_793_198_506_777_34),
+        (1.1, 0.02, 1000, 1e-6, 4.048_746_719_353_468, 3.702_077_843_861_063, 0.042_871_967_125_676_83),
+        (4.0, 0.3, 2000, 1e-7, 24.706_120_656_566_824, 22.963_139_163_819_94, 0.852_954_769_075_859_9),
+        (1.0, 0.5, 10, 1e-5, 11.770_582_666_023_335, 10.459_927_283_976_793, 0.375_293_498_347_143_54),
+    ] {
+        let rounds = rounds(sigma, q, count);
+        let whole = |order: &f64| order.fract() == 0.0 && (*order <= 63.0 || order.log2().fract() == 0.0);
+        let best = rdp::orders()
+            .into_iter()
+            .filter(|order| whole(order) && *order <= 1024.0)
+            .chain([10.0])
+            .map(|order| {
+                let divergence = count as f64 * rdp::divergence(&rounds[0].mechanism(), order).unwrap();
+                divergence + (-1.0 / order).ln_1p() - (delta * order).ln() / (order - 1.0)
+            })
+            .fold(f64::INFINITY, f64::min);
+        close(best, by_rdp, 1e-9, &format!("{sigma} {q} {count}"));
+        assert!(rdp::epsilon(&rounds, delta).unwrap().epsilon <= best + 1e-12);
+        let found = pld::epsilon(&rounds, delta).unwrap();
+        assert!((found - by_pld).abs() < 1e-3, "{sigma} {q} {count}: {found}, expected {by_pld}");
+        close(
+            pld::delta(&rounds, 1.0).unwrap(),
+            delta_at_one,
+            1e-3,
+            &format!("delta of {sigma} {q} {count}"),
+        );
     }
 }

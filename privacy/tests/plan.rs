@@ -14,7 +14,8 @@ fn epsilon(accountant: Accountant, sigma: f64, q: f64, count: u64, delta: f64) -
 #[test]
 fn the_least_noise_is_just_enough() {
     for accountant in BOTH {
-        for (target, q, count, delta) in [(1.0, 1.0, 1, 1e-6), (2.0, 0.01, 1000, 1e-5), (0.5, 0.1, 20, 1e-6)] {
+        for (target, q, count, delta) in [(1.0, 1.0, 1, 1e-6), (2.0, 0.01, 1000, 1e-5), (0.5, 0.1, 20, 1e-6)]
+        {
             let time = std::time::Instant::now();
             let sigma = least_noise(accountant, target, q, count, delta).unwrap();
             println!("{accountant:?} {target} {q} {count} {delta}: {sigma} {:?}", time.elapsed());
@@ -30,7 +31,9 @@ fn the_least_noise_is_just_enough() {
 #[test]
 fn the_most_rounds_are_just_within_the_budget() {
     for accountant in BOTH {
-        for (target, sigma, q, delta) in [(1.0, 1.3, 0.0025, 1e-5), (3.0, 1.0, 0.01, 1e-6), (5.0, 4.0, 1.0, 1e-5)] {
+        for (target, sigma, q, delta) in
+            [(1.0, 1.3, 0.0025, 1e-5), (3.0, 1.0, 0.01, 1e-6), (5.0, 4.0, 1.0, 1e-5)]
+        {
             let mechanism = Mechanism::new(sigma, q).unwrap();
             let time = std::time::Instant::now();
             let count = most_rounds(accountant, target, &mechanism, &[], delta).unwrap().unwrap();

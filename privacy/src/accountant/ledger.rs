@@ -1,6 +1,6 @@
 //! What a training has spent so far.
 
-use super::{MAX_ROUNDS, Mechanism, Rounds, pld, plan::Accountant, plan, rdp};
+use super::{MAX_ROUNDS, Mechanism, Rounds, plan, plan::Accountant, pld, rdp};
 use crate::PrivacyError;
 use serde::{Deserialize, Serialize};
 
@@ -138,7 +138,11 @@ impl Ledger {
         } else if self.runs.len() < MAX_RUNS {
             self.runs.insert(at, run);
         } else {
-            return Err(PrivacyError::TooMany { what: "runs of rounds", found: MAX_RUNS + 1, limit: MAX_RUNS });
+            return Err(PrivacyError::TooMany {
+                what: "runs of rounds",
+                found: MAX_RUNS + 1,
+                limit: MAX_RUNS,
+            });
         }
         let here = if joins_left { at - 1 } else { at };
         if here + 1 < self.runs.len() && self.runs[here].continued_by(&self.runs[here + 1]) {

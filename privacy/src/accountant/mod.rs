@@ -4,8 +4,8 @@ mod gaussian;
 mod ledger;
 mod moment;
 mod normal;
-pub mod pld;
 pub mod plan;
+pub mod pld;
 pub mod rdp;
 
 pub use ledger::Ledger;

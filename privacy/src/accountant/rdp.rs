@@ -69,7 +69,10 @@ pub fn delta(rounds: &[Rounds], epsilon: f64) -> Result<f64, PrivacyError> {
 /// Divergences of all rounds at each order.
 pub(crate) fn total(rounds: &[Rounds], orders: &[f64]) -> Vec<f64> {
     let at = |order: f64| -> f64 {
-        rounds.iter().map(|group| group.count as f64 * log_moment(&group.mechanism, order) / (order - 1.0)).sum()
+        rounds
+            .iter()
+            .map(|group| group.count as f64 * log_moment(&group.mechanism, order) / (order - 1.0))
+            .sum()
     };
     orders.iter().map(|&order| at(order)).collect()
 }

@@ -1,6 +1,6 @@
 //! The privacy loss of one round, on a grid.
 
-use super::{Direction, tuning::MAX_LOSSES};
+use super::Direction;
 use crate::{
     PrivacyError,
     accountant::{
@@ -18,6 +18,8 @@ const RULE: [(f64, f64); 5] = [
     (0.769_234_655_052_841_5, 0.239_314_335_249_683_23),
     (0.953_089_922_969_332, 0.118_463_442_528_094_54),
 ];
+/// Most grid points of one round's loss.
+pub const MAX_LOSSES: f64 = 4e6;
 /// Pieces into which a cell is cut for the rule, before differences of distribution functions take over.
 const MAX_PIECES: f64 = 8.0;
 
@@ -45,12 +47,19 @@ impl Losses {
     ///
     /// # Errors
     /// The losses need more than [`MAX_LOSSES`] grid points.
-    pub fn new(mechanism: &Mechanism, direction: Direction, step: f64, tail: f64) -> Result<Self, PrivacyError> {
+    pub fn new(
+        mechanism: &Mechanism,
+        direction: Direction,
+        step: f64,
+        tail: f64,
+    ) -> Result<Self, PrivacyError> {
         let round = Round::new(mechanism, direction);
         let (least, greatest) = round.losses(tail);
         let (low, high) = ((least / step).floor(), (greatest / step).ceil());
         if !(high - low <= MAX_LOSSES && low.abs() < 1e15 && high.abs() < 1e15) {
-            return Err(PrivacyError::NotComputable("the loss of one round spans too many steps of the grid"));
+            return Err(PrivacyError::NotComputable(
+                "the loss of one round spans too many steps of the grid",
+            ));
         }
         let (first, cells) = (low as i64, (high - low) as usize);
         let mut mass = vec![0.0; cells + 1];

@@ -1,7 +1,10 @@
 //! Where the composed loss is computed: tilt, window and grid. Nothing here affects whether the result is a bound,
 //! only how tight it is.
 
-use super::{Direction, loss::Losses};
+use super::{
+    Direction,
+    loss::{Losses, MAX_LOSSES},
+};
 use crate::{
     PrivacyError,
     accountant::{MIN_DELTA, Rounds, moment::log_moment},
@@ -9,8 +12,6 @@ use crate::{
 
 /// Most grid points of the transform: 16 bytes each, three times.
 const MAX_POINTS: usize = 1 << 21;
-/// Most grid points of one round's loss.
-pub const MAX_LOSSES: f64 = 4e6;
 /// Part of delta that tails cut off may take.
 const TAIL_SHARE: f64 = 1e-6;
 /// Part of the tilted mass that may be outside the window at each end.
