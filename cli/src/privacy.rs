@@ -15,24 +15,22 @@ use serde::Serialize;
 pub enum Privacy {
     /// Epsilon of a training: what its models reveal about one client at most.
     ///
-    /// Example: a client is drawn with probability 0.0025 in each of 6000 rounds, and the noise on the sum has 1.3 times
-    /// the clipping norm:
-    ///
-    ///   fl privacy epsilon --noise-multiplier 1.3 --sampling-rate 0.0025 --rounds 6000 --delta 1e-5
-    ///
     /// Both results are upper bounds for the same quantity. `epsilon_pld` follows the whole distribution of the privacy
-    /// loss and is the tighter; `epsilon_rdp` follows Renyi divergences and is what most papers report.
-    #[command(verbatim_doc_comment)]
+    /// loss and is the tighter one; `epsilon_rdp` follows Renyi divergences and is what most papers report.
+    #[command(after_long_help = "Example: each of 6000 rounds draws a client with probability 0.0025.\n  \
+        fl privacy epsilon --noise-multiplier 1.3 --sampling-rate 0.0025 --rounds 6000 --delta 1e-5")]
     Epsilon(EpsilonArgs),
     /// The least noise multiplier with which a training stays within an epsilon.
     ///
-    ///   fl privacy noise --epsilon 2 --sampling-rate 0.01 --rounds 1000 --delta 1e-5
-    #[command(verbatim_doc_comment)]
+    /// It is printed with the epsilon of both accountants.
+    #[command(after_long_help = "Example: 1000 rounds of a hundredth of the clients.\n  \
+        fl privacy noise --epsilon 2 --sampling-rate 0.01 --rounds 1000 --delta 1e-5")]
     Noise(NoiseArgs),
     /// The most rounds that an epsilon allows.
     ///
-    ///   fl privacy rounds --epsilon 2 --noise-multiplier 1 --sampling-rate 0.01 --delta 1e-5
-    #[command(verbatim_doc_comment)]
+    /// They are printed with the epsilon of both accountants.
+    #[command(after_long_help = "Example: rounds of a hundredth of the clients.\n  \
+        fl privacy rounds --epsilon 2 --noise-multiplier 1 --sampling-rate 0.01 --delta 1e-5")]
     Rounds(RoundsArgs),
 }
 
@@ -45,7 +43,7 @@ pub struct Common {
     sampling_rate: f64,
 
     /// Probability with which epsilon may fail to hold. Typical: below 1 divided by the number of clients, 1e-5 to 1e-8.
-    #[arg(long, default_value_t = 1e-5)]
+    #[arg(long, default_value = "1e-5")]
     delta: f64,
 }
 
