@@ -7,6 +7,7 @@ mod eval;
 mod export;
 mod federation;
 mod output;
+mod privacy;
 mod progress;
 mod remote;
 mod report;
@@ -56,6 +57,11 @@ enum Command {
     Watch(watch::WatchArgs),
     /// Measure quantizers on real deltas: bytes, error and speed.
     Codec(codec::CodecArgs),
+    /// Plan differential privacy: epsilon from noise, noise from epsilon, rounds from both.
+    ///
+    /// It computes only: no training adds noise yet.
+    #[command(subcommand)]
+    Privacy(privacy::Privacy),
     /// Measure this machine.
     #[command(subcommand)]
     Bench(Bench),
@@ -98,6 +104,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Export(args) => export::run(&args, cli.json),
         Command::Watch(args) => watch::run(&args, cli.json),
         Command::Codec(args) => codec::run(args, cli.json),
+        Command::Privacy(args) => privacy::run(&args, cli.json),
         Command::Bench(Bench::Train(args)) => bench::train::run(&args, cli.json),
         Command::Bench(Bench::Serve(args)) => bench::serve::run(&args, cli.json),
         Command::Bench(Bench::Aggregate(args)) => bench::aggregate::run(&args, cli.json),
