@@ -1,5 +1,7 @@
 //! `fl privacy`, as a user starts it.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use serde_json::Value;
 use std::process::{Command, Output};
 

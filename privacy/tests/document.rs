@@ -1,5 +1,7 @@
 //! The examples of docs/privacy.md.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_privacy::{Mechanism, Rounds, pld, rdp};
 
 #[test]

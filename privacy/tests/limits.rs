@@ -1,5 +1,7 @@
 //! Extreme and bad parameters.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_privacy::{Mechanism, PrivacyError, Rounds, pld, rdp};
 
 fn rounds(sigma: f64, q: f64, count: u64) -> [Rounds; 1] {

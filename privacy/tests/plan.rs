@@ -1,5 +1,7 @@
 //! Least noise and most rounds.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use fl_privacy::{
     Ledger, Mechanism, PrivacyError, Rounds,
     plan::{Accountant, least_noise, most_rounds},
