@@ -109,7 +109,8 @@ def check(driver, name, url, width, scheme):
         for part in WAITING.get(name, []):
             if part not in text:
                 found.append(f"the wait is not told: {part!r} is not in {text!r}")
-        if name not in WAITING and text:
+        # A master without workers rightly tells of its wait once a slow machine has taken a minute to come here.
+        if name not in WAITING and name != "empty" and text:
             found.append(f"a wait is told: {text!r}")
     elif name in WAITING:
         found.append("the dashboard has no place for what a round waits for")
