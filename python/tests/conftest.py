@@ -15,6 +15,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from scripted import ScriptedMaster
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("FL_BIN", ROOT / "target" / "release"))
@@ -199,3 +200,17 @@ def certificates(tmp_path_factory):
         openssl("x509", "-req", "-in", f"{name}.csr", *sign, "-out", f"{name}.crt")
         (folder / f"{name}.pem").write_bytes((folder / f"{name}.crt").read_bytes() + (folder / f"{name}.key").read_bytes())
     return folder
+
+
+@pytest.fixture
+def scripted(softmax_file):
+    """A function that starts a scripted master."""
+    masters = []
+
+    def start(*answers, **options):
+        masters.append(ScriptedMaster(softmax_file, answers, **options))
+        return masters[-1]
+
+    yield start
+    for master in masters:
+        master.close()

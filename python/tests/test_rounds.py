@@ -11,20 +11,7 @@ import numpy as np
 import pytest
 from conftest import accuracy, digits, ended, softmax_steps
 from fl_client import _model, _native
-from scripted import Answer, ScriptedMaster
-
-
-@pytest.fixture
-def scripted(softmax_file):
-    masters = []
-
-    def start(*answers, **options):
-        masters.append(ScriptedMaster(softmax_file, answers, **options))
-        return masters[-1]
-
-    yield start
-    for master in masters:
-        master.close()
+from scripted import Answer
 
 
 def header(body):

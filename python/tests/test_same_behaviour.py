@@ -5,24 +5,10 @@ import time
 
 import pytest
 from conftest import ended, wait_until
-from scripted import Answer, ScriptedMaster
+from scripted import Answer
 
 CLIENTS = ["rust", "python"]
 pytestmark = pytest.mark.parametrize("kind", CLIENTS)
-
-
-@pytest.fixture
-def scripted(softmax_file):
-    """A function that starts a scripted master."""
-    masters = []
-
-    def start(*answers, **options):
-        masters.append(ScriptedMaster(softmax_file, answers, **options))
-        return masters[-1]
-
-    yield start
-    for master in masters:
-        master.close()
 
 
 def test_an_update_that_is_too_late_is_dropped_and_the_next_round_begins(kind, scripted, spawn):
