@@ -1,11 +1,15 @@
 //! The way to a master that runs elsewhere, for commands that look at it.
 
+use anyhow::Context;
 use clap::{Args, Parser};
+use fl_protocol::StatusBody;
 use fl_worker::{MasterClient, settings::MasterArgs};
 use serde_json::{Map, Value};
 
 /// Largest answer of `GET /history` that is read: some kB for each of its 10,000 rounds.
 const MAX_HISTORY_BYTES: usize = 64 << 20;
+/// The same of `GET /status`, in bytes.
+const MAX_STATUS_BYTES: usize = 16 << 20;
 
 /// Flags of commands that ask a master.
 #[derive(Debug, Args)]
@@ -47,6 +51,16 @@ impl RemoteArgs {
         let settings = Way::try_parse_from(args)?.master.check()?;
         Ok(MasterClient::new(&settings, None).map_err(fl_worker::WorkerError::Client)?)
     }
+}
+
+/// The answer of `GET /status`, as it is sent.
+///
+/// # Errors
+/// If the master does not answer, or with something else.
+pub async fn status(client: &MasterClient) -> anyhow::Result<(StatusBody, Map<String, Value>)> {
+    let fields: Map<String, Value> = client.get("status", MAX_STATUS_BYTES).await?;
+    let known = serde_json::from_value(Value::Object(fields.clone()));
+    Ok((known.context("this is not the status of a master of this system")?, fields))
 }
 
 /// The finished rounds of a master, as it sends them: fields that this program does not know are kept.

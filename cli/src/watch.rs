@@ -15,8 +15,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Largest answer of `GET /status` that is read, in bytes.
-const MAX_STATUS_BYTES: usize = 16 << 20;
 /// Workers that are shown.
 const WORKERS: usize = 12;
 /// Rounds of the curves.
@@ -69,7 +67,7 @@ async fn watch(args: &WatchArgs, json: bool) -> anyhow::Result<()> {
     let mut shown = 0;
     loop {
         let looked = async {
-            let status: StatusBody = client.get("status", MAX_STATUS_BYTES).await?;
+            let (status, _) = remote::status(&client).await?;
             anyhow::Ok((status, remote::history(&client).await?))
         };
         let (status, rounds) = match looked.await {

@@ -5,10 +5,8 @@ mod series;
 mod tensorboard;
 
 use crate::{output, remote, remote::RemoteArgs};
-use anyhow::Context;
 use clap::Args;
 use fl_app::{SettingError, exit::BadInput};
-use fl_protocol::StatusBody;
 use fl_worker::MasterClient;
 use mlflow::Mlflow;
 use serde::Serialize;
@@ -20,9 +18,6 @@ use std::{
     time::Duration,
 };
 use tensorboard::EventFile;
-
-/// Largest answer of `GET /status` that is read, in bytes.
-const MAX_STATUS_BYTES: usize = 16 << 20;
 
 /// Arguments of `fl export`.
 #[derive(Debug, Args)]
@@ -174,17 +169,12 @@ impl Source {
     async fn read(&self) -> anyhow::Result<Course> {
         match self {
             Self::Master(client) => {
-                let status: Value = client.get("status", MAX_STATUS_BYTES).await?;
-                let known: StatusBody = serde_json::from_value(status.clone())
-                    .context("this is not the status of a master of this system")?;
+                let (known, mut about) = remote::status(client).await?;
                 let keep = ["model", "dataset", "strategy", "num_parameters", "min_clients", "version"];
-                let about = status.as_object().into_iter().flatten();
-                let about = about
-                    .filter(|(key, _)| keep.contains(&key.as_str()))
-                    .map(|(k, v)| (k.clone(), v.clone()));
+                about.retain(|key, _| keep.contains(&key.as_str()));
                 Ok(Course {
                     name: format!("{} {} {}", known.strategy, known.dataset, known.model),
-                    about: about.collect(),
+                    about,
                     is_over: known.finished,
                     rounds: remote::history(client).await?,
                 })
